@@ -1,0 +1,229 @@
+"""What a task finds where it runs: the study, the object store and MLflow, named by the environment.
+
+A laptop and a cluster differ in these variables and in nothing else. Credentials are read from the environment by the
+clients themselves (PGPASSWORD, AWS_ACCESS_KEY_ID, ...) and pass through nothing of ours.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from taylorglo.errors import InputError, TaylorgloError
+from taylorglo.settings import SweepSettings
+
+if TYPE_CHECKING:
+    from taylorglo.data import Dataset
+    from taylorglo.search import Search
+    from taylorglo.storage import Store
+    from taylorglo.tracking import Tracker
+
+STUDY_URL, STORE_URI, TRACKING_URI = "TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"
+RUNNER_PID = "TAYLORGLO_RUNNER_PID"
+PREFIX = "taylorglo: "
+ERROR = "error: "
+
+
+@contextmanager
+def task() -> Iterator[None]:
+    """Around the body of a component: a user's error ends the task with one line and exit status 2."""
+    _end_with_runner()
+    try:
+        yield
+    except TaylorgloError as error:
+        for line in str(error).splitlines():
+            say(ERROR + line)
+        sys.exit(2)
+
+
+def say(text: str) -> None:
+    """Print lines of progress for a person; the local runner passes them on to the terminal."""
+    for line in text.splitlines():
+        print(PREFIX + line, flush=True)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One pipeline run of a sweep, as prepare_dataset begins it and every later task finds it in an artifact.
+
+    ``run_id`` is MLflow's parent run, ``started`` in seconds since the epoch, ``fingerprint`` and
+    ``provenance`` those of the data.
+    """
+
+    settings: SweepSettings
+    generations: int
+    num_classes: int
+    fingerprint: str
+    provenance: Mapping[str, str]
+    run_id: str
+    started: float
+
+    def write(self, path: str) -> None:
+        """Write it as JSON, the settings as the scalars that the pipeline was given."""
+        content = {**{k: getattr(self, k) for k in self.__dataclass_fields__}, "settings": self.settings.parameters()}
+        write_json(path, content)
+
+    @classmethod
+    def read(cls, path: str) -> "Sweep":
+        """The inverse of :meth:`write`."""
+        content = read_json(path)
+        return cls(**{**content, "settings": SweepSettings.from_parameters(content["settings"])})
+
+    @cached_property
+    def search(self) -> "Search":
+        """The study. What decides a candidate's fitness is fixed when it is created."""
+        return open_search(self.settings, self.fingerprint)
+
+    @cached_property
+    def store(self) -> "Store":
+        """The folder or bucket in which the sweep's own files are kept, under its name."""
+        return open_store()
+
+    @cached_property
+    def tracker(self) -> "Tracker":
+        """The MLflow parent run."""
+        from taylorglo.tracking import Tracker
+
+        return Tracker.attach(variable(TRACKING_URI), self.run_id)
+
+    @property
+    def memo(self) -> "StoreMemo":
+        """The trainings in full that are finished."""
+        return StoreMemo(self.store, self.settings.name)
+
+    def key(self, name: str) -> str:
+        """Where a file of this sweep is in the store."""
+        return f"{self.settings.name}/{name}"
+
+
+@dataclass(frozen=True)
+class StoreMemo:
+    """Finished trainings in full, in the store: the weights first, so that a result is never without them."""
+
+    store: "Store"
+    name: str
+
+    def recall(self, key: str) -> Mapping[str, Any] | None:
+        """The result that was recorded under the key, or None."""
+        content = self.store.read(f"{self.name}/trainings/{key}.json")
+        return None if content is None else json.loads(content)
+
+    def weights(self, key: str) -> bytes:
+        """The weights that were recorded under the key, as safetensors."""
+        path = f"{self.name}/trainings/{key}.safetensors"
+        content = self.store.read(path)
+        if content is None:
+            raise InputError(f"{self.store.uri}: {path} is gone; remove the .json beside it to train it again")
+        return content
+
+    def record(self, key: str, result: Mapping[str, Any], weights: bytes) -> None:
+        """Keep a result and its weights."""
+        self.store.write(f"{self.name}/trainings/{key}.safetensors", weights)
+        self.store.write(f"{self.name}/trainings/{key}.json", json.dumps(result).encode())
+
+
+def variable(name: str) -> str:
+    """An environment variable that a task cannot do without."""
+    value = os.environ.get(name)
+    if not value:
+        raise InputError(f"the environment variable {name} is not set; every task of a sweep needs it")
+    return value
+
+
+def open_store() -> "Store":
+    """The store that the environment names."""
+    from taylorglo.storage import open_store as open_uri
+
+    return open_uri(variable(STORE_URI))
+
+
+def open_search(settings: SweepSettings, fingerprint: str) -> "Search":
+    """The study that the environment names, for this sweep and these data."""
+    from taylorglo.search import Search
+
+    decisive = settings.model_dump(include={"seed", "model", "training", "evaluation", "search"})
+    identity = {
+        f"{section}.{key}" if isinstance(value, dict) else section: leaf
+        for section, value in decisive.items()
+        for key, leaf in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+    identity["data"] = f"{settings.data.name} {fingerprint[:12]}"
+    return Search(variable(STUDY_URL), settings.name, settings.search, settings.seed, identity)
+
+
+def open_tracker(settings: SweepSettings) -> "Tracker":
+    """The MLflow parent run of this pipeline run; an interrupted run of the sweep goes on in its own."""
+    from taylorglo.tracking import Tracker
+
+    store, key = open_store(), f"{settings.name}/run.json"
+    known = json.loads(store.read(key) or b"{}")
+    tracker = Tracker.open(
+        variable(TRACKING_URI),
+        settings.name,
+        run_name=f"{settings.name} {time.strftime('%Y-%m-%d %H:%M')}",
+        artifact_location=f"{store.uri}/mlflow",
+        resume_run_id=known.get("unfinished"),
+    )
+    store.write(key, json.dumps({"unfinished": tracker.run_id}).encode())
+    return tracker
+
+
+def close_tracker(sweep: Sweep) -> None:
+    """Mark the pipeline run as finished, in MLflow and for the next run of the sweep."""
+    sweep.tracker.finish()
+    sweep.store.write(sweep.key("run.json"), b"{}")
+
+
+def dataset_of(path: str, sweep: Sweep) -> "Dataset":
+    """A data set artifact, resident on the device that the sweep trains on."""
+    from taylorglo.data import read
+    from taylorglo.training import device_of, resident
+
+    return resident(read(Path(path)), device_of(sweep.settings.training))
+
+
+def write_json(path: str, content: Any) -> None:
+    """Write an artifact of JSON values; numbers that are not finite are an error."""
+    Path(path).write_text(json.dumps(content, allow_nan=False))
+
+
+def read_json(path: str) -> Any:
+    """Read an artifact that :func:`write_json` wrote."""
+    return json.loads(Path(path).read_text())
+
+
+def software() -> dict[str, str]:
+    """The versions and the hardware that figures are to be read with."""
+    import platform
+    from importlib.metadata import version
+
+    packages = ("taylorglo", "torch", "torchvision", "optuna", "kfp", "mlflow")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+    }
+
+
+def _end_with_runner() -> None:
+    """On a laptop, end with the process that started the pipeline: a killed run must not train on unseen."""
+    runner = os.environ.get(RUNNER_PID)
+    if not runner:
+        return
+
+    def watch() -> None:
+        while True:
+            try:
+                os.kill(int(runner), 0)
+            except ProcessLookupError:
+                os._exit(1)
+            time.sleep(0.5)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,247 @@
+"""The networks: each takes images in [0, 1], normalises them itself, and returns logits.
+
+Attacks work in pixel space and weights travel between steps, so mean and standard deviation of the training images are
+part of the network, as buffers. Dropout draws from the global generator during training; seeding it is the trainer's
+business.
+"""
+
+import importlib
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from taylorglo.errors import InputError
+
+ImageShape = tuple[int, int, int]
+Factory = Callable[[ImageShape, int], nn.Module]
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, for x of shape (N, C, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """``mean`` and ``std`` have one number per channel, in the units of the images: [0, 1]."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise a batch."""
+        return (images - self.mean) / self.std
+
+
+class GrayToRGB(nn.Module):
+    """Repeat the one channel of gray images: (N, 1, H, W) to (N, 3, H, W)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Repeat the channel of a batch, without a copy."""
+        return images.expand(-1, 3, -1, -1)
+
+
+def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """One hidden layer of 128 ReLU units."""
+    channels, height, width = image_shape
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(channels * height * width, 128), nn.ReLU(), nn.Linear(128, num_classes)
+    )
+
+
+def cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Two 3x3 convolutions (16 and 32 filters), each with ReLU and 2x2 max-pooling, and a linear layer: from 4x4 on."""
+    channels, height, width = image_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), num_classes),
+    )
+
+
+def mnist_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """The network for MNIST in the manner of the GLO and TaylorGLO papers (arXiv 1905.11528, 2002.00059).
+
+    Assumed: the layers. The papers train a small network on MNIST for 20 000 steps of SGD with batches of 100, which is
+    the training of TensorFlow's tutorial "A Guide to TF Layers: Building a Convolutional Neural Network"; this is the
+    network of that tutorial: 5x5 convolutions of 32 and 64 filters that keep the size, each with ReLU and 2x2
+    max-pooling, 1024 ReLU units, dropout 0.4. The initialisation is PyTorch's. Images of 4x4 and larger.
+    """
+    channels, height, width = image_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 4) * (width // 4), 1024),
+        nn.ReLU(),
+        nn.Dropout(0.4),
+        nn.Linear(1024, num_classes),
+    )
+
+
+def allcnn_c(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """All-CNN-C of Springenberg et al. 2015 (arXiv 1412.6806, tables 1 and 2): images of 9x9 and larger.
+
+    As in section 3.1, dropout of 0.2 on the input and 0.5 after each layer that replaces a pooling; as in table 1, the
+    last 1x1 convolution has a ReLU before the global average. Assumed: He initialisation (the paper gives none), since
+    nine layers without normalisation hardly learn from PyTorch's default.
+    """
+
+    def convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, size, stride, padding), nn.ReLU()]
+
+    network = nn.Sequential(
+        nn.Dropout(0.2),
+        *convolution(image_shape[0], 96, 3, padding=1),
+        *convolution(96, 96, 3, padding=1),
+        *convolution(96, 96, 3, stride=2, padding=1),
+        nn.Dropout(0.5),
+        *convolution(96, 192, 3, padding=1),
+        *convolution(192, 192, 3, padding=1),
+        *convolution(192, 192, 3, stride=2, padding=1),
+        nn.Dropout(0.5),
+        *convolution(192, 192, 3),
+        *convolution(192, 192, 1),
+        *convolution(192, num_classes, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        else:
+            nn.init.zeros_(parameter)
+    return network
+
+
+_FACTORIES: dict[str, Factory] = {"mlp": mlp, "cnn": cnn, "mnist-cnn": mnist_cnn, "allcnn-c": allcnn_c}
+BUILT_IN = tuple(_FACTORIES)
+
+
+def build(
+    name: str,
+    image_shape: ImageShape,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+) -> nn.Module:
+    """Build a network on the CPU, in training mode, its weights drawn from ``seed`` alone.
+
+    Args:
+        name: one of ``BUILT_IN``; ``torchvision:NAME``, a classifier of torchvision (gray images are repeated to three
+            channels); or ``package.module:factory``, called as ``factory(image_shape, num_classes)``, which returns an
+            ``nn.Module`` from normalised images (N, C, H, W) to logits (N, num_classes).
+        image_shape: (C, H, W).
+        num_classes: the number of logits.
+        mean: per channel, of the training images in [0, 1].
+        std: likewise; above 0.
+        seed: of the initial weights. PyTorch's global generator is left as it was.
+
+    Returns:
+        A network from images (N, C, H, W) in [0, 1] to logits (N, num_classes).
+
+    Raises:
+        InputError: when there is no such network, or it cannot be built.
+    """
+    if not len(mean) == len(std) == image_shape[0] or min(std) <= 0:
+        raise InputError(f"normalisation: {image_shape[0]} channels need as many means and positive deviations")
+    factory = _find(name)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs too, which fork_rng over no devices does not restore.
+        torch.default_generator.manual_seed(seed)
+        try:
+            network = factory(image_shape, num_classes)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"model {name!r}: cannot be built for images {image_shape}: {_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise InputError(f"model {name!r}: should return a torch.nn.Module, returned {type(network).__name__}")
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
+
+
+def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
+    """Build the network once and try a batch of two black images, in evaluation and in training mode.
+
+    The training mode is tried too because some networks return auxiliary outputs only there.
+
+    Raises:
+        InputError: when it cannot be built, raises, or returns other than a (2, num_classes) floating-point tensor.
+    """
+    channels = image_shape[0]
+    network = build(name, image_shape, num_classes, (0.0,) * channels, (1.0,) * channels, seed=0)
+    for training, mode in ((False, "evaluation"), (True, "training")):
+        network.train(training)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                logits = network(torch.zeros(2, *image_shape))
+            except Exception as error:
+                raise InputError(
+                    f"model {name!r}: fails on images {image_shape} in {mode} mode: {_line(error)}"
+                ) from error
+        expected = (
+            f"model {name!r}: should return logits, a floating-point tensor of shape (2, {num_classes}) for 2 images"
+        )
+        if not isinstance(logits, Tensor):
+            raise InputError(f"{expected}; in {mode} mode it returned {type(logits).__name__}")
+        if tuple(logits.shape) != (2, num_classes) or not logits.is_floating_point():
+            raise InputError(f"{expected}; in {mode} mode it returned {logits.dtype} {tuple(logits.shape)}")
+
+
+def _find(name: str) -> Factory:
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise InputError(
+            f"model {name!r}: unknown; there are {', '.join(BUILT_IN)}, torchvision:NAME and package.module:factory"
+        )
+    return _torchvision(attribute) if module == "torchvision" else _import(name, module, attribute)
+
+
+def _torchvision(name: str) -> Factory:
+    from torchvision import models
+
+    # The classifiers only: detection and segmentation networks would fetch the weights of their backbone. GoogLeNet and
+    # Inception return auxiliary outputs in training.
+    names: list[str] = models.list_models(module=models, exclude=("googlenet", "inception_v3"))
+    if name not in names:
+        choices = ", ".join(names)
+        raise InputError(
+            f"model 'torchvision:{name}': is no torchvision classifier with one output; there are {choices}"
+        )
+
+    def factory(image_shape: ImageShape, num_classes: int) -> nn.Module:
+        if image_shape[0] not in (1, 3):
+            raise InputError(f"model 'torchvision:{name}': takes 1 or 3 channels, the images have {image_shape[0]}")
+        network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+        return nn.Sequential(GrayToRGB(), network) if image_shape[0] == 1 else network
+
+    return factory
+
+
+def _import(name: str, module: str, attribute: str) -> Factory:
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise InputError(f"model {name!r}: cannot be imported: {_line(error)}") from error
+    if not callable(factory):
+        raise InputError(f"model {name!r}: should be callable as factory(image_shape, num_classes)")
+    return factory  # type: ignore[no-any-return]
+
+
+def _line(error: Exception) -> str:
+    """The type and the message of an error, in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,104 @@
+"""From the study and the artifacts of the tasks to what the report tells, and where the time went."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from taylorglo import environment
+from taylorglo.comparison import welch
+from taylorglo.environment import Sweep
+from taylorglo.report import (
+    ChampionRecord,
+    ComparisonRow,
+    GenerationRecord,
+    RobustnessRow,
+    SweepRecord,
+    TuningRow,
+)
+from taylorglo.search import summary
+from taylorglo.training import mean_curve
+
+
+def sweep_record(
+    sweep: Sweep,
+    tuning: Sequence[Mapping[str, Any]],
+    comparison: Mapping[str, Any],
+    robustness: Mapping[str, Any],
+) -> SweepRecord:
+    """What the report tells, from the study and the artifacts of the tasks before it."""
+    candidates = sweep.search.candidates()
+    generations = []
+    for number in sorted({c.generation for c in candidates}):
+        own = [c for c in candidates if c.generation == number]
+        counts = {
+            k: int(v) for k, v in summary(own).items() if k in ("drawn", "rejected", "diverged", "failed", "trained")
+        }
+        spans = [(c.result["started"], c.result["ended"]) for c in own if c.result]
+        fitnesses = [c.fitness for c in own if c.result and c.fitness is not None]
+        generations.append(GenerationRecord(number, fitnesses, seconds=covered(spans), **counts))
+
+    trainings = comparison["trainings"]
+    champion = [t["test_accuracy"] for t in trainings if t["contender"]["name"] == "champion"]
+    rows = []
+    for own_trainings in _by_contender(trainings):
+        contender = own_trainings[0]["contender"]
+        accuracies = [t["test_accuracy"] for t in own_trainings]
+        p_value = None if contender["name"] == "champion" else welch(champion, accuracies)
+        curve = [point[:2] for point in mean_curve([t["curve"] for t in own_trainings])]
+        rows.append(ComparisonRow(contender["name"], contender["learning_rate"], accuracies, curve, p_value))
+
+    now = time.time()
+
+    def spent(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+        return [(max(start, sweep.started), end) for start, end in spans if end > sweep.started]
+
+    def spans_of(values: Iterable[Mapping[str, Any]]) -> list[tuple[float, float]]:
+        return spent((value["started"], value["ended"]) for value in values)
+
+    stages = {
+        "candidate training": spans_of(c.result for c in candidates if c.result),
+        "baseline tuning": spans_of(tuning),
+        "final training": spans_of([*comparison["finalists"], *trainings]),
+    }
+    inside = covered(span for spans in stages.values() for span in spans)
+    seconds = {name: covered(spans) for name, spans in stages.items()}
+    seconds["attack"] = covered(spans_of([robustness]))
+    wall = now - sweep.started
+    seconds["everything else: task starts, imports, proposing, tracking"] = wall - sum(seconds.values())
+    return SweepRecord(
+        name=sweep.settings.name,
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        settings={**sweep.settings.parameters(), "generations": sweep.generations},
+        provenance=dict(sweep.provenance),
+        environment=environment.software(),
+        num_classes=sweep.num_classes,
+        generations=generations,
+        champion=ChampionRecord(**comparison["champion"]),
+        tuning=[
+            TuningRow(own[0]["contender"]["name"], own[0]["contender"]["learning_rate"], [t["accuracy"] for t in own])
+            for own in _by_contender(tuning)
+        ],
+        comparison=rows,
+        robustness=[RobustnessRow(**row) for row in robustness["rows"]],
+        seconds=seconds,
+        wall_seconds=wall,
+        training_share=inside / wall,
+        notes=[],
+    )
+
+
+def covered(spans: Iterable[tuple[float, float]]) -> float:
+    """The length of the union of time spans: seconds in which at least one of them was going on."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(spans):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _by_contender(trainings: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for training in trainings:
+        groups.setdefault(repr(training["contender"]), []).append(training)
+    return list(groups.values())

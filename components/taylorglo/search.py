@@ -1,0 +1,351 @@
+"""The search: CMA-ES over the coefficients of the loss, through Optuna, one generation at a time.
+
+The study in Optuna's relational storage is the one memory of a search: every candidate that was drawn, the verdict of
+the filters, and the result of its training, written the moment it is known. Whatever is killed goes on from there,
+and a generation may be proposed by one process, screened by a second and evaluated by several more.
+"""
+
+import re
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeVar
+
+import cmaes
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from taylorglo.errors import InputError, ServiceError
+from taylorglo.filters import Verdict, all_of
+from taylorglo.polynomial import from_coefficients
+from taylorglo.settings import SearchSettings
+
+WORST_FITNESS = 0.0
+_REDUCED = ("cy", "chy", "ch", "chh")
+_NEAR_CROSS_ENTROPY = (4.0, -4.0, -1.0, 0.0)  # t/h expanded at h = 1/2, and a push back that grows with h
+_BOX = 50.0  # half-width of the search space in units of sigma: CMA-ES walks freely inside it
+_GENERATION, _VERDICT, _RESULT, _IDENTITY = "generation", "verdict", "result", "identity"
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Space:
+    """What is searched: named coordinates, the mean and sigma of the first generation, and the way to a theta."""
+
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    sigma: float
+
+    @classmethod
+    def of(cls, settings: SearchSettings) -> "Space":
+        """The ``reduced`` coordinates (cy', chy, ch, chh), or all of ``theta`` (TaylorGLO paper, section IV)."""
+        if settings.coordinates == "reduced":
+            return cls(_REDUCED, tuple(settings.mean) or _NEAR_CROSS_ENTROPY, settings.sigma)
+        names = tuple(f"theta_{index}" for index in range(settings.dimensions))
+        return cls(names, tuple(settings.mean) or (0.0,) * settings.dimensions, settings.sigma)
+
+    @property
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """The box around the mean, as Optuna wants it."""
+        reach = _BOX * self.sigma
+        return {
+            name: FloatDistribution(centre - reach, centre + reach)
+            for name, centre in zip(self.names, self.mean, strict=True)
+        }
+
+    def theta(self, point: Mapping[str, float]) -> list[float]:
+        """The theta of a point in these coordinates."""
+        values = [point[name] for name in self.names]
+        return from_coefficients(*values) if self.names == _REDUCED else values
+
+
+class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
+    """Optuna's CMA-ES, from its first candidate on, with its state rebuilt from the trials each time.
+
+    Optuna's own sampler draws uniformly until a trial is complete, and keeps its state in the database as a pickle:
+    whoever can write there could run code in every task. Telling the finished generations again gives the same state.
+    Randomness depends on the seed and the trial's number alone, so it does not matter which process asks.
+    """
+
+    def __init__(self, space: Space, popsize: int, seed: int) -> None:
+        super().__init__(n_startup_trials=0, popsize=popsize, seed=seed)
+        self._space = space
+        self._population_size = popsize
+        self._seed = seed
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._space.distributions
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        self._cma_rng.rng.seed(self._seed)
+        return super().sample_relative(study, trial, search_space)
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> cmaes.CMA:
+        dimensions, popsize = len(self._space.names), self._population_size
+        centre, reach = np.array(self._space.mean), _BOX * self._space.sigma
+        optimizer = cmaes.CMA(
+            mean=np.full(dimensions, 0.5),
+            sigma=1 / (2 * _BOX),
+            bounds=np.array([[0.0, 1.0]] * dimensions),
+            population_size=popsize,
+        )
+        generations: dict[int, list[tuple[np.ndarray, float]]] = {}
+        for trial in sorted(completed_trials, key=lambda trial: trial.number):
+            point = (np.array([trial.params[name] for name in self._space.names]) - centre) / (2 * reach) + 0.5
+            assert trial.value is not None
+            generations.setdefault(trial.system_attrs[self._attr_key_generation], []).append((point, -trial.value))
+        while len(solutions := generations.get(optimizer.generation, [])) >= popsize:
+            optimizer.tell(solutions[:popsize])
+        return optimizer
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One theta that was drawn, what the filters said, and what came of its training (None: not yet)."""
+
+    trial: int
+    generation: int
+    theta: list[float]
+    verdict: Verdict | None = None
+    result: Mapping[str, Any] | None = None
+    fitness: float | None = None
+    finished: bool = field(default=False, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The candidate as JSON values."""
+        return asdict(self)
+
+    @property
+    def rejected(self) -> bool:
+        """True once the filters have turned it down."""
+        return self.verdict is not None and not self.verdict.accepted
+
+
+class Search:
+    """A study and its generations, numbered from 1: propose, screen, tell, each of them repeatable after a kill."""
+
+    def __init__(
+        self, url: str, name: str, settings: SearchSettings, seed: int, identity: Mapping[str, Any] | None = None
+    ) -> None:
+        """Open the study ``name``, creating it if need be.
+
+        Args:
+            url: ``sqlite:///PATH`` or ``postgresql://...`` without a password (libpq reads PGPASSWORD).
+            name: the sweep's name.
+            settings: the search settings.
+            seed: decides every candidate, together with the fitness values.
+            identity: the settings that decide a candidate's fitness; a study made with others is refused.
+
+        Raises:
+            InputError: the URL is malformed, or the study was made with other settings.
+            ServiceError: the database does not answer, after a bounded number of tries.
+        """
+        self.settings = settings
+        self.space = Space.of(settings)
+        self._storage = _open_storage(url)
+        sampler = _GenerationalCmaEs(self.space, settings.popsize, seed)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = _retried(
+            lambda: optuna.create_study(
+                storage=self._storage, study_name=name, sampler=sampler, direction="maximize", load_if_exists=True
+            )
+        )
+        self._id = self._storage.get_study_id_from_name(name)
+        if identity is not None:
+            self._check_identity(name, dict(identity))
+
+    def _check_identity(self, name: str, identity: dict[str, Any]) -> None:
+        known = _retried(lambda: self._study.user_attrs).get(_IDENTITY)
+        if known is None:
+            _retried(lambda: self._study.set_user_attr(_IDENTITY, identity))
+            return
+        changed = [key for key in {**known, **identity} if known.get(key) != identity.get(key)]
+        if changed:
+            what = ", ".join(f"{key} {known.get(key)!r}, now {identity.get(key)!r}" for key in sorted(changed))
+            raise InputError(
+                f"sweep {name!r} was begun with {what}: its candidates cannot be compared with new ones; "
+                "give the new sweep another name"
+            )
+
+    def candidates(self, generation: int | None = None) -> list[Candidate]:
+        """All candidates (of one generation), in the order in which they were drawn."""
+        trials = _retried(lambda: self._study.get_trials(deepcopy=False))
+        known = [self._candidate(trial) for trial in trials if _GENERATION in trial.user_attrs]
+        return [c for c in known if generation is None or c.generation == generation]
+
+    def propose(self, generation: int) -> list[Candidate]:
+        """Draw the candidates of a generation from CMA-ES's distribution, as many as popsize.
+
+        Asking again gives the same candidates. The former generation has to be complete.
+        """
+        if generation > 1:
+            finished = sum(c.fitness is not None for c in self.candidates(generation - 1))
+            if finished < self.settings.popsize:
+                raise InputError(
+                    f"generation {generation} cannot be proposed: generation {generation - 1} has {finished} of "
+                    f"{self.settings.popsize} results"
+                )
+        self._draw(generation, self.settings.popsize - len(self.candidates(generation)))
+        return self.candidates(generation)
+
+    def screen(self, generation: int, num_classes: int) -> list[Candidate]:
+        """Judge the proposed candidates; returns all of the generation, the accepted and the rejected.
+
+        With ``resample``, a rejected candidate is told to the study as failed and another one is drawn from the same
+        distribution, until popsize are accepted. With ``penalize`` it counts in the population with fitness 0
+        (regularization paper, section 5).
+
+        Raises:
+            InputError: max_draws candidates did not give popsize accepted ones.
+        """
+        judge = all_of(self.settings.filters)
+        while True:
+            for candidate in self.candidates(generation):
+                if candidate.verdict is None:
+                    self._judge(candidate, judge(candidate.theta, num_classes))
+                elif candidate.rejected and not candidate.finished:
+                    self._reject(candidate)
+            drawn = self.candidates(generation)
+            accepted = sum(not c.rejected for c in drawn)
+            missing = self.settings.popsize - accepted
+            if self.settings.on_reject == "penalize" or missing <= 0:
+                return drawn
+            if len(drawn) + missing > self.settings.max_draws:
+                raise InputError(
+                    f"generation {generation}: the filters ({', '.join(self.settings.filters)}) accepted {accepted} of "
+                    f"{len(drawn)} candidates, and {self.settings.popsize} are needed; raise search.max_draws "
+                    f"({self.settings.max_draws}), move search.mean, or choose other filters"
+                )
+            self._draw(generation, missing)
+
+    def tell(self, trial: int, fitness: float, result: Mapping[str, Any]) -> None:
+        """Record what came of a candidate's training; telling a finished one again changes nothing.
+
+        Args:
+            trial: the candidate's number.
+            fitness: validation accuracy in [0, 1].
+            result: details as JSON values.
+        """
+        self._set(trial, _RESULT, dict(result))
+        _retried(lambda: self._study.tell(trial, fitness, skip_if_finished=True))
+
+    def best(self, number: int) -> list[Candidate]:
+        """The ``number`` trained candidates of highest fitness, best first; of equals, the earlier one first."""
+        trained = [c for c in self.candidates() if c.fitness is not None and c.result is not None]
+        return sorted(trained, key=lambda c: (-(c.fitness or 0.0), c.trial))[:number]
+
+    def _draw(self, generation: int, number: int) -> None:
+        for _ in range(number):
+            trials = _retried(lambda: self._study.get_trials(deepcopy=False))
+            # A process that was killed while asking leaves a trial behind: it is the next draw.
+            orphans = [t for t in trials if t.state == TrialState.RUNNING and _GENERATION not in t.user_attrs]
+            trial = Trial(self._study, self._trial_id(orphans[0].number)) if orphans else _retried(self._study.ask)
+            for name, box in self.space.distributions.items():
+                assert isinstance(box, FloatDistribution)
+                trial.suggest_float(name, box.low, box.high)
+            trial.set_user_attr(_GENERATION, generation)
+
+    def _judge(self, candidate: Candidate, verdict: Verdict) -> None:
+        record = {"accepted": verdict.accepted, "reason": verdict.reason, "numbers": dict(verdict.numbers)}
+        self._set(candidate.trial, _VERDICT, record)
+        if not verdict.accepted:
+            self._reject(candidate)
+
+    def _reject(self, candidate: Candidate) -> None:
+        if self.settings.on_reject == "penalize":
+            _retried(lambda: self._study.tell(candidate.trial, WORST_FITNESS, skip_if_finished=True))
+        else:
+            _retried(lambda: self._study.tell(candidate.trial, state=TrialState.FAIL, skip_if_finished=True))
+
+    def _candidate(self, trial: FrozenTrial) -> Candidate:
+        verdict = trial.user_attrs.get(_VERDICT)
+        return Candidate(
+            trial=trial.number,
+            generation=trial.user_attrs[_GENERATION],
+            theta=self.space.theta(trial.params),
+            verdict=Verdict(**verdict) if verdict else None,
+            result=trial.user_attrs.get(_RESULT),
+            fitness=trial.value if trial.state == TrialState.COMPLETE else None,
+            finished=trial.state.is_finished(),
+        )
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def _set(self, number: int, key: str, value: Any) -> None:
+        def write() -> None:
+            if not self._storage.get_trial(self._trial_id(number)).state.is_finished():
+                self._storage.set_trial_user_attr(self._trial_id(number), key, value)
+
+        _retried(write)
+
+
+def summary(candidates: Sequence[Candidate]) -> dict[str, float]:
+    """What a generation came to: how many were drawn, rejected, trained, ..., and the best and median fitness."""
+    results = [c.result for c in candidates if c.result is not None and c.finished]
+    fitnesses = [c.fitness for c in candidates if c.fitness is not None and c.result is not None]
+    return {
+        "drawn": len(candidates),
+        "rejected": sum(c.rejected for c in candidates),
+        "trained": len(results),
+        "diverged": sum(result["status"] == "diverged" for result in results),
+        "failed": sum(result["status"] == "failed" for result in results),
+        "best": max(fitnesses, default=0.0),
+        "median": float(np.median(fitnesses)) if fitnesses else 0.0,
+    }
+
+
+def _open_storage(url: str) -> optuna.storages.RDBStorage:
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
+
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise InputError(
+            "the study's URL is malformed; it should be sqlite:///PATH or postgresql://HOST/DATABASE"
+        ) from None
+    shown = parsed.render_as_string(hide_password=True)
+    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
+        raise InputError(f"{shown}: a study is kept in sqlite:///PATH or postgresql://HOST/DATABASE")
+    if parsed.password or "password" in parsed.query:
+        raise InputError(f"{shown}: leave the password out of the URL and set PGPASSWORD in the environment")
+    arguments = {"timeout": 60} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 10}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _retried(
+                lambda: optuna.storages.RDBStorage(
+                    url, engine_kwargs={"connect_args": arguments, "pool_pre_ping": True}
+                )
+            )
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise InputError(f"{shown}: {_first_line(error)}") from None
+
+
+def _retried(action: Callable[[], Result], tries: int = 4) -> Result:
+    """Run an action on the database, again after 0.5, 1 and 2 seconds if the database fails."""
+    from sqlalchemy.exc import DatabaseError
+
+    for attempt in range(tries):
+        try:
+            return action()
+        except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+            cause = error.__cause__ or error
+            message = _first_line(cause)
+            if "file is not a database" in message or "unable to open database file" in message:
+                raise InputError(f"the study's database cannot be used: {message}") from None
+            if attempt == tries - 1:
+                raise ServiceError(f"the study's database fails, after {tries} tries: {message}") from None
+            time.sleep(0.5 * 2**attempt)
+    raise AssertionError("unreachable")
+
+
+def _first_line(error: BaseException) -> str:
+    return re.sub(r"\s+", " ", str(error)).split(" (Background on this error")[0].strip()[:300]

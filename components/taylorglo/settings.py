@@ -1,0 +1,264 @@
+"""What a sweep is told: typed, validated sections with defaults that suit the digits data set.
+
+The same models validate the YAML file of the command line and the run-time parameters of a pipeline, where every
+field is one scalar (``SweepSettings.parameters``): a list is written with commas, a section and its key are joined
+by an underscore.
+"""
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from taylorglo.errors import InputError
+
+Scalar = str | int | float | bool
+
+
+def _split(value: object) -> object:
+    """Accept a comma-separated string wherever a list is expected (pipeline parameters are scalars)."""
+    if isinstance(value, str):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    return value
+
+
+def _ascending(values: list[Any]) -> list[Any]:
+    if any(b <= a for a, b in pairwise(values)):
+        raise ValueError("should be in ascending order, without repeats")
+    return values
+
+
+Names = Annotated[list[str], BeforeValidator(_split)]
+Numbers = Annotated[list[float], BeforeValidator(_split)]
+Epsilon = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
+
+DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder", "safetensors")
+
+
+class Section(BaseModel):
+    """A group of settings: immutable, closed to unknown keys, finite numbers only."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class DataSettings(Section):
+    """Which images, and how they are split (fractions are stratified by class)."""
+
+    name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder", "safetensors"] = (
+        "digits"
+    )
+    root: str = Field("", description="folder, file or s3:// URI of the data; not used by digits")
+    download: bool = Field(False, description="let torchvision download what is not under root")
+    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="expected checksum of the source, if known")
+    validation_fraction: Fraction = Field(0.2, description="held out of the training images, for fitness and tuning")
+    test_fraction: Fraction = Field(0.25, description="held out first, where the source has no test split")
+    train_fraction: float = Field(1.0, gt=0, le=1, description="of the remaining training images, how many are used")
+
+    @model_validator(mode="after")
+    def _root_is_given(self) -> "DataSettings":
+        if self.name != "digits" and not self.root:
+            raise ValueError(f"root: data set {self.name!r} needs a folder, a file or an s3:// URI")
+        return self
+
+
+class ModelSettings(Section):
+    """The network: a built-in name, torchvision:NAME, or the user's own package.module:factory."""
+
+    name: str = Field("mlp", min_length=1)
+
+
+class TrainingSettings(Section):
+    """A training in full: SGD, as it is done for the champion and the baselines."""
+
+    steps: int = Field(1500, ge=1)
+    batch_size: int = Field(64, ge=1)
+    learning_rate: float = Field(0.1, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(5e-4, ge=0)
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = "cosine"
+    milestones: Numbers = Field([], description="step schedule: where the rate drops, as fractions of the training")
+    decay: float = Field(0.1, gt=0, lt=1, description="step schedule: what the rate is multiplied by")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int = Field(1, ge=1, description="CPU threads per task; results on CPU are exact for a given number")
+
+    @field_validator("milestones")
+    @classmethod
+    def _milestones_are_fractions(cls, values: list[float]) -> list[float]:
+        if not all(0 < value < 1 for value in values):
+            raise ValueError("should be fractions between 0 and 1")
+        return [float(v) for v in _ascending(values)]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainingSettings":
+        if (self.schedule == "step") != bool(self.milestones):
+            raise ValueError("milestones: are needed by the step schedule, and by no other")
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov: needs a momentum above 0")
+        return self
+
+
+class EvaluationSettings(Section):
+    """The short training that gives a candidate its fitness."""
+
+    steps: int = Field(300, ge=1)
+    attempts: int = Field(2, ge=1, le=100, description="trainings from different seeds, averaged")
+    anneal: bool = Field(True, description="the whole schedule in these steps; false: its first steps, as published")
+    give_up_step: int = Field(100, ge=0, description="stop a candidate that has not learned by then; 0: never")
+    give_up_gain: float = Field(0.05, ge=0, lt=1, description="what counts as learned: accuracy above chance")
+
+
+class SearchSettings(Section):
+    """CMA-ES over the coefficients of the loss."""
+
+    coordinates: Literal["reduced", "theta"] = "reduced"
+    order: int = Field(3, ge=2, le=8)
+    popsize: int = Field(12, ge=2, le=10_000)
+    sigma: float = Field(1.2, gt=0)
+    mean: Numbers = Field([], description="start of the search; empty: near cross-entropy (reduced) or 0 (theta)")
+    filters: Names = ["learnable", "stable"]
+    on_reject: Literal["resample", "penalize"] = "resample"
+    max_draws: int = Field(1000, ge=2, description="most candidates drawn for one generation")
+
+    @field_validator("filters")
+    @classmethod
+    def _filters_exist(cls, values: list[str]) -> list[str]:
+        known = ("published", "learnable", "stable", "none")
+        for value in values:
+            if value not in known:
+                raise ValueError(f"unknown filter {value!r}; there are {', '.join(known)}")
+        if not values or ("none" in values and len(values) > 1) or len(set(values)) < len(values):
+            raise ValueError("should be none, or one or more different ones of published, learnable, stable")
+        return values
+
+    @property
+    def dimensions(self) -> int:
+        """How many numbers are searched: 4 reduced coefficients, or k(k+1)/2 + 2 thetas for order k."""
+        return 4 if self.coordinates == "reduced" else self.order * (self.order + 1) // 2 + 2
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SearchSettings":
+        if self.coordinates == "reduced" and self.order != 3:
+            raise ValueError("order: the reduced coordinates are those of order 3; use coordinates: theta")
+        if self.mean and len(self.mean) != self.dimensions:
+            raise ValueError(f"mean: should have {self.dimensions} numbers, has {len(self.mean)}")
+        if self.max_draws < self.popsize:
+            raise ValueError(f"max_draws: should be at least popsize ({self.popsize})")
+        return self
+
+
+class BaselineSettings(Section):
+    """The losses to beat, each with its learning rate tuned on the validation split."""
+
+    learning_rates: Numbers = [0.01, 0.03, 0.1, 0.3]
+    attempts: int = Field(2, ge=1, le=100, description="trainings in full per learning rate, averaged")
+    label_smoothing: Fraction = 0.1
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _rates_are_positive(cls, values: list[float]) -> list[float]:
+        if not values or min(values) <= 0:
+            raise ValueError("should be one or more positive numbers")
+        return [float(v) for v in _ascending(values)]
+
+
+class ChampionSettings(Section):
+    """The final comparison, on the test split."""
+
+    finalists: int = Field(3, ge=1, le=100, description="best candidates trained in full to choose the champion")
+    seeds: int = Field(10, ge=2, le=1000, description="trainings in full of the champion and of each baseline")
+
+
+class AttackSettings(Section):
+    """FGSM and PGD (l-infinity, pixel space) on the champion and the baselines."""
+
+    epsilons: Annotated[list[Epsilon], BeforeValidator(_split)] = [0.0, 0.02, 0.05, 0.1]
+    pgd_steps: int = Field(20, ge=1)
+    pgd_restarts: int = Field(2, ge=1)
+    images: int = Field(500, ge=1, description="test images attacked, at most")
+    seeds: int = Field(3, ge=1, description="trained networks attacked per loss")
+
+    @field_validator("epsilons")
+    @classmethod
+    def _with_zero(cls, values: list[float]) -> list[float]:
+        return sorted({0.0, *values})
+
+
+class SweepSettings(Section):
+    """Everything that decides what a sweep computes."""
+
+    name: str = Field("digits", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataSettings = DataSettings()
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    search: SearchSettings = SearchSettings()
+    baselines: BaselineSettings = BaselineSettings()
+    champion: ChampionSettings = ChampionSettings()
+    attack: AttackSettings = AttackSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SweepSettings":
+        if self.evaluation.steps > self.training.steps:
+            raise ValueError(f"evaluation.steps: should be at most training.steps ({self.training.steps})")
+        if self.attack.seeds > self.champion.seeds:
+            raise ValueError(f"attack.seeds: should be at most champion.seeds ({self.champion.seeds})")
+        return self
+
+    def parameters(self) -> dict[str, Scalar]:
+        """Every setting as one scalar: the parameters of a pipeline run."""
+        flat: dict[str, Scalar] = {}
+        for key, value in self.model_dump().items():
+            if not isinstance(value, dict):
+                flat[key] = value
+                continue
+            for inner, leaf in value.items():
+                flat[f"{key}_{inner}"] = ", ".join(str(item) for item in leaf) if isinstance(leaf, list) else leaf
+        return flat
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, Scalar]) -> "SweepSettings":
+        """The inverse of :meth:`parameters`.
+
+        Raises:
+            InputError: naming every parameter that is wrong.
+        """
+        nested: dict[str, Any] = {}
+        for key, value in parameters.items():
+            section, _, inner = key.partition("_")
+            if inner:
+                nested.setdefault(section, {})[inner] = value
+            else:
+                nested[key] = value
+        return validated(cls, nested, "parameters")
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def validated(model: type[Model], values: object, source: str) -> Model:
+    """Validate ``values``, or raise one InputError that lists every problem by its path, a line each."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InputError("\n".join(f"{source}: {line}" for line in _problems(error))) from None
+
+
+def _problems(error: ValidationError) -> list[str]:
+    lines = []
+    for problem in error.errors():
+        path = ".".join(str(part) for part in problem["loc"])
+        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+        if problem["type"] == "extra_forbidden":
+            message = "unknown key"
+        elif problem["type"] == "value_error":
+            head, colon, tail = message.partition(": ")
+            if colon and " " not in head:  # a validator of a whole section names the key itself
+                path, message = f"{path}.{head}".lstrip("."), tail
+        given = problem["input"]
+        shown = "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"
+        lines.append(f"{path}: {message}{shown}")
+    return lines

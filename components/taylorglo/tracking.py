@@ -1,0 +1,493 @@
+"""The MLflow edge: what a sweep leaves in the tracking server.
+
+An experiment per sweep; in it one parent run per pipeline run; under that a nested run per candidate, and one for the
+champion and for each baseline. All writing is idempotent, so that a task that is tried again doubles nothing.
+MLflow takes over a second to import and is imported only once a tracker is opened.
+"""
+
+import fcntl
+import json
+import logging
+import math
+import os
+import re
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeVar
+from urllib.parse import urlsplit
+
+from taylorglo.errors import InputError, ServiceError
+
+if TYPE_CHECKING:
+    from mlflow.entities import Metric, Param, Run, RunTag
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+_RETRY_DELAYS = (0.5, 1.0, 2.0)  # seconds, on top of the 20 s that MLflow lets SQLite wait for a lock
+_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # MLflow's own 7 retries of 120 s each can take a quarter of an hour
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
+_MAX_PARAM, _MAX_TAG, _MAX_DIGEST = 6000, 5000, 36  # characters that MLflow accepts
+_MAX_REASON = 300
+_MOST_RUNS = 50_000  # of one search in MLflow; a generation has at most 10 000 candidates
+_CREDENTIALS = re.compile(
+    r"://(?:[^/\s]*@"  # user:password@
+    r"|[^\s@/:]+:(?!\d+/)[^\s@]*@)"  # the same with a slash in the password, which is not host:port/path@
+)
+
+_logger = logging.getLogger(__name__)
+
+
+def _redacted(text: str) -> str:
+    return _CREDENTIALS.sub("://", text)
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+class _Connection:
+    """A tracking server, or an SQLite file; every call to it is retried a bounded number of times."""
+
+    def __init__(self, uri: str) -> None:
+        path = _check_uri(uri)
+        for key, value in _ENVIRONMENT.items():
+            os.environ.setdefault(key, value)
+        from mlflow import MlflowClient
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        # It prints a traceback for every locked database, which is retried here, and raised in one line if in vain.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+        self.name = _redacted(uri)
+        self._delays = _RETRY_DELAYS if path else ()  # over http, MLflow itself retries
+        if path and _is_empty(path):
+            try:
+                _create_database(path, lambda temporary: self.call(MlflowClient, tracking_uri=temporary))
+            except OSError as error:  # a full disk, or a file system without locks
+                raise self.error(error) from None
+        self.client: MlflowClient = self.call(MlflowClient, tracking_uri=uri)
+
+    def call(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        """Call a method of the client.
+
+        Raises:
+            InputError: where MLflow says that the arguments are wrong.
+            ServiceError: where the server or the database still fails after the last try.
+        """
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import OperationalError, SQLAlchemyError
+
+        delays = iter(self._delays)
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except (MlflowException, SQLAlchemyError, OSError) as error:
+                code = getattr(error, "error_code", "")
+                transient = isinstance(error, OperationalError) or code == "TEMPORARILY_UNAVAILABLE"
+                delay = next(delays, None) if transient else None
+                if delay is None:
+                    # Not chained: the original message may hold the password of the URI.
+                    raise self.error(error, code) from None
+                time.sleep(delay)
+
+    def error(self, error: Exception, code: str = "") -> InputError | ServiceError:
+        """The error in one line, without credentials."""
+        line = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = _redacted(line.rpartition("(Caused by ")[2])[:_MAX_REASON]  # what urllib3 ends its long story with
+        kind = InputError if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE") else ServiceError
+        return kind(f"MLflow at {self.name}: {reason}")
+
+    def run(self, run_id: str, origin: str) -> "Run":
+        """The run of this id.
+
+        Raises:
+            InputError: if there is none, or it was deleted; ``origin`` says where the id came from.
+        """
+        try:
+            run: Run = self.call(self.client.get_run, run_id)
+        except InputError:
+            raise InputError(f"{origin} {run_id!r}: there is no such run in MLflow at {self.name}") from None
+        if run.info.lifecycle_stage != "active":
+            raise InputError(
+                f"{origin} {run_id!r}: was deleted in MLflow at {self.name}; restore it or start a new run"
+            )
+        return run
+
+    def experiment(self, name: str, artifact_location: str | None) -> str:
+        """The id of the experiment of this name, created if need be."""
+        found = self.call(self.client.get_experiment_by_name, name)
+        if found is None:
+            try:
+                return self.call(self.client.create_experiment, name, artifact_location=artifact_location)
+            except ServiceError:  # another process may have created it in between
+                found = self.call(self.client.get_experiment_by_name, name)
+                if found is None:
+                    raise
+        if found.lifecycle_stage != "active":
+            raise InputError(
+                f"experiment {name!r}: was deleted in MLflow at {self.name}; restore it or rename the sweep"
+            )
+        return str(found.experiment_id)
+
+    def upload(self, run_id: str, files: Mapping[str, Path]) -> None:
+        """Store local files as artifacts of a run, under the names that are the keys."""
+        if not files:
+            return
+        with _staged(files) as folder:
+            try:
+                self.client.log_artifacts(run_id, str(folder))
+            except Exception as error:  # every artifact store (S3, ...) raises its own library's errors
+                raise self.error(error) from None
+
+
+def _check_uri(uri: str) -> Path | None:
+    """The file of an SQLite URI, or None for http; refuses what MLflow would retry for minutes or fail on."""
+    bad = f"tracking URI {_redacted(uri)!r}:"
+    try:
+        parts = urlsplit(uri)
+        _ = parts.port  # raises where it is not a number up to 65535
+    except ValueError:  # its message may quote a part of the password
+        raise InputError(f"{bad} is malformed; should be like http://host:5000") from None
+    if parts.scheme in ("http", "https"):
+        if not parts.hostname:
+            raise InputError(f"{bad} has no host; should be like http://host:5000")
+        return None
+    if not uri.startswith("sqlite:///"):
+        raise InputError(f"{bad} should start with http://, https:// or sqlite:///")
+    name = uri.removeprefix("sqlite:///").partition("?")[0]
+    if not name or name.startswith((":memory:", "file:")):
+        raise InputError(f"{bad} should name a file, like sqlite:///mlflow.db")
+    path = Path(name).absolute()
+    if not path.parent.is_dir():
+        raise InputError(f"{bad} there is no folder {str(path.parent)!r}; create it first")
+    if not os.access(path.parent, os.W_OK | os.X_OK) or (path.exists() and not os.access(path, os.R_OK | os.W_OK)):
+        raise InputError(f"{bad} {str(path)!r} and its folder should be writable")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{bad} {str(path)!r} is not a file")
+    if not _is_empty(path):
+        try:
+            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+                tables = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'experiments'").fetchall()
+        except sqlite3.OperationalError:  # such as locked: MLflow can wait, or tell
+            return path
+        except sqlite3.DatabaseError:
+            raise InputError(f"{bad} {str(path)!r} is not an SQLite database") from None
+        if not tables:  # MLflow would add its tables to it, say to an Optuna study
+            raise InputError(f"{bad} {str(path)!r} is a database, but not one of MLflow; should be a file of its own")
+    return path
+
+
+def _is_empty(path: Path) -> bool:
+    return not path.exists() or path.stat().st_size == 0
+
+
+def _create_database(path: Path, connect: Callable[[str], object]) -> None:
+    """Create MLflow's tables under a temporary name.
+
+    MLflow takes seconds for it, and two processes that do so in one file, or one that is killed, leave it unusable.
+    """
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        if _is_empty(path):
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
+                connect(f"sqlite:///{temporary}/{path.name}")
+                os.replace(f"{temporary}/{path.name}", path)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _staged(files: Mapping[str, Path]) -> Iterator[Path]:
+    """A temporary folder with links that bear the artifacts' names (MLflow keeps the local names otherwise)."""
+    with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
+        for name, source in files.items():
+            path = PurePosixPath(name)
+            if path.is_absolute() or ".." in path.parts or not path.parts:
+                raise InputError(f"artifact {name!r}: should be a relative path inside the run")
+            if not Path(source).is_file():
+                raise InputError(f"artifact {name!r}: there is no file {str(source)!r}")
+            target = Path(folder) / path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.symlink_to(Path(source).resolve())
+        yield Path(folder)
+
+
+def _params(values: Mapping[str, object]) -> "list[Param]":
+    from mlflow.entities import Param
+
+    return [Param(key, _redacted(str(value))[:_MAX_PARAM]) for key, value in values.items()]
+
+
+def _tags(values: Mapping[str, str]) -> "list[RunTag]":
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, _redacted(value)[:_MAX_TAG]) for key, value in values.items()]
+
+
+def _metrics(values: Mapping[str, float | None], timestamp: int, step: int = 0) -> "list[Metric]":
+    """The finite ones of the values: MLflow stores others as numbers that nobody measured."""
+    from mlflow.entities import Metric
+
+    finite = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
+    return [Metric(key, float(value), timestamp, step) for key, value in finite.items()]
+
+
+class Tracker:
+    """One pipeline run in MLflow: its parent run and what is nested in it.
+
+    Attributes:
+        run_id: of the parent run.
+        experiment_id: of the experiment that holds the parent run and its nested runs.
+    """
+
+    def __init__(self, connection: _Connection, experiment_id: str, run_id: str) -> None:
+        """Take what :meth:`open` and :meth:`attach` found."""
+        self._connection = connection
+        self._client = connection.client
+        self.experiment_id = experiment_id
+        self.run_id = run_id
+
+    @classmethod
+    def open(
+        cls,
+        tracking_uri: str,
+        experiment: str,
+        *,
+        run_name: str,
+        artifact_location: str | None = None,
+        resume_run_id: str | None = None,
+    ) -> "Tracker":
+        """Find or create the parent run, at the start of a pipeline run.
+
+        The parent is the run that the environment injects (``MLFLOW_RUN_ID``, as Kubeflow Pipelines does), whatever its
+        experiment; else ``resume_run_id``, which is running again; else a new run in ``experiment``.
+
+        Args:
+            tracking_uri: ``http(s)://host[:port]``, or ``sqlite:///FILE`` where the folder exists.
+            experiment: name of the experiment, created if there is none.
+            run_name: of a new parent run.
+            artifact_location: folder or URI for the artifacts of a new experiment; None: the server's choice.
+            resume_run_id: parent run of a pipeline run that was interrupted.
+
+        Raises:
+            InputError: malformed URI, not a database, or a run or experiment that does not exist any more.
+            ServiceError: the server or the database cannot be reached.
+        """
+        connection = _Connection(tracking_uri)
+        client = connection.client
+        injected = os.environ.get("MLFLOW_RUN_ID")
+        if injected or resume_run_id:
+            run = connection.run(injected or resume_run_id or "", "MLFLOW_RUN_ID" if injected else "run to resume")
+            tracker = cls(connection, run.info.experiment_id, run.info.run_id)
+            if run.info.status != "RUNNING" and tracker._owns_run:
+                connection.call(client.update_run, tracker.run_id, status="RUNNING")
+            return tracker
+        experiment_id = connection.experiment(experiment, artifact_location)
+        run = connection.call(client.create_run, experiment_id, run_name=run_name)
+        return cls(connection, experiment_id, run.info.run_id)
+
+    @classmethod
+    def attach(cls, tracking_uri: str, run_id: str) -> "Tracker":
+        """Join the parent run ``run_id`` from a later task.
+
+        Raises:
+            InputError: malformed URI, or a run that does not exist.
+            ServiceError: the server or the database cannot be reached.
+        """
+        connection = _Connection(tracking_uri)
+        run = connection.run(run_id, "parent run")
+        return cls(connection, run.info.experiment_id, run.info.run_id)
+
+    @property
+    def _owns_run(self) -> bool:
+        """Whether the parent's status is ours to set: not that of a run which a scheduler injected."""
+        return os.environ.get("MLFLOW_RUN_ID") != self.run_id or os.environ.get("TAYLORGLO_OWNS_RUN") == "1"
+
+    def log_settings(self, params: Mapping[str, str | int | float | bool]) -> None:
+        """Log params on the parent, cut to 6000 characters and without the credentials of URIs.
+
+        MLflow never changes a param: on a resumed run, a setting with a new value keeps its first one, with a warning.
+        """
+        known = self._connection.call(self._client.get_run, self.run_id).data.params
+        wanted = _params(params)
+        if changed := sorted(param.key for param in wanted if known.get(param.key, param.value) != param.value):
+            _logger.warning(
+                "MLflow run %s keeps the first value of changed settings: %s", self.run_id, ", ".join(changed)
+            )
+        new = [param for param in wanted if param.key not in known]
+        self._connection.call(self._client.log_batch, self.run_id, params=new)
+
+    def log_dataset(
+        self, *, name: str, fingerprint: str, source: str, splits: Mapping[str, int], num_classes: int
+    ) -> None:
+        """Log each split as an input of the parent run.
+
+        Args:
+            name: of the data set; a split is logged as ``name-split``, for MLflow keeps one input per name and digest.
+            fingerprint: checksum of the whole data set; its first 36 characters are the digest.
+            source: folder, file or URI of the data; credentials are removed.
+            splits: number of images by split (train, validation, test).
+            num_classes: number of classes.
+        """
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        source = _redacted(source)
+        scheme, separator, _ = source.partition("://")
+        inputs = [
+            DatasetInput(
+                Dataset(
+                    name=f"{name}-{split}",
+                    digest=fingerprint[:_MAX_DIGEST],
+                    source_type=scheme if separator else "local",
+                    source=json.dumps({"uri": source}),
+                    profile=json.dumps({"num_rows": rows, "num_classes": num_classes, "fingerprint": fingerprint}),
+                ),
+                [InputTag("mlflow.data.context", split)],
+            )
+            for split, rows in splits.items()
+        ]
+        self._connection.call(self._client.log_inputs, self.run_id, datasets=inputs)
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Log the finite ones of ``metrics`` on the parent."""
+        batch = _metrics(metrics, _milliseconds(time.time()), step)
+        self._connection.call(self._client.log_batch, self.run_id, metrics=batch)
+
+    def log_candidates(self, generation: int, candidates: Sequence[Mapping[str, Any]]) -> None:
+        """Log a nested run for each candidate that has none yet under this parent.
+
+        Args:
+            generation: number of the generation, from 0.
+            candidates: each with ``trial`` (int, unique in the study), ``theta`` (list of float), ``coefficients``
+                (dict of float), ``fitness`` (validation accuracy in [0, 1]), ``status`` (ok, diverged or failed),
+                ``reason`` (str), ``accuracies`` (one per attempt), ``curve`` (list of [step, validation accuracy,
+                validation loss]), ``seconds``, ``started`` and ``ended`` (seconds since the epoch).
+                Numbers that are not finite, or None, are left out.
+        """
+        logged = {
+            int(run.data.tags["taylorglo.trial"]): run
+            for run in self._nested({"taylorglo.stage": "candidate", "taylorglo.generation": str(generation)})
+        }
+        for candidate in candidates:
+            run = logged.get(int(candidate["trial"]))
+            if run is None:
+                self._log_candidate(generation, candidate, None)
+            elif run.info.status == "RUNNING":  # cut off half-way: nobody else logs this candidate, so complete it
+                self._log_candidate(generation, candidate, run.info.run_id)
+
+    def _log_candidate(self, generation: int, candidate: Mapping[str, Any], run_id: str | None) -> None:
+        started, ended = _milliseconds(candidate["started"]), _milliseconds(candidate["ended"])
+        if run_id is None:
+            run_id = self._create_nested(
+                f"g{generation:02d}-c{candidate['trial']:03d}",
+                {
+                    "taylorglo.stage": "candidate",
+                    "taylorglo.generation": str(generation),
+                    "taylorglo.trial": str(candidate["trial"]),
+                },
+                started,
+            )
+        theta = candidate["theta"]
+        params = {
+            "theta": ", ".join(repr(value) for value in theta),
+            **{f"theta_{index}": value for index, value in enumerate(theta)},
+            **{f"coefficient_{name}": value for name, value in candidate["coefficients"].items()},
+        }
+        # The time stamps are those of the candidate, so that what is logged twice is stored once.
+        metrics = _metrics({"fitness": candidate["fitness"], "seconds": candidate["seconds"]}, ended)
+        for attempt, accuracy in enumerate(candidate["accuracies"]):
+            metrics += _metrics({"attempt_accuracy": accuracy}, ended, attempt)
+        for step, accuracy, loss in candidate["curve"]:
+            metrics += _metrics({"validation_accuracy": accuracy, "validation_loss": loss}, ended, int(step))
+        tags = _tags({"taylorglo.status": candidate["status"], "taylorglo.reason": candidate["reason"]})
+        self._connection.call(self._client.log_batch, run_id, metrics=metrics, params=_params(params), tags=tags)
+        status = "FAILED" if candidate["status"] == "failed" else "FINISHED"
+        self._connection.call(self._client.set_terminated, run_id, status, ended)
+
+    def log_final(
+        self,
+        stage: str,
+        name: str,
+        *,
+        params: Mapping[str, object],
+        metrics: Mapping[str, float],
+        curves: Mapping[str, Sequence[tuple[int, float]]],
+        files: Mapping[str, Path],
+    ) -> str:
+        """Log a nested run for the champion or a baseline, in place of an earlier one of this stage and name.
+
+        Args:
+            stage: for example ``champion`` or ``baseline``; not ``candidate``.
+            name: of the loss, and of the run.
+            params: as for :meth:`log_settings`.
+            metrics: as for :meth:`log_metrics`.
+            curves: metrics by step, as (step, value).
+            files: local file by artifact path.
+
+        Returns:
+            The id of the run.
+
+        Raises:
+            InputError: a file that does not exist, or an artifact path that is not inside the run.
+            ServiceError: the server, the database or the artifact store fails.
+        """
+        earlier = [
+            run for run in self._nested({"taylorglo.stage": stage}) if run.data.tags.get("taylorglo.name") == name
+        ]
+        now = _milliseconds(time.time())
+        run_id = self._create_nested(name, {"taylorglo.stage": stage, "taylorglo.name": name}, now)
+        batch = _metrics(metrics, now)
+        for curve, points in curves.items():
+            for step, value in points:
+                batch += _metrics({curve: value}, now, step)
+        self._connection.call(self._client.log_batch, run_id, metrics=batch, params=_params(params))
+        self._connection.upload(run_id, files)
+        self._connection.call(self._client.set_terminated, run_id, "FINISHED")
+        # Params cannot be changed and points would be doubled, so a run is replaced: last, so that none is missing.
+        for run in earlier:
+            self._connection.call(self._client.delete_run, run.info.run_id)
+        return run_id
+
+    def log_files(self, files: Mapping[str, Path]) -> None:
+        """Store local files as artifacts of the parent.
+
+        Args:
+            files: local file by artifact path, such as ``report.html``.
+
+        Raises:
+            InputError: a file that does not exist, or an artifact path that is not inside the run.
+            ServiceError: the artifact store fails.
+        """
+        self._connection.upload(self.run_id, files)
+
+    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
+        """Set the status of the parent, unless a scheduler injected the run: then it is the scheduler's to set."""
+        if self._owns_run:
+            self._connection.call(self._client.set_terminated, self.run_id, status)
+
+    def _create_nested(self, name: str, tags: Mapping[str, str], started: int) -> str:
+        run = self._connection.call(
+            self._client.create_run,
+            self.experiment_id,
+            start_time=started,
+            tags={"mlflow.parentRunId": self.run_id, **tags},
+            run_name=name,
+        )
+        return str(run.info.run_id)
+
+    def _nested(self, tags: Mapping[str, str]) -> "list[Run]":
+        """The nested runs of this parent that have these tags."""
+        wanted = {"mlflow.parentRunId": self.run_id, **tags}
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
+        found = self._connection.call(self._client.search_runs, [self.experiment_id], query, max_results=_MOST_RUNS)
+        return list(found)

@@ -1,0 +1,154 @@
+"""The pipeline on this machine: kfp's local runner, a process per task, and no server to start."""
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import TextIO
+
+from taylorglo.environment import ERROR, PREFIX, RUNNER_PID, STORE_URI, TRACKING_URI
+from taylorglo.errors import InputError, TaylorgloError
+from taylorglo_pipelines.config import Config
+
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a finished run left things."""
+
+    store: str
+    tracking: str
+    log: Path
+
+
+def run(config: Config) -> Places:
+    """Run the sweep to its end; after an interruption, the same call goes on where it was.
+
+    Raises:
+        InputError: another run of the sweep is going on, or a task found bad input.
+        TaylorgloError: a task failed.
+    """
+    work = _folder(Path(config.services.work_dir).absolute())
+    variables = {**config.services.variables(), RUNNER_PID: str(os.getpid())}
+    places = Places(variables[STORE_URI], variables[TRACKING_URI], _folder(work / "logs") / f"{config.name}.log")
+    with _only_run(work, config.name), _environment(variables), places.log.open("a") as log:
+        output = _TaskOutput(log, sys.stdout)
+        with _interruptible(config, places):
+            try:
+                with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    _run_pipeline(config, work)
+            except Exception as error:
+                _end_tracking(config, "FAILED")
+                if output.errors:
+                    raise InputError("\n".join(output.errors)) from None
+                raise TaylorgloError(f"a task failed: {error}; its output is in {places.log}") from None
+    return places
+
+
+def _run_pipeline(config: Config, work: Path) -> None:
+    from kfp import local
+
+    from taylorglo_pipelines.sweep import sweep_pipeline
+
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work / "pipeline"))
+    sweep_pipeline(config)()
+
+
+class _TaskOutput:
+    """The text stream of all tasks: everything goes to the log, what is meant for a person to the terminal too."""
+
+    _for_a_person = re.compile(rf"^\s*{PREFIX}(.*)$")
+
+    def __init__(self, log: TextIO, terminal: TextIO) -> None:
+        self._log, self._terminal, self._rest = log, terminal, ""
+        self.errors: list[str] = []
+
+    def write(self, text: str) -> int:
+        self._log.write(text)
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in lines:
+            match = self._for_a_person.match(line)
+            if match and match[1].startswith(ERROR):
+                self.errors.append(match[1].removeprefix(ERROR))
+            elif match:
+                print(match[1], file=self._terminal, flush=True)
+        return len(text)
+
+    def flush(self) -> None:
+        self._log.flush()
+
+
+def _folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be made: {error.strerror}") from None
+    return path
+
+
+@contextlib.contextmanager
+def _only_run(work: Path, name: str) -> Iterator[None]:
+    """A lock that the system takes back when the process ends, however it ends."""
+    with (work / f".{name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise InputError(f"another run of sweep {name!r} is going on in {work}") from None
+        yield
+
+
+@contextlib.contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    former = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def _interruptible(config: Config, places: Places) -> Iterator[None]:
+    """On Ctrl-C or a polite kill, close the MLflow run and leave at once: the tasks see it and end by themselves."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        for interrupt in _INTERRUPTS:
+            signal.signal(interrupt, signal.SIG_IGN)
+        print(
+            f"\ninterrupted; all finished evaluations are kept, and the same command goes on from there ({places.log})",
+            file=sys.__stdout__,
+            flush=True,
+        )
+        _end_tracking(config, "KILLED")
+        os._exit(128 + number)
+
+    former = {interrupt: signal.signal(interrupt, leave) for interrupt in _INTERRUPTS}
+    try:
+        yield
+    finally:
+        for interrupt, handler in former.items():
+            signal.signal(interrupt, handler)
+
+
+def _end_tracking(config: Config, status: str) -> None:
+    from taylorglo.environment import open_store, variable
+    from taylorglo.tracking import Tracker
+
+    with contextlib.suppress(TaylorgloError):  # what ended the run is the thing to tell, not that MLflow is away too
+        unfinished = json.loads(open_store().read(f"{config.name}/run.json") or b"{}").get("unfinished")
+        if unfinished:
+            Tracker.attach(variable(TRACKING_URI), unfinished).finish(status)

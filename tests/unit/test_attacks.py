@@ -1,0 +1,396 @@
+"""Attacks against closed forms (linear models), their invariants, and foolbox as a second opinion."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taylorglo.attacks import _dlr, fgsm, pgd, robust_accuracy
+from taylorglo.errors import InputError
+
+OBJECTIVES = ["ce", "dlr"]
+
+
+class Scaled(nn.Module):
+    """The same decisions with larger logits: cross-entropy saturates, the classes do not change."""
+
+    def __init__(self, model: nn.Module, scale: float) -> None:
+        super().__init__()
+        self.model, self.scale = model, scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.scale * self.model(images)
+
+
+def linear(features: int, classes: int, seed: int = 0) -> nn.Sequential:
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(features, classes)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(classes, features, generator=generator))
+        # Centred on the middle of the pixel range, so that all classes occur.
+        layer.bias.copy_(-0.5 * layer.weight.sum(dim=1))
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def uniform_images(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 1) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def predictions(model: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.eval()(images).argmax(dim=1)
+
+
+def linear_margins(model: nn.Sequential, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+    """Exact least margin over the l-infinity ball: min over other classes of m - epsilon ||w_y - w_o||_1."""
+    weight = model[1].weight.detach().double()
+    logits = images.flatten(1).double() @ weight.T + model[1].bias.detach().double()
+    difference = weight[labels][:, None] - weight[None]
+    margins = logits.gather(1, labels[:, None]) - logits - epsilon * difference.abs().sum(dim=2)
+    return margins.scatter(1, labels[:, None], math.inf).amin(dim=1)
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[nn.Module, Tensor, Tensor]:
+    """A convolutional network trained on the first 1000 digits, and the other images."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = torch.tensor(bunch.images / 16, dtype=torch.float32)[:, None]
+    labels = torch.tensor(bunch.target, dtype=torch.int64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(128, 32),
+            nn.ReLU(),
+            nn.Dropout(0.2),
+            nn.Linear(32, 10),
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        for _ in range(60):
+            optimizer.zero_grad()
+            functional.cross_entropy(model(images[:1000]), labels[:1000]).backward()
+            optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    return model, images[1000:], labels[1000:]
+
+
+@pytest.mark.parametrize("features", [1, 7, 64])
+def test_two_class_linear_optimum_is_reached(features: int) -> None:
+    model = linear(features, 2)
+    images = uniform_images(50, features, low=0.2, high=0.8)
+    labels = torch.arange(50) % 2
+    exact = linear_margins(model, images, labels, 0.1)
+    attacks = [fgsm(model, images, labels, 0.1)]
+    attacks += [pgd(model, images, labels, 0.1, steps=5, objective=objective) for objective in OBJECTIVES]
+    for adversarial in attacks:
+        torch.testing.assert_close(linear_margins(model, adversarial, labels, 0.0), exact, rtol=0, atol=1e-4)
+
+
+def test_two_class_robust_accuracy_is_the_closed_form() -> None:
+    model = linear(16, 2)
+    images = uniform_images(400, 1, 4, 4, low=0.3, high=0.7)
+    labels = predictions(model, images)
+    labels[::5] = 1 - labels[::5]
+    epsilons = [0.0, 0.01, 0.03, 0.1]
+    answer = robust_accuracy(model, images, labels, epsilons=epsilons, pgd_steps=4, pgd_restarts=1, batch_size=150)
+    for epsilon in epsilons:
+        exact = (linear_margins(model, images, labels, epsilon) > 0).double().mean().item()
+        for name in ("fgsm", "pgd-ce", "pgd-dlr", "worst"):
+            assert answer[name][epsilon] == pytest.approx(exact, abs=1e-12)
+    assert 0 < answer["worst"][0.03] < answer["worst"][0.0] == pytest.approx(0.8)
+
+
+# Cross-entropy is convex in the image here and may lead to the wrong corner; the margin leads to the nearest boundary.
+@pytest.mark.parametrize(("objective", "share"), [("ce", 0.85), ("dlr", 0.98)])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_linear_certificate_is_never_broken_and_nearly_met(classes: int, objective: str, share: float) -> None:
+    model = linear(16, classes)
+    images = uniform_images(300, 16, low=0.2, high=0.8)
+    labels = predictions(model, images)
+    vulnerable = linear_margins(model, images, labels, 0.03) < -1e-4
+    adversarial = pgd(model, images, labels, 0.03, steps=20, restarts=3, objective=objective)
+    fooled = predictions(model, adversarial) != labels
+    certified = linear_margins(model, images, labels, 0.03) > 1e-4
+    assert certified.sum() > 20
+    assert vulnerable.sum() > 20
+    assert not (fooled & certified).any()
+    assert (fooled & vulnerable).sum() >= share * vulnerable.sum()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    epsilon=st.floats(0, 1),
+    shape=st.sampled_from([(3, 5), (2, 1, 4, 4), (1, 3, 2, 2)]),
+    classes=st.sampled_from([2, 3, 4]),
+    objective=st.sampled_from(OBJECTIVES),
+    seed=st.integers(0, 2**31),
+)
+def test_stays_in_the_ball_and_in_range(
+    epsilon: float, shape: tuple[int, ...], classes: int, objective: str, seed: int
+) -> None:
+    images = (uniform_images(*shape, low=-0.5, high=1.5, seed=seed)).clamp(0, 1)
+    labels = torch.randint(classes, shape[:1], generator=torch.Generator().manual_seed(seed))
+    model = linear(math.prod(shape[1:]), classes, seed=seed)
+    for adversarial in (
+        fgsm(model, images, labels, epsilon),
+        pgd(model, images, labels, epsilon, steps=3, restarts=2, objective=objective, seed=seed),
+        pgd(model, images, labels, epsilon, steps=2, step_size=2.0, objective=objective, seed=seed),
+    ):
+        assert adversarial.shape == images.shape
+        assert not adversarial.requires_grad
+        assert adversarial.min() >= 0
+        assert adversarial.max() <= 1
+        assert (adversarial - images).abs().max() <= epsilon + 1e-6
+
+
+def test_epsilon_zero_gives_a_copy() -> None:
+    model, images = linear(4, 3), uniform_images(5, 4)
+    labels = torch.zeros(5, dtype=torch.int64)
+    for adversarial in (fgsm(model, images, labels, 0.0), pgd(model, images, labels, 0.0, restarts=2)):
+        assert torch.equal(adversarial, images)
+        assert adversarial.data_ptr() != images.data_ptr()
+
+
+def test_dlr_sees_through_masked_gradients(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, images, labels = digits
+    images, labels = images[:200], labels[:200]
+    plain = robust_accuracy(model, images, labels, epsilons=[0.1], pgd_steps=10, pgd_restarts=1)
+    masked = robust_accuracy(Scaled(model, 1e4), images, labels, epsilons=[0.1], pgd_steps=10, pgd_restarts=1)
+    assert masked["pgd-ce"][0.1] > plain["pgd-ce"][0.1] + 0.3
+    assert masked["pgd-dlr"][0.1] == pytest.approx(plain["pgd-dlr"][0.1], abs=0.02)
+    assert masked["worst"][0.1] <= masked["pgd-dlr"][0.1]
+
+
+def test_dlr_is_the_published_ratio() -> None:
+    """-(z_y - max other) / (z_(1) - z_(3)), by hand; the scale cancels; with two classes the margin alone."""
+    logits = torch.tensor([[3.0, 1.0, 0.0, 2.0], [0.0, 4.0, 3.0, 1.0]], dtype=torch.float64)
+    values = _dlr(logits, torch.tensor([0, 2]))
+    torch.testing.assert_close(values, torch.tensor([-(3 - 2) / (3 - 1), (4 - 3) / (4 - 1)], dtype=torch.float64))
+    torch.testing.assert_close(_dlr(1e6 * logits, torch.tensor([0, 2])), values)
+    two = _dlr(logits[:, :2], torch.tensor([0, 0]))
+    torch.testing.assert_close(two, torch.tensor([-2.0, 4.0], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_more_restarts_and_steps_never_fool_less(digits: tuple[nn.Module, Tensor, Tensor], objective: str) -> None:
+    model, images, labels = digits
+    images, labels = images[:100], labels[:100]
+
+    def fooled(steps: int, restarts: int) -> Tensor:
+        options = {"step_size": 0.02, "objective": objective, "seed": 3}
+        return predictions(model, pgd(model, images, labels, 0.06, steps=steps, restarts=restarts, **options)) != labels
+
+    assert not (fooled(3, 1) & ~fooled(3, 3)).any()
+    assert not (fooled(2, 2) & ~fooled(6, 2)).any()
+    assert fooled(6, 2).any()
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3), nn.Dropout(0.5))
+    model.train()
+    model[1].eval()
+    images = uniform_images(6, 1, 4, 4)
+    labels = torch.arange(6) % 3
+    model[2].weight.grad = torch.ones_like(model[2].weight)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    random_state = torch.get_rng_state()
+
+    fgsm(model, images, labels, 0.1)
+    pgd(model, images, labels, 0.1, steps=2, restarts=2)
+    robust_accuracy(model, images, labels, epsilons=[0.1], pgd_steps=2, pgd_restarts=2)
+
+    assert [module.training for module in model.modules()] == [True, True, False, True, True]
+    assert torch.equal(model[2].weight.grad, torch.ones_like(model[2].weight))
+    assert all(p.grad is None for name, p in model.named_parameters() if name != "2.weight")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert not images.requires_grad
+
+
+def test_the_training_flag_is_restored_after_an_error() -> None:
+    model = nn.Linear(4, 3).train()
+    with pytest.raises(InputError, match="labels"):
+        fgsm(model, uniform_images(2, 4), torch.tensor([0, 3]), 0.1)
+    assert model.training
+
+
+def test_works_where_gradients_are_off() -> None:
+    model, images, labels = linear(4, 2), uniform_images(5, 4), torch.arange(5) % 2
+    with torch.no_grad():
+        inside = fgsm(model, images, labels, 0.1)
+        assert not torch.is_grad_enabled()
+    assert torch.equal(inside, fgsm(model, images, labels, 0.1))
+
+
+def test_same_seed_same_images(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, images, labels = digits
+
+    def run(seed: int) -> Tensor:
+        return pgd(model, images[:20], labels[:20], 0.05, steps=2, restarts=2, seed=seed)
+
+    assert torch.equal(run(1), run(1))
+    assert not torch.equal(run(1), run(2))
+
+
+def test_robust_accuracy_never_rises(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
+    model, images, labels = digits
+    answer = robust_accuracy(
+        model, images[:150], labels[:150], epsilons=[0.1, 0.02, 0.3], pgd_steps=3, pgd_restarts=1, batch_size=64
+    )
+    clean = (predictions(model, images[:150]) == labels[:150]).double().mean().item()
+    for curve in answer.values():
+        assert list(curve) == [0.0, 0.02, 0.1, 0.3]
+        assert curve[0.0] == pytest.approx(clean)
+        assert list(curve.values()) == sorted(curve.values(), reverse=True)
+    for epsilon, value in answer["worst"].items():
+        assert value <= min(answer[name][epsilon] for name in ("fgsm", "pgd-ce", "pgd-dlr"))
+    assert answer["worst"][0.3] < answer["worst"][0.0]
+
+
+def test_a_diverged_network_classifies_nothing() -> None:
+    model = nn.Linear(4, 3)
+    nn.init.constant_(model.weight, math.nan)
+    labels = torch.zeros(6, dtype=torch.int64)
+    answer = robust_accuracy(model, uniform_images(6, 4), labels, epsilons=[0.1], pgd_steps=2, pgd_restarts=2)
+    assert all(value == 0 for curve in answer.values() for value in curve.values())
+    assert (fgsm(model, uniform_images(6, 4), labels, 0.1) - uniform_images(6, 4)).abs().max() <= 0.1 + 1e-6
+
+
+GOOD = (torch.full((2, 4), 0.5), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "epsilon", "match"),
+    [
+        (*GOOD, 1.5, "epsilon"),
+        (*GOOD, -0.1, "epsilon"),
+        (*GOOD, math.nan, "epsilon"),
+        (GOOD[0] + 1, GOOD[1], 0.1, r"\[0, 1\]"),
+        (GOOD[0] * math.nan, GOOD[1], 0.1, r"\[0, 1\]"),
+        (torch.zeros(2, 4, dtype=torch.uint8), GOOD[1], 0.1, "images"),
+        (GOOD[0][:0], GOOD[1][:0], 0.1, "images"),
+        (GOOD[0], GOOD[1].int(), 0.1, "labels"),
+        (GOOD[0], GOOD[1][:1], 0.1, "labels"),
+        (GOOD[0], torch.tensor([0, 3]), 0.1, "from 0 to 2"),
+        (GOOD[0], torch.tensor([0, -1]), 0.1, "from 0 to 2"),
+        (GOOD[0][:, None], GOOD[1], 0.1, "logits"),
+    ],
+)
+def test_bad_input_is_named(images: Tensor, labels: Tensor, epsilon: float, match: str) -> None:
+    model = nn.Linear(4, 3)
+    with pytest.raises(InputError, match=match):
+        fgsm(model, images, labels, epsilon)
+    with pytest.raises(InputError, match=match):
+        pgd(model, images, labels, epsilon, steps=1)
+    with pytest.raises(InputError, match=match):
+        robust_accuracy(model, images, labels, epsilons=[epsilon], pgd_steps=1, pgd_restarts=1)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"steps": 0}, {"restarts": 0}, {"objective": "cw"}, {"step_size": 0.0}, {"step_size": math.inf}],
+)
+def test_bad_options_are_named(options: dict[str, object]) -> None:
+    with pytest.raises(InputError, match=next(iter(options))):
+        pgd(nn.Linear(4, 3), *GOOD, 0.1, **options)
+
+
+@pytest.mark.parametrize("name", ["pgd_steps", "pgd_restarts", "batch_size"])
+def test_bad_counts_are_named(name: str) -> None:
+    counts = {"pgd_steps": 1, "pgd_restarts": 1, "batch_size": 1, name: 0}
+    with pytest.raises(InputError, match=name):
+        robust_accuracy(nn.Linear(4, 3), *GOOD, epsilons=[], **counts)
+
+
+class OnePixel(nn.Module):
+    """Logits as a function of the one pixel x: whatever the test needs."""
+
+    def __init__(self, *logits: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([logit(images[:, 0]) for logit in self.logits], dim=1)
+
+
+MIDDLE, ZERO = torch.full((1, 1), 0.5), torch.tensor([0])
+
+
+def test_misclassified_beats_a_higher_objective() -> None:
+    # At 0.5 cross-entropy is about ln 3, and correct; at 0.6 it is lower, because class 2 fades, and wrong.
+    model = OnePixel(lambda x: 0 * x + 0.01, lambda x: x - 0.5, lambda x: -60 * functional.relu(x - 0.55))
+    assert predictions(model, MIDDLE) == 0
+    adversarial = pgd(model, MIDDLE, ZERO, 0.1, steps=1)
+    logits = model(adversarial)
+    assert logits.argmax() == 1
+    assert functional.cross_entropy(logits, ZERO) < functional.cross_entropy(model(MIDDLE), ZERO)
+
+
+def test_what_broke_at_a_smaller_epsilon_stays_broken() -> None:
+    # Class 1 wins around 0.6 alone, which a single step of 0.3 leaps over.
+    model = OnePixel(lambda x: 0 * x, lambda x: 0.07 - (x - 0.65).abs())
+    assert predictions(model, fgsm(model, MIDDLE, ZERO, 0.1)) == 1
+    assert predictions(model, fgsm(model, MIDDLE, ZERO, 0.3)) == 0
+    answer = robust_accuracy(model, MIDDLE, ZERO, epsilons=[0.1, 0.3], pgd_steps=1, pgd_restarts=1)
+    assert answer["fgsm"] == {0.0: 1.0, 0.1: 0.0, 0.3: 0.0}
+    alone = robust_accuracy(model, MIDDLE, ZERO, epsilons=[0.3], pgd_steps=1, pgd_restarts=1)
+    assert alone["fgsm"] == {0.0: 1.0, 0.3: 1.0}
+
+
+def test_a_gradient_without_a_value_moves_nothing() -> None:
+    model = OnePixel(lambda x: (0 * x).sqrt() + 1, lambda x: 0 * x)  # 0 times the slope of the root at 0: NaN
+    assert torch.equal(fgsm(model, MIDDLE, ZERO, 0.1), MIDDLE)
+    assert torch.equal(pgd(model, MIDDLE, ZERO, 0.1, steps=3), MIDDLE)
+
+
+def test_restarts_are_uniform_in_the_ball() -> None:
+    """With steps too small to matter, a linear model shows the starting points that are better than the image."""
+    model = OnePixel(lambda x: 0 * x, lambda x: x)
+    moved = (
+        pgd(
+            model, MIDDLE.expand(4000, 1), ZERO.expand(4000), 0.2, steps=1, step_size=1e-9, restarts=2, seed=5
+        ).flatten()
+        - 0.5
+    )
+    share = torch.histc(moved[moved > 1e-6], bins=4, min=0, max=0.2) / 4000
+    torch.testing.assert_close(share, torch.full((4,), 1 / 8), rtol=0, atol=0.02)
+
+
+class TestFoolbox:
+    """The same attacks in foolbox, on a trained network."""
+
+    @pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.5])
+    def test_fgsm_is_identical(self, digits: tuple[nn.Module, Tensor, Tensor], epsilon: float) -> None:
+        foolbox = pytest.importorskip("foolbox")
+        model, images, labels = digits
+        images, labels = images[:200], labels[:200]
+        reference = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        _, expected, _ = foolbox.attacks.FGSM(random_start=False)(reference, images, labels, epsilons=epsilon)
+        torch.testing.assert_close(fgsm(model, images, labels, epsilon), expected, rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("epsilon", [0.05, 0.1])
+    def test_pgd_is_no_weaker(self, digits: tuple[nn.Module, Tensor, Tensor], epsilon: float) -> None:
+        foolbox = pytest.importorskip("foolbox")
+        model, images, labels = digits
+        images, labels = images[:200], labels[:200]
+        reference = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        attack = foolbox.attacks.LinfProjectedGradientDescentAttack(
+            abs_stepsize=2.5 * epsilon / 10, steps=10, random_start=False
+        )
+        _, _, expected = attack(reference, images, labels, epsilons=epsilon)
+        fooled = predictions(model, pgd(model, images, labels, epsilon, steps=10)) != labels
+        # The same trajectory, but any of its points counts, not only the last.
+        assert not (expected & ~fooled).any()
+        assert 0.02 < fooled.float().mean() < 0.98

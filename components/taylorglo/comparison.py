@@ -9,11 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
 
 from taylorglo.data import Dataset
+from taylorglo.errors import InputError
 from taylorglo.loss import Loss, TaylorLoss, classic
+from taylorglo.models import build
 from taylorglo.settings import SweepSettings
 from taylorglo.training import build_network, derived_seed, train, validate
 
@@ -132,15 +135,6 @@ def compare(contender: Contender, dataset: Dataset, settings: SweepSettings, mem
     ]
 
 
-def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """The p value of Welch's two-sided test of equal means; two constant samples differ (0) or do not (1)."""
-    from scipy.stats import ttest_ind
-
-    if len(set(first)) == 1 and len(set(second)) == 1:
-        return float(first[0] == second[0])
-    return float(ttest_ind(first, second, equal_var=False).pvalue)
-
-
 def train_in_full(contender: Contender, seed: int, dataset: Dataset, settings: SweepSettings, memo: Memo) -> Trained:
     """One training in full, or the memory of it. The test accuracy is taken if the data set has its test split."""
     key = _key(contender, seed, dataset, settings)
@@ -174,19 +168,34 @@ def train_in_full(contender: Contender, seed: int, dataset: Dataset, settings: S
     return result
 
 
-def restore_network(weights: bytes, settings: SweepSettings, dataset: Dataset) -> nn.Module:
-    """A trained network from its safetensors, in evaluation mode, on the CPU."""
-    network = build_network(settings, dataset, 0)
-    network.load_state_dict(load(weights))
+def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Module:
+    """A trained network from its safetensors, in evaluation mode, on the CPU.
+
+    Args:
+        weights: of the network with its normalisation, as a sweep keeps them, or of the bare network alone; that one
+            is given the normalisation of the data set.
+        model_name: the network that they belong to, as in the settings.
+        dataset: what it was trained on.
+
+    Raises:
+        InputError: the weights are damaged, or belong to another network.
+    """
+    network = build(model_name, dataset.image_shape, dataset.num_classes, dataset.mean, dataset.std, seed=0)
+    try:
+        state = load(weights)
+        whole = any(name.startswith("normalize.") for name in state)
+        (network if whole else network.get_submodule("network")).load_state_dict(state)
+    except (SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"these weights do not fit model {model_name!r} and data set {dataset.name!r}: {reason}"
+        ) from None
     return network.eval()
 
 
 def _weights(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> bytes:
-    metadata = {
-        "model": settings.model.name,
-        "image_shape": json.dumps(dataset.image_shape),
-        "num_classes": str(dataset.num_classes),
-    }
+    # One entry, for safetensors writes several in an arbitrary order, and the same weights should be the same bytes.
+    metadata = {"taylorglo": json.dumps({"model": settings.model.name, "image_shape": dataset.image_shape})}
     return save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, metadata)
 
 

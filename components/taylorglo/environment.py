@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from taylorglo.errors import InputError, TaylorgloError
-from taylorglo.settings import SweepSettings
+from taylorglo.settings import Scalar, SweepSettings
 
 if TYPE_CHECKING:
     from taylorglo.data import Dataset
@@ -78,8 +78,10 @@ class Sweep:
 
     @cached_property
     def search(self) -> "Search":
-        """The study. What decides a candidate's fitness is fixed when it is created."""
-        return open_search(self.settings, self.fingerprint)
+        """The study, which prepare_dataset created."""
+        from taylorglo.search import Search
+
+        return Search(variable(STUDY_URL), self.settings.name, self.settings.search, self.settings.seed)
 
     @cached_property
     def store(self) -> "Store":
@@ -92,6 +94,19 @@ class Sweep:
         from taylorglo.tracking import Tracker
 
         return Tracker.attach(variable(TRACKING_URI), self.run_id)
+
+    def tracked(self) -> int:
+        """The last generation of which MLflow has been told."""
+        return int(json.loads(self.store.read(self.key("run.json")) or b"{}").get("tracked", 0))
+
+    def set_tracked(self, generation: int) -> None:
+        """Remember that MLflow has been told up to this generation."""
+        self.store.write(self.key("run.json"), json.dumps({"unfinished": self.run_id, "tracked": generation}).encode())
+
+    def finish(self) -> None:
+        """Mark the pipeline run as finished, in MLflow and for the next run of the sweep."""
+        self.tracker.finish()
+        self.store.write(self.key("run.json"), b"{}")
 
     @property
     def memo(self) -> "StoreMemo":
@@ -144,15 +159,18 @@ def open_store() -> "Store":
     return open_uri(variable(STORE_URI))
 
 
-def open_search(settings: SweepSettings, fingerprint: str) -> "Search":
-    """The study that the environment names, for this sweep and these data."""
+def create_search(settings: SweepSettings, fingerprint: str) -> "Search":
+    """Open or create the study that the environment names; what decides a candidate's fitness is fixed there.
+
+    Raises:
+        InputError: the study was begun with other settings or other data.
+    """
     from taylorglo.search import Search
 
-    decisive = settings.model_dump(include={"seed", "model", "training", "evaluation", "search"})
-    identity = {
-        f"{section}.{key}" if isinstance(value, dict) else section: leaf
-        for section, value in decisive.items()
-        for key, leaf in (value.items() if isinstance(value, dict) else [("", value)])
+    identity: dict[str, Scalar] = {
+        key: value
+        for key, value in settings.parameters().items()
+        if key.partition("_")[0] in ("seed", "model", "training", "evaluation", "search")
     }
     identity["data"] = f"{settings.data.name} {fingerprint[:12]}"
     return Search(variable(STUDY_URL), settings.name, settings.search, settings.seed, identity)
@@ -171,14 +189,9 @@ def open_tracker(settings: SweepSettings) -> "Tracker":
         artifact_location=f"{store.uri}/mlflow",
         resume_run_id=known.get("unfinished"),
     )
-    store.write(key, json.dumps({"unfinished": tracker.run_id}).encode())
+    if known.get("unfinished") != tracker.run_id:
+        store.write(key, json.dumps({"unfinished": tracker.run_id, "tracked": 0}).encode())
     return tracker
-
-
-def close_tracker(sweep: Sweep) -> None:
-    """Mark the pipeline run as finished, in MLflow and for the next run of the sweep."""
-    sweep.tracker.finish()
-    sweep.store.write(sweep.key("run.json"), b"{}")
 
 
 def dataset_of(path: str, sweep: Sweep) -> "Dataset":

@@ -6,7 +6,6 @@ from datetime import datetime
 from typing import Any
 
 from taylorglo import environment
-from taylorglo.comparison import welch
 from taylorglo.environment import Sweep
 from taylorglo.report import (
     ChampionRecord,
@@ -17,7 +16,7 @@ from taylorglo.report import (
     TuningRow,
 )
 from taylorglo.search import summary
-from taylorglo.training import mean_curve
+from taylorglo.statistics import covered, mean_curve, welch
 
 
 def sweep_record(
@@ -41,7 +40,7 @@ def sweep_record(
     trainings = comparison["trainings"]
     champion = [t["test_accuracy"] for t in trainings if t["contender"]["name"] == "champion"]
     rows = []
-    for own_trainings in _by_contender(trainings):
+    for own_trainings in by_contender(trainings):
         contender = own_trainings[0]["contender"]
         accuracies = [t["test_accuracy"] for t in own_trainings]
         p_value = None if contender["name"] == "champion" else welch(champion, accuracies)
@@ -77,7 +76,7 @@ def sweep_record(
         champion=ChampionRecord(**comparison["champion"]),
         tuning=[
             TuningRow(own[0]["contender"]["name"], own[0]["contender"]["learning_rate"], [t["accuracy"] for t in own])
-            for own in _by_contender(tuning)
+            for own in by_contender(tuning)
         ],
         comparison=rows,
         robustness=[RobustnessRow(**row) for row in robustness["rows"]],
@@ -88,16 +87,8 @@ def sweep_record(
     )
 
 
-def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of time spans: seconds in which at least one of them was going on."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(spans):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
-
-
-def _by_contender(trainings: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+def by_contender(trainings: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
+    """Trainings, as comparison writes them, grouped by loss and learning rate, in their order."""
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for training in trainings:
         groups.setdefault(repr(training["contender"]), []).append(training)

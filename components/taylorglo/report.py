@@ -270,7 +270,7 @@ def _time(record: SweepRecord) -> str:
     total = _sum(record.seconds.values())
     share = _share(record)
     lead = (
-        f"<p>The sweep took {escape(_duration(record.wall_seconds))} of wall time; {share} of the time of its tasks "
+        f"<p>The sweep took {escape(_duration(record.wall_seconds))} of wall time; {share} of it "
         "was spent inside trainings.</p>"
     )
     if total <= 0:
@@ -281,7 +281,7 @@ def _time(record: SweepRecord) -> str:
         bar = Html(f'<span class="bar" style="width:{100 * part:.1f}%"></span>')
         rows.append((stage, _seconds(seconds), f"{100 * part:.1f}", bar))
     rows.append(("all", _seconds(total), "100.0", ""))
-    caption = "Time by stage, summed over tasks: more than the wall time where tasks ran side by side."
+    caption = "Wall time by stage: seconds in which at least one task was at it."
     classes = [""] * len(record.seconds) + ["total"]
     return lead + tabular(caption, ["stage", "seconds", "%", ""], rows, numeric=(1, 2), classes=classes, wide=3)
 

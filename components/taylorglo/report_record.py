@@ -90,7 +90,7 @@ class RobustnessRow:
 class SweepRecord:
     """All that a report tells. The first row of ``comparison`` is the champion.
 
-    ``seconds`` is wall time summed over tasks by stage, ``training_share`` the part of it, in [0, 1], that was spent
+    ``seconds`` is wall time by stage, ``training_share`` the part of all wall time, in [0, 1], that was spent
     inside trainings.
     """
 

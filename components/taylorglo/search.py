@@ -9,10 +9,9 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, TypeVar
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import cmaes
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -22,6 +21,9 @@ from taylorglo.errors import InputError, ServiceError
 from taylorglo.filters import Verdict, all_of
 from taylorglo.polynomial import from_coefficients
 from taylorglo.settings import SearchSettings
+
+if TYPE_CHECKING:
+    import cmaes
 
 WORST_FITNESS = 0.0
 _REDUCED = ("cy", "chy", "ch", "chh")
@@ -86,7 +88,9 @@ class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
         self._cma_rng.rng.seed(self._seed)
         return super().sample_relative(study, trial, search_space)
 
-    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> cmaes.CMA:
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> "cmaes.CMA":
+        import cmaes  # with scipy behind it, half a second that only a task which draws has to spend
+
         dimensions, popsize = len(self._space.names), self._population_size
         centre, reach = np.array(self._space.mean), _BOX * self._space.sigma
         optimizer = cmaes.CMA(
@@ -107,7 +111,10 @@ class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One theta that was drawn, what the filters said, and what came of its training (None: not yet)."""
+    """One theta that was drawn, what the filters said, and what came of its training (None: not yet).
+
+    ``ended`` is when the study was told, by the clock of the task that told it.
+    """
 
     trial: int
     generation: int
@@ -115,7 +122,8 @@ class Candidate:
     verdict: Verdict | None = None
     result: Mapping[str, Any] | None = None
     fitness: float | None = None
-    finished: bool = field(default=False, repr=False)
+    finished: bool = False
+    ended: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The candidate as JSON values."""
@@ -140,7 +148,8 @@ class Search:
             name: the sweep's name.
             settings: the search settings.
             seed: decides every candidate, together with the fitness values.
-            identity: the settings that decide a candidate's fitness; a study made with others is refused.
+            identity: the settings that decide a candidate's fitness; a study made with others is refused. None: the
+                study is there already, and was checked.
 
         Raises:
             InputError: the URL is malformed, or the study was made with other settings.
@@ -148,7 +157,7 @@ class Search:
         """
         self.settings = settings
         self.space = Space.of(settings)
-        self._storage = _open_storage(url)
+        self._storage = _open_storage(url, new=identity is not None)
         sampler = _GenerationalCmaEs(self.space, settings.popsize, seed)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = _retried(
@@ -273,6 +282,7 @@ class Search:
             result=trial.user_attrs.get(_RESULT),
             fitness=trial.value if trial.state == TrialState.COMPLETE else None,
             finished=trial.state.is_finished(),
+            ended=trial.datetime_complete.isoformat() if trial.datetime_complete else None,
         )
 
     def _trial_id(self, number: int) -> int:
@@ -301,7 +311,7 @@ def summary(candidates: Sequence[Candidate]) -> dict[str, float]:
     }
 
 
-def _open_storage(url: str) -> optuna.storages.RDBStorage:
+def _open_storage(url: str, new: bool) -> optuna.storages.RDBStorage:
     from sqlalchemy.engine import make_url
     from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -316,13 +326,18 @@ def _open_storage(url: str) -> optuna.storages.RDBStorage:
         raise InputError(f"{shown}: a study is kept in sqlite:///PATH or postgresql://HOST/DATABASE")
     if parsed.password or "password" in parsed.query:
         raise InputError(f"{shown}: leave the password out of the URL and set PGPASSWORD in the environment")
+    if parsed.drivername == "postgresql":  # which driver that means depends on SQLAlchemy's version
+        parsed = parsed.set(drivername="postgresql+psycopg")
     arguments = {"timeout": 60} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 10}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _retried(
                 lambda: optuna.storages.RDBStorage(
-                    url, engine_kwargs={"connect_args": arguments, "pool_pre_ping": True}
+                    parsed.render_as_string(hide_password=False),
+                    engine_kwargs={"connect_args": arguments, "pool_pre_ping": True},
+                    skip_compatibility_check=not new,  # a fifth of a second in every task
+                    skip_table_creation=not new,
                 )
             )
     except (ArgumentError, NoSuchModuleError, ImportError) as error:

@@ -3,17 +3,22 @@
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from taylorglo import environment
 from taylorglo.environment import Sweep, say
-from taylorglo.settings import Scalar, SweepSettings
+from taylorglo.settings import AttackSettings, Scalar, SweepSettings
+
+LOSS, NETWORK = "loss.json", "model.safetensors"
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from taylorglo.comparison import Trained
+    from taylorglo.data import Dataset
     from taylorglo.loss import TaylorLoss
     from taylorglo.search import Candidate
 
@@ -38,7 +43,7 @@ def prepare(parameters: Mapping[str, Scalar], generations: int, sweep: str, sear
         local = fetch(root, Path(folder)) if root.startswith("s3://") else None
         dataset = data.load(settings.data, settings.seed, local)
     models.check(settings.model.name, dataset.image_shape, dataset.num_classes)
-    environment.open_search(settings, dataset.fingerprint)
+    environment.create_search(settings, dataset.fingerprint)
     data.save(data.without_test(dataset), Path(search_data))
     data.save(dataset, Path(full_data))
     environment.open_store().upload(Path(full_data), f"{settings.name}/data.safetensors")
@@ -83,33 +88,47 @@ def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_
             result = {**evaluation.as_dict(), "run": sweep.run_id}
         sweep.search.tell(candidate.trial, result["fitness"], result)
     everybody = sweep.search.candidates(generation)
-    own = [c for c in everybody if c.trial in wanted]
-    here = [c for c in own if c.result and c.result["run"] == sweep.run_id]
-    if here:
-        sweep.tracker.log_candidates(generation, [_tracked(c, sweep.num_classes) for c in here])
-    if all(c.finished for c in everybody):
-        _tell_progress(sweep, generation, everybody, bool(waiting), bool(here))
-    return own
+    trained = [c for c in everybody if c.result is not None]
+    if all(c.finished for c in everybody) and max(trained, key=lambda c: c.ended or "").trial in wanted:
+        _tell_generation(sweep, generation, everybody, new=bool(waiting))
+    return [c for c in everybody if c.trial in wanted]
 
 
-def _tell_progress(sweep: Sweep, generation: int, candidates: "Sequence[Candidate]", new: bool, track: bool) -> None:
+def _tell_generation(sweep: Sweep, generation: int, candidates: "Sequence[Candidate]", *, new: bool) -> None:
+    """What the task that told the study the last result of a generation does for all of its tasks."""
     from taylorglo.search import summary
 
     numbers = summary(candidates)
-    if track:
-        names = ("best", "median", "drawn", "rejected", "diverged", "failed")
-        sweep.tracker.log_metrics({f"generation_{name}": numbers[name] for name in names}, step=generation)
-    if new:
-        spans = [(c.result["started"], c.result["ended"]) for c in candidates if c.result]
-        seconds = f"{max(end for _, end in spans) - min(start for start, _ in spans):.0f} s" if spans else ""
-    else:
-        seconds = "known from before"
+    results = [c.result for c in candidates if c.result is not None]
+    spent = f"{max(r['ended'] for r in results) - min(r['started'] for r in results):.0f} s"
     say(
         f"generation {generation:>{len(str(sweep.generations))}}/{sweep.generations}  "
         f"best {numbers['best']:7.2%}  median {numbers['median']:7.2%}  "
         f"rejected {numbers['rejected']:.0f} of {numbers['drawn']:.0f}  "
-        f"diverged {numbers['diverged']:.0f}  {seconds}"
+        f"diverged {numbers['diverged']:.0f}  {spent if new else 'known from before'}"
     )
+    track_generations(sweep, generation, patience=30)
+
+
+def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:
+    """Tell MLflow of the candidates of this pipeline run that it does not know yet, up to generation ``last``.
+
+    Connecting to MLflow takes a task seconds, so short generations are told together: not before the oldest news has
+    waited for ``patience`` seconds.
+    """
+    from taylorglo.search import summary
+
+    first = sweep.tracked() + 1
+    candidates = [c for c in sweep.search.candidates() if first <= c.generation <= last]
+    news = [c for c in candidates if c.result is not None and c.result["run"] == sweep.run_id]
+    if not news or time.time() - min(c.result["ended"] for c in news if c.result) < patience:
+        return
+    for generation in sorted({c.generation for c in news}):
+        own = [_tracked(c, sweep.num_classes) for c in news if c.generation == generation]
+        sweep.tracker.log_candidates(generation, own)
+        numbers = summary([c for c in candidates if c.generation == generation])
+        sweep.tracker.log_metrics({f"generation_{name}": value for name, value in numbers.items()}, step=generation)
+    sweep.set_tracked(last)
 
 
 def _tracked(candidate: "Candidate", num_classes: int) -> dict[str, Any]:
@@ -206,61 +225,24 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
         },
     )
     outcome = Outcome(champion, loss, finalists, trainings, memo.weights(trainings[0].key))
-    _keep(sweep, outcome)
-    return outcome
-
-
-def _keep(sweep: Sweep, outcome: Outcome) -> None:
-    from taylorglo.training import mean_curve
-
     with tempfile.TemporaryDirectory() as folder:
-        files = {"loss.json": Path(folder) / "loss.json", "model.safetensors": Path(folder) / "model.safetensors"}
-        outcome.loss.save(files["loss.json"])
-        outcome.save_network(str(files["model.safetensors"]))
-        for name, path in files.items():
-            sweep.store.upload(path, sweep.key(f"champion/{name}"))
-        for name in dict.fromkeys(t.contender.name for t in outcome.trainings):
-            own = [t for t in outcome.trainings if t.contender.name == name]
-            contender = own[0].contender
-            accuracies = [t.test_accuracy or 0.0 for t in own]
-            sweep.tracker.log_final(
-                "champion" if name == "champion" else "baseline",
-                name,
-                params=asdict(contender),
-                metrics={"test_accuracy": fmean(accuracies)},
-                curves={
-                    "validation_accuracy": [point[:2] for point in mean_curve([t.curve for t in own])],
-                    "test_accuracy_by_seed": list(enumerate(accuracies)),
-                },
-                files=files if name == "champion" else {},
-            )
+        for name, save in ((LOSS, loss.save), (NETWORK, outcome.save_network)):
+            save(path := str(Path(folder) / name))
+            sweep.store.upload(Path(path), sweep.key(f"champion/{name}"))
+    return outcome
 
 
 def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Attack networks of every contender with FGSM and PGD; rows of loss, attack, epsilon, and accuracies by seed."""
-    from taylorglo.attacks import robust_accuracy
     from taylorglo.comparison import Trained, restore_network
-    from taylorglo.training import scaled
 
     started, settings = time.time(), sweep.settings.attack
     dataset = environment.dataset_of(full_data, sweep)
-    assert dataset.test is not None
-    images = scaled(dataset.test.images[: settings.images])
-    labels = dataset.test.labels[: settings.images]
     found: dict[tuple[str, str, float], list[float]] = {}
     seeds = list(dict.fromkeys(values["seed"] for values in trainings))[: settings.seeds]
     for training in (Trained.from_dict(values) for values in trainings if values["seed"] in seeds):
-        network = restore_network(sweep.memo.weights(training.key), sweep.settings, dataset).to(images.device)
-        robust = robust_accuracy(
-            network,
-            images,
-            labels,
-            epsilons=settings.epsilons,
-            pgd_steps=settings.pgd_steps,
-            pgd_restarts=settings.pgd_restarts,
-            seed=sweep.settings.seed,
-        )
-        for attack, by_epsilon in robust.items():
+        network = restore_network(sweep.memo.weights(training.key), sweep.settings.model.name, dataset)
+        for attack, by_epsilon in attack_network(network, dataset, settings, sweep.settings.seed).items():
             for epsilon, accuracy in by_epsilon.items():
                 found.setdefault((training.contender.name, attack, epsilon), []).append(accuracy)
     rows = [
@@ -275,10 +257,37 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[Mapping[st
         f"attacked {settings.seeds} networks per loss; accuracy left at epsilon {largest:g}: "
         + ", ".join(f"{loss} {accuracy:.1%}" for loss, accuracy in left.items())
     )
-    sweep.tracker.log_metrics(
-        {f"robust_accuracy/{loss}/{attack}/{epsilon:g}": fmean(own) for (loss, attack, epsilon), own in found.items()}
-    )
     return {"rows": rows, "started": started, "ended": time.time()}
+
+
+def attack_network(
+    network: "nn.Module", dataset: "Dataset", settings: AttackSettings, seed: int
+) -> dict[str, dict[float, float]]:
+    """Accuracy left by attack and epsilon, on ``settings.images`` test images drawn with the seed.
+
+    Args:
+        network: images in [0, 1] to logits; it is moved to the data's device.
+        dataset: with its test split.
+        settings: of the attacks.
+        seed: of the images and of the random starts.
+    """
+    import torch
+
+    from taylorglo.attacks import robust_accuracy
+    from taylorglo.training import scaled
+
+    assert dataset.test is not None
+    drawn = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(seed))[: settings.images]
+    drawn = drawn.to(dataset.test.labels.device)
+    return robust_accuracy(
+        network.to(drawn.device),
+        scaled(dataset.test.images[drawn]),
+        dataset.test.labels[drawn],
+        epsilons=settings.epsilons,
+        pgd_steps=settings.pgd_steps,
+        pgd_restarts=settings.pgd_restarts,
+        seed=seed,
+    )
 
 
 def write_report(
@@ -288,15 +297,50 @@ def write_report(
     robustness: Mapping[str, Any],
     page: str,
 ) -> None:
-    """Write the report, keep it in the store and in MLflow, print its table, and end the MLflow run."""
+    """Write the report, keep it in the store, tell MLflow what came out and end its run, print the table."""
     from taylorglo.record import sweep_record
     from taylorglo.report import render, table, verdict
 
     record = sweep_record(sweep, tuning, comparison, robustness)
     Path(page).write_text(render(record))
     sweep.store.upload(Path(page), sweep.key("report.html"))
+    track_generations(sweep, sweep.generations)
+    _track_outcome(sweep, comparison["trainings"])
     sweep.tracker.log_files({"report.html": Path(page)})
-    sweep.tracker.log_metrics({"training_share": record.training_share, "wall_seconds": record.wall_seconds})
-    environment.close_tracker(sweep)
+    sweep.tracker.log_metrics(
+        {
+            **{
+                f"robust_accuracy/{row.loss}/{row.attack}/{row.epsilon:g}": fmean(row.accuracies)
+                for row in record.robustness
+            },
+            "training_share": record.training_share,
+            "wall_seconds": record.wall_seconds,
+        }
+    )
+    sweep.finish()
     say("\n" + table(record) + "\n\n" + verdict(record))
     say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
+
+
+def _track_outcome(sweep: Sweep, trainings: Sequence[Mapping[str, Any]]) -> None:
+    from taylorglo.record import by_contender
+    from taylorglo.statistics import mean_curve
+
+    with tempfile.TemporaryDirectory() as folder:
+        files = {name: Path(folder) / name for name in (LOSS, NETWORK)}
+        for name, path in files.items():
+            sweep.store.download(sweep.key(f"champion/{name}"), path)
+        for own in by_contender(trainings):
+            contender, accuracies = own[0]["contender"], [t["test_accuracy"] for t in own]
+            champion = contender["name"] == "champion"
+            sweep.tracker.log_final(
+                "champion" if champion else "baseline",
+                contender["name"],
+                params=contender,
+                metrics={"test_accuracy": fmean(accuracies)},
+                curves={
+                    "validation_accuracy": [point[:2] for point in mean_curve([t["curve"] for t in own])],
+                    "test_accuracy_by_seed": list(enumerate(accuracies)),
+                },
+                files=files if champion else {},
+            )

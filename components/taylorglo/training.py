@@ -17,6 +17,7 @@ from taylorglo.errors import InputError
 from taylorglo.loss import Loss, TaylorLoss
 from taylorglo.models import build
 from taylorglo.settings import SweepSettings, TrainingSettings
+from taylorglo.statistics import mean_curve
 
 _EVALUATION_BATCH = 1000
 _CURVE_POINTS = 10
@@ -242,14 +243,6 @@ def _evaluate(
 def build_network(settings: SweepSettings, dataset: Dataset, seed: int) -> nn.Module:
     """The configured network for this data set, with initial weights from the seed."""
     return build(settings.model.name, dataset.image_shape, dataset.num_classes, dataset.mean, dataset.std, seed)
-
-
-def mean_curve(curves: Sequence[Sequence[tuple[int, float, float]]]) -> list[tuple[int, float, float]]:
-    """The mean of several curves, as far as all of them go."""
-    return [
-        (points[0][0], sum(p[1] for p in points) / len(points), sum(p[2] for p in points) / len(points))
-        for points in zip(*curves, strict=False)
-    ]
 
 
 def _epoch(size: int, batch_size: int, order: torch.Generator, device: torch.device) -> Any:

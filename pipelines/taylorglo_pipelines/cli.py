@@ -91,12 +91,13 @@ def _run(given: argparse.Namespace) -> None:
         flush=True,
     )
     places = local.run(settings)
+    look = (
+        f"mlflow ui --backend-store-uri {places.tracking}" if places.tracking.startswith("sqlite:") else places.tracking
+    )
     print(
         f"\nreport    {places.store}/{settings.name}/report.html\n"
         f"champion  {places.store}/{settings.name}/champion/loss.json\n"
-        f"runs      mlflow ui --backend-store-uri {places.tracking}"
-        if "://" in places.tracking and places.tracking.startswith("sqlite")
-        else f"runs      {places.tracking}"
+        f"runs      {look}"
     )
 
 

@@ -1,4 +1,4 @@
-"""A sweep's YAML file: what it computes (``taylorglo.settings``), how it is laid out, and where it finds its services."""
+"""A sweep's YAML file: what it computes (``taylorglo.settings``), its layout, and where its services are."""
 
 import os
 from collections.abc import Mapping, Sequence

@@ -1,5 +1,6 @@
 """The pipeline on this machine: kfp's local runner, a process per task, and no server to start."""
 
+import builtins
 import contextlib
 import fcntl
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import TextIO
+from typing import Literal, TextIO
 
 from taylorglo.environment import ERROR, PREFIX, RUNNER_PID, STORE_URI, TRACKING_URI
 from taylorglo.errors import InputError, TaylorgloError
@@ -61,27 +62,34 @@ def _run_pipeline(config: Config, work: Path) -> None:
     from taylorglo_pipelines.sweep import sweep_pipeline
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work / "pipeline"))
-    sweep_pipeline(config)()
+    printer = builtins.print
+    try:
+        sweep_pipeline(config)()
+    finally:
+        builtins.print = printer  # kfp replaces it while a task runs; of two tasks side by side, one forgets
 
 
 class _TaskOutput:
-    """The text stream of all tasks: everything goes to the log, what is meant for a person to the terminal too."""
+    """The text stream of all tasks: everything goes to the log, what is meant for a person to the terminal too.
 
-    _for_a_person = re.compile(rf"^\s*{PREFIX}(.*)$")
+    kfp indents what tasks print, further and further where they run side by side; lines are kept without that.
+    """
+
+    _colour = re.compile(r"\x1b\[\d*m")
 
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
         self._log, self._terminal, self._rest = log, terminal, ""
         self.errors: list[str] = []
 
     def write(self, text: str) -> int:
-        self._log.write(text)
         *lines, self._rest = (self._rest + text).split("\n")
-        for line in lines:
-            match = self._for_a_person.match(line)
-            if match and match[1].startswith(ERROR):
-                self.errors.append(match[1].removeprefix(ERROR))
-            elif match:
-                print(match[1], file=self._terminal, flush=True)
+        for line in (self._colour.sub("", line).strip() for line in lines):
+            self._log.write(line + "\n")
+            if line.startswith(PREFIX + ERROR):
+                self.errors.append(line.removeprefix(PREFIX + ERROR))
+            elif line.startswith(PREFIX.strip()):
+                self._terminal.write(line.removeprefix(PREFIX.strip()).removeprefix(" ") + "\n")
+                self._terminal.flush()
         return len(text)
 
     def flush(self) -> None:
@@ -144,7 +152,7 @@ def _interruptible(config: Config, places: Places) -> Iterator[None]:
             signal.signal(interrupt, handler)
 
 
-def _end_tracking(config: Config, status: str) -> None:
+def _end_tracking(config: Config, status: Literal["FAILED", "KILLED"]) -> None:
     from taylorglo.environment import open_store, variable
     from taylorglo.tracking import Tracker
 

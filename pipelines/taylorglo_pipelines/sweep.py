@@ -100,7 +100,8 @@ def _generations(layout: PipelineSettings) -> tuple[Any, Any]:
     @dsl.pipeline(name="first-generation")
     def first_generation(sweep: Input[Artifact], search_data: Input[Dataset], number: int) -> List[Artifact]:  # noqa: UP006
         proposed = place(propose_candidates(sweep=sweep, generation=number), "Propose candidates", layout)
-        return evaluate(sweep, search_data, number, proposed.outputs["candidates"])
+        results: List[Artifact] = evaluate(sweep, search_data, number, proposed.outputs["candidates"])  # noqa: UP006
+        return results
 
     @dsl.pipeline(name="next-generation")
     def next_generation(
@@ -112,7 +113,8 @@ def _generations(layout: PipelineSettings) -> tuple[Any, Any]:
         proposed = place(
             propose_candidates(sweep=sweep, generation=number, previous=previous), "Propose candidates", layout
         )
-        return evaluate(sweep, search_data, number, proposed.outputs["candidates"])
+        results: List[Artifact] = evaluate(sweep, search_data, number, proposed.outputs["candidates"])  # noqa: UP006
+        return results
 
     return first_generation, next_generation
 

@@ -327,7 +327,7 @@ def test_a_learning_rate_at_the_edge_of_its_grid_is_flagged() -> None:
 def test_shares_of_time() -> None:
     page = text(default_page())
     assert "candidate training 30.0 75.0" in page
-    assert "80 % of the time of its tasks was spent inside trainings" in page
+    assert "80 % of it was spent inside trainings" in page
 
 
 def test_the_champion_is_written_out() -> None:

@@ -1,0 +1,103 @@
+"""``taylorglo inspect``: what a loss does in training, from its coefficients alone."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from taylorglo.dynamics import Dynamics, classic, coefficients, dynamics
+from taylorglo.errors import InputError
+from taylorglo.filters import FILTERS
+from taylorglo.polynomial import checked_theta
+
+_CLASSIC = ("cross-entropy", "squared-error", "baikal")
+
+
+def inspect(words: Sequence[str], classes: int | None, plot: Path | None) -> str:
+    """Describe a loss in plain text, and draw it if a file is named.
+
+    Args:
+        words: the numbers of a theta, or one word: the name of a classic loss or the path of a saved one.
+        classes: number of classes; None: that of the saved loss, or 10.
+        plot: .svg, .png or .pdf file.
+
+    Raises:
+        InputError: no such loss, or a theta that is not valid.
+    """
+    if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
+        raise InputError(f"{plot}: a plot should be a .svg, .png or .pdf file")
+    if len(words) == 1 and words[0] in _CLASSIC:
+        n = classes or 10
+        if plot is not None:
+            raise InputError(f"{words[0]} is drawn beside every theta; give a theta or a saved loss to plot")
+        return "\n".join([f"{words[0]}, {n} classes", "", *_dynamics(classic(words[0], n), n)])
+    theta, known_classes = _theta(words)
+    n = classes or known_classes or 10
+    lines = _theta_lines(theta, n)
+    if plot is not None:
+        _draw(theta, n, plot)
+        lines += ["", f"plot: {plot}"]
+    return "\n".join(lines)
+
+
+def _theta(words: Sequence[str]) -> tuple[list[float], int | None]:
+    if len(words) == 1 and not _is_number(words[0]):
+        if not words[0].endswith(".json"):
+            raise InputError(
+                f"unknown loss {words[0]!r}; there are {', '.join(_CLASSIC)}, saved losses (.json) and thetas (numbers)"
+            )
+        from taylorglo.loss import TaylorLoss
+
+        loss = TaylorLoss.load(words[0])
+        return loss.theta.tolist(), loss.classes
+    for index, word in enumerate(words):
+        if not _is_number(word):
+            raise InputError(f"theta[{index}] is {word!r}, which is not a number")
+    return checked_theta([float(word) for word in words])[0], None
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
+
+
+def _theta_lines(theta: list[float], num_classes: int) -> list[str]:
+    order = checked_theta(theta)[1]
+    lines = [f"Taylor loss of order {order}, {num_classes} classes", ""]
+    lines += [f"  theta        {', '.join(f'{value:.6g}' for value in theta)}"]
+    if order <= 3:
+        found = coefficients(theta)
+        lines += [f"  {name:<12} {value: .6g}" for name, value in found._asdict().items()]
+        lines += [f"  {'cy + cyy':<12} {found.cy + found.cyy: .6g}"]
+    lines += ["", *_dynamics(dynamics(theta, num_classes), num_classes), ""]
+    for name, judge in FILTERS.items():
+        if name != "none":
+            lines.append(f"  {name:<12} {judge(theta, num_classes).reason}")
+    return lines
+
+
+def _dynamics(found: Dynamics, num_classes: int) -> list[str]:
+    drive, rate, rest = found
+    confidence = f"{rest: .6g}" if rest is not None else " none"
+    meaning = "pull to the end" if rest is None else "pull below, push back above"
+    return [
+        f"  {'A':<12} {drive: .6g}   learning drive: "
+        + (
+            "the first step raises the target's logit"
+            if drive > 0
+            else "the first step does not raise the target's logit"
+        ),
+        f"  {'B':<12} {rate: .6g}   collapse rate: "
+        + ("drift to one class is damped" if rate <= 0 else "drift to one class grows"),
+        f"  {'p*':<12} {confidence}   equilibrium confidence (chance is {1 / num_classes:.4g}): {meaning}",
+    ]
+
+
+def _draw(theta: list[float], num_classes: int, path: Path) -> None:
+    from taylorglo.report import loss_figure
+
+    try:
+        loss_figure(theta, num_classes).savefig(path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None

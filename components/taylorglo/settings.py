@@ -17,10 +17,10 @@ Scalar = str | int | float | bool
 
 
 def _split(value: object) -> object:
-    """Accept a comma-separated string wherever a list is expected (pipeline parameters are scalars)."""
+    """Accept one value, or a comma-separated string, wherever a list is expected (pipeline parameters are scalars)."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
-    return value
+    return [value] if isinstance(value, int | float) else value
 
 
 def _ascending(values: list[Any]) -> list[Any]:

@@ -120,8 +120,7 @@ def label_smoothed(theta: Sequence[float], alpha: float, num_classes: int) -> li
     Smoothing replaces t by (1 - alpha) t + alpha/n, which moves the centre theta_0 and scales the powers of t.
     """
     n = _checked_classes(num_classes)
-    if not 0 <= alpha < 1:
-        raise InputError(f"label smoothing should be at least 0 and below 1, is {alpha}")
+    _check_smoothing(alpha)
     numbers, order = checked_theta(theta)
     scaled = [value * (1 - alpha) ** a for (a, _), value in zip(terms(order), numbers[2:], strict=True)]
     return [(numbers[0] - alpha / n) / (1 - alpha), numbers[1], *scaled]
@@ -137,8 +136,15 @@ def dynamics(theta: Sequence[float], num_classes: int) -> Dynamics:
 
 
 def classic(name: str, num_classes: int, label_smoothing: float = 0.0) -> Dynamics:
-    """A, B and p* of cross-entropy (gamma = t/h), squared error (2(t-h)) and Baikal (1/h + t/h^2), in closed form."""
+    """A, B and p* of cross-entropy (gamma = t/h), squared error (2(t-h)) and Baikal (1/h + t/h^2), in closed form.
+
+    Raises:
+        InputError: the name is unknown, or label smoothing outside [0, 1) or asked of another loss than cross-entropy.
+    """
     n = _checked_classes(num_classes)
+    _check_smoothing(label_smoothing)
+    if label_smoothing and name != "cross-entropy":
+        raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
     if name == "cross-entropy":
         rest = 1 - label_smoothing * (n - 1) / n if label_smoothing else None
         return Dynamics(n * (1 - label_smoothing), -float(n), rest)
@@ -153,3 +159,8 @@ def _checked_classes(num_classes: int) -> int:
     if num_classes < 2:
         raise InputError(f"number of classes should be at least 2, is {num_classes}")
     return num_classes
+
+
+def _check_smoothing(alpha: float) -> None:
+    if not 0 <= alpha < 1:
+        raise InputError(f"label smoothing should be at least 0 and below 1, is {alpha}")

@@ -6,6 +6,7 @@ clients themselves (PGPASSWORD, AWS_ACCESS_KEY_ID, ...) and pass through nothing
 
 import json
 import os
+import select
 import sys
 import threading
 import time
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from taylorglo.tracking import Tracker
 
 STUDY_URL, STORE_URI, TRACKING_URI = "TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"
-RUNNER_PID = "TAYLORGLO_RUNNER_PID"
+LOCAL_RUN = "TAYLORGLO_LOCAL_RUN"
 PREFIX = "taylorglo: "
 ERROR = "error: "
 
@@ -177,19 +178,31 @@ def create_search(settings: SweepSettings, fingerprint: str) -> "Search":
 
 
 def open_tracker(settings: SweepSettings) -> "Tracker":
-    """The MLflow parent run of this pipeline run; an interrupted run of the sweep goes on in its own."""
+    """The MLflow parent run of this pipeline run; an interrupted run of the sweep goes on in its own.
+
+    Where that one was deleted, or MLflow is another one now, a new run is begun.
+    """
     from taylorglo.tracking import Tracker
 
     store, key = open_store(), f"{settings.name}/run.json"
-    known = json.loads(store.read(key) or b"{}")
-    tracker = Tracker.open(
-        variable(TRACKING_URI),
-        settings.name,
-        run_name=f"{settings.name} {time.strftime('%Y-%m-%d %H:%M')}",
-        artifact_location=f"{store.uri}/mlflow",
-        resume_run_id=known.get("unfinished"),
-    )
-    if known.get("unfinished") != tracker.run_id:
+    unfinished = json.loads(store.read(key) or b"{}").get("unfinished")
+
+    def opened(resume_run_id: str | None) -> "Tracker":
+        return Tracker.open(
+            variable(TRACKING_URI),
+            settings.name,
+            run_name=f"{settings.name} {time.strftime('%Y-%m-%d %H:%M')}",
+            artifact_location=f"{store.uri}/mlflow",
+            resume_run_id=resume_run_id,
+        )
+
+    try:
+        tracker = opened(unfinished)
+    except InputError:
+        if unfinished is None:
+            raise
+        tracker = opened(None)
+    if unfinished != tracker.run_id:
         store.write(key, json.dumps({"unfinished": tracker.run_id, "tracked": 0}).encode())
     return tracker
 
@@ -227,16 +240,15 @@ def software() -> dict[str, str]:
 
 def _end_with_runner() -> None:
     """On a laptop, end with the process that started the pipeline: a killed run must not train on unseen."""
-    runner = os.environ.get(RUNNER_PID)
-    if not runner:
+    if not os.environ.get(LOCAL_RUN):
         return
+    output = select.poll()
+    # The runner reads what a task prints. The system closes that pipe when the runner ends, in whatever way, and tells
+    # at once; a process id would be looked up again and again, and may be a zombie's, or somebody else's by then.
+    output.register(sys.stdout.fileno(), 0)
 
     def watch() -> None:
-        while True:
-            try:
-                os.kill(int(runner), 0)
-            except ProcessLookupError:
-                os._exit(1)
-            time.sleep(0.5)
+        output.poll()
+        os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -3,6 +3,7 @@
 All are called the same way: ``loss(logits, targets)`` is the mean over the batch, ``loss.per_sample`` the values.
 """
 
+import contextlib
 import json
 import os
 from abc import ABC, abstractmethod
@@ -47,7 +48,7 @@ class TaylorLoss(Loss):
         provenance: where it comes from; kept by :meth:`save`.
 
     Raises:
-        ValueError: theta has the wrong length or a number that is not finite.
+        ValueError: theta has the wrong length or an entry that is not a finite number.
     """
 
     theta: Tensor
@@ -61,7 +62,7 @@ class TaylorLoss(Loss):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        checked_theta(theta.detach().flatten().tolist() if isinstance(theta, Tensor) else theta, order)
+        numbers, _ = checked_theta(theta.detach().flatten().tolist() if isinstance(theta, Tensor) else theta, order)
         if isinstance(theta, Tensor) and theta.shape != (length(order),):
             raise InputError(f"theta should have shape ({length(order)},), has {tuple(theta.shape)}")
         if classes is not None and classes < 2:
@@ -69,7 +70,7 @@ class TaylorLoss(Loss):
         self.order = order
         self.classes = classes
         self.provenance = dict(provenance or {})
-        value = theta if isinstance(theta, Tensor) else torch.tensor(list(theta), dtype=torch.float64)
+        value = theta if isinstance(theta, Tensor) else torch.tensor(numbers, dtype=torch.float64)
         self.register_buffer("theta", value)
         self._index = {exponents: 2 + position for position, exponents in enumerate(terms(order))}
 
@@ -91,9 +92,9 @@ class TaylorLoss(Loss):
         return cls(theta, 3, classes=classes, provenance=provenance)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        precision = self.theta.dtype
+        exact = self.theta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.theta = self.theta.to(precision)  # model.half() must not round the coefficients
+        self.theta = exact.to(self.theta.device)  # model.half() must not round the coefficients
         return self
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -111,7 +112,11 @@ class TaylorLoss(Loss):
         return -f.sum(dim=1)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write theta, order, classes and provenance as JSON; an existing file is replaced in one go."""
+        """Write theta, order, classes and provenance as JSON; an existing file is replaced in one go.
+
+        Raises:
+            InputError: the file cannot be written there, or provenance is not made of JSON values.
+        """
         target = Path(path)
         content = {
             "format": _FORMAT,
@@ -121,8 +126,16 @@ class TaylorLoss(Loss):
             "provenance": self.provenance,
         }
         partial = target.with_name(f".{target.name}.{os.getpid()}")
-        partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
-        partial.replace(target)
+        try:
+            partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+            partial.replace(target)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{target}: the loss is not JSON: {error}") from None
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written: {error.strerror}") from None
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink()
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
@@ -133,17 +146,20 @@ class TaylorLoss(Loss):
         """
         try:
             content = json.loads(Path(path).read_text())
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (OSError, ValueError) as error:
             raise InputError(f"{path}: is not a saved loss: {error}") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise InputError(f'{path}: is not a saved loss: there is no "format": "{_FORMAT}"')
         theta, order, classes = content.get("theta"), content.get("order"), content.get("classes")
+        provenance = content.get("provenance")
         if not isinstance(theta, list) or not all(isinstance(x, int | float) for x in theta):
             raise InputError(f"{path}: theta should be a list of numbers")
         if not isinstance(order, int) or not (classes is None or isinstance(classes, int)):
             raise InputError(f"{path}: order and classes should be whole numbers")
+        if not isinstance(provenance, dict | None):
+            raise InputError(f"{path}: provenance should be a group of named values")
         try:
-            return cls(theta, order, classes=classes, provenance=content.get("provenance"))
+            return cls(theta, order, classes=classes, provenance=provenance)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
@@ -184,15 +200,18 @@ class Baikal(Loss):
         """The loss of each sample, shape (N,)."""
         logits = _at_least_float32(logits)
         log_h = logits.log_softmax(dim=1)
-        return (_distribution(logits, targets) * torch.exp(-log_h) - log_h).sum(dim=1)
+        # t/h as one power of e: where t is 0 it is 0, even if 1/h alone would overflow
+        return (torch.exp(_distribution(logits, targets).log() - log_h) - log_h).sum(dim=1)
 
 
 def classic(name: str, label_smoothing: float = 0.0) -> Loss:
     """A classic loss by its name: cross-entropy, squared-error or baikal.
 
     Raises:
-        InputError: the name is unknown.
+        InputError: the name is unknown, or label smoothing is asked of another loss than cross-entropy.
     """
+    if label_smoothing and name != "cross-entropy":
+        raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
     if name == "cross-entropy":
         return CrossEntropy(label_smoothing)
     if name == "squared-error":

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 from taylorglo.errors import InputError
 
+LARGEST = 1e30  # of a number of theta: its powers up to order 8, the highest of a search, are finite in float64
+
 
 def terms(order: int) -> list[tuple[int, int]]:
     """The exponents (a, b) of the monomials of an order-k loss, in the order of their coefficients in theta."""
@@ -30,9 +32,9 @@ def checked_theta(theta: Sequence[float], order: int | None = None) -> tuple[lis
     """A theta as plain floats, and its order, which follows from its length.
 
     Raises:
-        InputError: the length fits no order (or not the given one), or a number is not finite.
+        InputError: the length fits no order (or not the given one), or an entry is not a number of at most 1e30.
     """
-    numbers = [float(value) for value in theta]
+    numbers = [_number(value) for value in theta]
     wanted = order
     if order is None:
         order = 2
@@ -42,9 +44,16 @@ def checked_theta(theta: Sequence[float], order: int | None = None) -> tuple[lis
         expected = f"{length(order)} for order {order}" if wanted else "5, 8, 12, 17, ... for order 2, 3, 4, 5, ..."
         raise InputError(f"theta has {len(numbers)} numbers; there should be {expected}")
     for index, value in enumerate(numbers):
-        if not math.isfinite(value):
-            raise InputError(f"theta[{index}] is {value}; every number of a theta should be finite")
+        if not abs(value) <= LARGEST:
+            raise InputError(f"theta[{index}] is {theta[index]!r}; it should be a number between +-{LARGEST:g}")
     return numbers, order
+
+
+def _number(value: float) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def coefficient_table(theta: Sequence[float]) -> tuple[float, float, list[list[float]]]:

@@ -75,7 +75,7 @@ def _headline(record: SweepRecord) -> str:
     trained = sum(generation.trained for generation in record.generations)
     drawn = sum(generation.drawn for generation in record.generations)
     tiles.append(("Candidates trained", str(trained), f"of {drawn} drawn, {len(record.generations)} generations"))
-    tiles.append(("Wall time", _duration(record.wall_seconds), f"{_share(record)} of task time inside training"))
+    tiles.append(("Wall time", _duration(record.wall_seconds), f"{_share(record)} of it inside trainings"))
     inner = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(detail)}</small></dd></div>"
         for name, value, detail in tiles
@@ -197,8 +197,8 @@ def _search(record: SweepRecord) -> str:
     )
     caption = (
         "What became of the candidates of each generation. Rejected ones were not trained at all, diverged ones "
-        "left the finite numbers in training, failed ones could not be evaluated. Best and median fitness in "
-        "%, seconds of wall time."
+        "ran off to infinity or had learned nothing when they were looked at, failed ones could not be evaluated. "
+        "Best and median fitness in %, seconds of wall time."
     )
     header = ["generation", *counts, "best", "median", "seconds"]
     drawn = (

@@ -9,7 +9,16 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from taylorglo.errors import InputError
 
@@ -41,6 +50,16 @@ class Section(BaseModel):
     """A group of settings: immutable, closed to unknown keys, finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
+        """Reject what pydantic takes for 0 or 1, and YAML makes of a plain yes or no."""
+        items = value if isinstance(value, list) else [value]
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if annotation is not bool and any(isinstance(item, bool) for item in items):
+            raise ValueError("should not be true or false")
+        return value
 
 
 class DataSettings(Section):
@@ -254,11 +273,13 @@ def _problems(error: ValidationError) -> list[str]:
         message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
+        elif problem["type"] == "model_type":
+            message = "should be a group of settings"
         elif problem["type"] == "value_error":
             head, colon, tail = message.partition(": ")
             if colon and " " not in head:  # a validator of a whole section names the key itself
                 path, message = f"{path}.{head}".lstrip("."), tail
         given = problem["input"]
         shown = "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"
-        lines.append(f"{path}: {message}{shown}")
+        lines.append(f"{path}: {message}{shown}" if path else f"{message}{shown}")
     return lines

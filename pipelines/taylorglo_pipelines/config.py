@@ -19,7 +19,12 @@ class PipelineSettings(Section):
     generations: int = Field(8, ge=1, le=40, description="unrolled; a larger workflow is more than Argo can hold")
     shards: int = Field(2, ge=1, description="tasks that share the candidates of a generation")
     image: str = Field("", description="container image of all tasks; empty: the component's own")
-    cpu: str = Field("", pattern=r"^(\d+(\.\d+)?|\d+m)?$", description="requested for a task that trains, such as 2")
+    cpu: str = Field(
+        "",
+        pattern=r"^(\d+(\.\d+)?|\d+m)?$",
+        coerce_numbers_to_str=True,
+        description="requested for a task that trains, such as 2",
+    )
     memory: str = Field("", pattern=r"^(\d+(\.\d+)?[KMGT]i?)?$", description="likewise, such as 4Gi")
     accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field("", description="one of these for such a task")
 

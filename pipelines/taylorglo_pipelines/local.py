@@ -15,11 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, TextIO
 
-from taylorglo.environment import ERROR, PREFIX, RUNNER_PID, STORE_URI, TRACKING_URI
+from taylorglo.environment import ERROR, LOCAL_RUN, PREFIX, STORE_URI, TRACKING_URI
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo_pipelines.config import Config
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_COLOUR = re.compile(r"\x1b\[\d*m")
+_CREDENTIALS = re.compile(r"//[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,13 @@ def run(config: Config) -> Places:
         TaylorgloError: a task failed.
     """
     work = _folder(Path(config.services.work_dir).absolute())
-    variables = {**config.services.variables(), RUNNER_PID: str(os.getpid())}
-    places = Places(variables[STORE_URI], variables[TRACKING_URI], _folder(work / "logs") / f"{config.name}.log")
-    with _only_run(work, config.name), _environment(variables), places.log.open("a") as log:
+    variables = {**config.services.variables(), LOCAL_RUN: "1"}
+    places = Places(
+        variables[STORE_URI],
+        _CREDENTIALS.sub("//", variables[TRACKING_URI]),
+        _folder(work / "logs") / f"{config.name}.log",
+    )
+    with _only_run(work, config.name), _environment(variables), _opened(places.log, "a") as log:
         output = _TaskOutput(log, sys.stdout)
         with _interruptible(config, places):
             try:
@@ -51,8 +57,9 @@ def run(config: Config) -> Places:
             except Exception as error:
                 _end_tracking(config, "FAILED")
                 if output.errors:
-                    raise InputError("\n".join(output.errors)) from None
-                raise TaylorgloError(f"a task failed: {error}; its output is in {places.log}") from None
+                    raise InputError("\n".join(dict.fromkeys(output.errors))) from None  # shards may find the same
+                reason = _COLOUR.sub("", " ".join(str(error).split())).rstrip(".")
+                raise TaylorgloError(f"a task failed: {reason}; what it printed is in {places.log}") from None
     return places
 
 
@@ -75,15 +82,13 @@ class _TaskOutput:
     kfp indents what tasks print, further and further where they run side by side; lines are kept without that.
     """
 
-    _colour = re.compile(r"\x1b\[\d*m")
-
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
         self._log, self._terminal, self._rest = log, terminal, ""
         self.errors: list[str] = []
 
     def write(self, text: str) -> int:
         *lines, self._rest = (self._rest + text).split("\n")
-        for line in (self._colour.sub("", line).strip() for line in lines):
+        for line in (_COLOUR.sub("", line).strip() for line in lines):
             self._log.write(line + "\n")
             if line.startswith(PREFIX + ERROR):
                 self.errors.append(line.removeprefix(PREFIX + ERROR))
@@ -104,10 +109,17 @@ def _folder(path: Path) -> Path:
     return path
 
 
+def _opened(path: Path, mode: Literal["a", "w"]) -> TextIO:
+    try:
+        return path.open(mode)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
 @contextlib.contextmanager
 def _only_run(work: Path, name: str) -> Iterator[None]:
     """A lock that the system takes back when the process ends, however it ends."""
-    with (work / f".{name}.lock").open("w") as lock:
+    with _opened(work / f".{name}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -137,8 +149,8 @@ def _interruptible(config: Config, places: Places) -> Iterator[None]:
         for interrupt in _INTERRUPTS:
             signal.signal(interrupt, signal.SIG_IGN)
         print(
-            f"\ninterrupted; all finished evaluations are kept, and the same command goes on from there ({places.log})",
-            file=sys.__stdout__,
+            f"\ntaylorglo: interrupted; what is finished is kept, and the same command goes on from there ({places.log})",
+            file=sys.__stderr__,
             flush=True,
         )
         _end_tracking(config, "KILLED")

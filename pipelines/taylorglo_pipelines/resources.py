@@ -5,10 +5,14 @@ from kfp import dsl
 from taylorglo_pipelines.config import PipelineSettings
 
 
+def uncached(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
+    """Name a task, and never cache it: each one depends on the study, or changes it."""
+    return task.set_display_name(name).set_caching_options(False)
+
+
 def place(task: dsl.PipelineTask, name: str, settings: PipelineSettings) -> dsl.PipelineTask:
-    """Name a task, give it the image, and never cache it: each one depends on the study, or changes it."""
-    task.set_display_name(name)
-    task.set_caching_options(False)
+    """The same for a task that is one container, with the image."""
+    uncached(task, name)
     if settings.image:
         task.set_container_image(settings.image)
     return task

@@ -20,7 +20,7 @@ from taylorglo.components.report import report
 from taylorglo.components.train_champion import train_champion
 from taylorglo.settings import Scalar
 from taylorglo_pipelines.config import Config, PipelineSettings
-from taylorglo_pipelines.resources import place, place_training
+from taylorglo_pipelines.resources import place, place_training, uncached
 
 
 def sweep_pipeline(config: Config) -> Any:
@@ -40,12 +40,12 @@ def sweep_pipeline(config: Config) -> Any:
             evaluate_baselines(sweep=context, search_data=search_data), "Tune baselines", layout
         ).outputs
         generation = first_generation(sweep=context, search_data=search_data, number=1)
-        generation.set_display_name("Generation 1")
+        uncached(generation, "Generation 1")
         for number in range(2, layout.generations + 1):
             generation = next_generation(
                 sweep=context, search_data=search_data, number=number, previous=generation.output
             )
-            generation.set_display_name(f"Generation {number}")
+            uncached(generation, f"Generation {number}")
         champion = place_training(
             train_champion(
                 sweep=context,

@@ -10,6 +10,7 @@ import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -462,11 +463,18 @@ class TestBadUri:
             Tracker.open(f"sqlite:///{path}", "digits", run_name="x")
         assert path.read_bytes() == before
 
-    @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-    def test_sqlite_in_a_folder_that_is_not_writable(self, tmp_path: Path) -> None:
-        tmp_path.chmod(0o500)
-        with pytest.raises(InputError, match="should be writable"):
-            Tracker.open(f"sqlite:///{tmp_path}/mlflow.db", "digits", run_name="x")
+    def test_sqlite_in_a_folder_that_is_not_writable(self) -> None:
+        user = os.geteuid()
+        with tempfile.TemporaryDirectory() as folder:  # tmp_path lies in a folder that another user may not enter
+            Path(folder).chmod(0o555)
+            try:
+                if user == 0:
+                    os.seteuid(65534)  # root may write everywhere
+                with pytest.raises(InputError, match="should be writable"):
+                    Tracker.open(f"sqlite:///{folder}/mlflow.db", "digits", run_name="x")
+            finally:
+                os.seteuid(user)
+                Path(folder).chmod(0o755)
 
 
 def shard(uri: str, barrier: Any, run_ids: Any, parent: Any, first: int) -> None:

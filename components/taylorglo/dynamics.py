@@ -104,12 +104,16 @@ def equilibrium_confidence(theta: Sequence[float], num_classes: int) -> float | 
     scale = float(np.max(np.abs(pull.coef)))
     if scale == 0.0:
         return None
-    # A leading coefficient that is zero but for rounding would send numpy's roots off to infinity and back.
-    pull = pull.trim(1e-14 * scale)
-    if pull.degree() == 0:
-        return None
-    roots = pull.roots()
+    pull /= scale
+    # A small leading coefficient costs numpy's roots their digits, and a tiny one all of them. So what is zero but
+    # for rounding is left out, and Newton's method gives the digits back; a longer step would be to another root.
+    roots = pull.trim(1e-12).roots()
     real = roots.real[np.abs(roots.imag) <= 1e-7]
+    slope = pull.deriv()
+    for _ in range(3):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = pull(real) / slope(real)
+        real = np.where(np.abs(step) < 1e-3, real - step, real)
     inside = real[(real > 1 / n + 1e-12) & (real <= 1 + 1e-12)]
     return min(float(inside.min()), 1.0) if inside.size else None
 

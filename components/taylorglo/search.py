@@ -9,6 +9,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -29,6 +30,8 @@ WORST_FITNESS = 0.0
 _REDUCED = ("cy", "chy", "ch", "chh")
 _NEAR_CROSS_ENTROPY = (4.0, -4.0, -1.0, 0.0)  # t/h expanded at h = 1/2, and a push back that grows with h
 _BOX = 50.0  # half-width of the search space in units of sigma: CMA-ES walks freely inside it
+_TRIES, _PAUSE = 4, 0.5  # of a failing database: as many tries, the pause in seconds doubled each time
+_BUSY_SECONDS = 60  # how long one try waits for an SQLite file that another process is writing
 _GENERATION, _VERDICT, _RESULT, _IDENTITY = "generation", "verdict", "result", "identity"
 
 Result = TypeVar("Result")
@@ -93,12 +96,13 @@ class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
 
         dimensions, popsize = len(self._space.names), self._population_size
         centre, reach = np.array(self._space.mean), _BOX * self._space.sigma
-        optimizer = cmaes.CMA(
-            mean=np.full(dimensions, 0.5),
-            sigma=1 / (2 * _BOX),
-            bounds=np.array([[0.0, 1.0]] * dimensions),
-            population_size=popsize,
-        )
+        with np.errstate(divide="ignore"):  # cmaes warns of infinities that it leaves aside, where popsize is 2 or 3
+            optimizer = cmaes.CMA(
+                mean=np.full(dimensions, 0.5),
+                sigma=1 / (2 * _BOX),
+                bounds=np.array([[0.0, 1.0]] * dimensions),
+                population_size=popsize,
+            )
         generations: dict[int, list[tuple[np.ndarray, float]]] = {}
         for trial in sorted(completed_trials, key=lambda trial: trial.number):
             point = (np.array([trial.params[name] for name in self._space.names]) - centre) / (2 * reach) + 0.5
@@ -165,7 +169,7 @@ class Search:
                 storage=self._storage, study_name=name, sampler=sampler, direction="maximize", load_if_exists=True
             )
         )
-        self._id = self._storage.get_study_id_from_name(name)
+        self._id = _retried(lambda: self._storage.get_study_id_from_name(name))
         if identity is not None:
             self._check_identity(name, dict(identity))
 
@@ -200,7 +204,7 @@ class Search:
                     f"generation {generation} cannot be proposed: generation {generation - 1} has {finished} of "
                     f"{self.settings.popsize} results"
                 )
-        self._draw(generation, self.settings.popsize - len(self.candidates(generation)))
+        self._draw(generation, self.settings.popsize)
         return self.candidates(generation)
 
     def screen(self, generation: int, num_classes: int) -> list[Candidate]:
@@ -231,34 +235,43 @@ class Search:
                     f"{len(drawn)} candidates, and {self.settings.popsize} are needed; raise search.max_draws "
                     f"({self.settings.max_draws}), move search.mean, or choose other filters"
                 )
-            self._draw(generation, missing)
+            self._draw(generation, len(drawn) + missing)
 
     def tell(self, trial: int, fitness: float, result: Mapping[str, Any]) -> None:
-        """Record what came of a candidate's training; telling a finished one again changes nothing.
+        """Record what came of a candidate's training; telling a finished one again, from anywhere, changes nothing.
 
         Args:
             trial: the candidate's number.
             fitness: validation accuracy in [0, 1].
             result: details as JSON values.
         """
-        self._set(trial, _RESULT, dict(result))
-        _retried(lambda: self._study.tell(trial, fitness, skip_if_finished=True))
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
+            self._set(trial, _RESULT, dict(result))
+            _retried(lambda: self._study.tell(trial, fitness, skip_if_finished=True))
 
     def best(self, number: int) -> list[Candidate]:
         """The ``number`` trained candidates of highest fitness, best first; of equals, the earlier one first."""
         trained = [c for c in self.candidates() if c.fitness is not None and c.result is not None]
         return sorted(trained, key=lambda c: (-(c.fitness or 0.0), c.trial))[:number]
 
-    def _draw(self, generation: int, number: int) -> None:
-        for _ in range(number):
-            trials = _retried(lambda: self._study.get_trials(deepcopy=False))
-            # A process that was killed while asking leaves a trial behind: it is the next draw.
+    def _draw(self, generation: int, total: int) -> None:
+        """Draw until the generation has ``total`` candidates."""
+
+        def draw() -> bool:
+            trials = self._study.get_trials(deepcopy=False)
+            if sum(trial.user_attrs.get(_GENERATION) == generation for trial in trials) >= total:
+                return False
+            # Who is killed while drawing, or loses the database, leaves a trial behind: it is the next draw.
             orphans = [t for t in trials if t.state == TrialState.RUNNING and _GENERATION not in t.user_attrs]
-            trial = Trial(self._study, self._trial_id(orphans[0].number)) if orphans else _retried(self._study.ask)
+            trial = Trial(self._study, self._trial_id(orphans[0].number)) if orphans else self._study.ask()
             for name, box in self.space.distributions.items():
                 assert isinstance(box, FloatDistribution)
                 trial.suggest_float(name, box.low, box.high)
             trial.set_user_attr(_GENERATION, generation)
+            return True
+
+        while _retried(draw):
+            pass
 
     def _judge(self, candidate: Candidate, verdict: Verdict) -> None:
         record = {"accepted": verdict.accepted, "reason": verdict.reason, "numbers": dict(verdict.numbers)}
@@ -317,18 +330,18 @@ def _open_storage(url: str, new: bool) -> optuna.storages.RDBStorage:
 
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):  # ValueError: of a port that is no number
         raise InputError(
             "the study's URL is malformed; it should be sqlite:///PATH or postgresql://HOST/DATABASE"
         ) from None
-    shown = parsed.render_as_string(hide_password=True)
+    shown = parsed.set(query={}).render_as_string(hide_password=True)
     if parsed.get_backend_name() not in ("sqlite", "postgresql"):
         raise InputError(f"{shown}: a study is kept in sqlite:///PATH or postgresql://HOST/DATABASE")
-    if parsed.password or "password" in parsed.query:
+    if parsed.password or any("password" in option for option in parsed.query):
         raise InputError(f"{shown}: leave the password out of the URL and set PGPASSWORD in the environment")
     if parsed.drivername == "postgresql":  # which driver that means depends on SQLAlchemy's version
         parsed = parsed.set(drivername="postgresql+psycopg")
-    arguments = {"timeout": 60} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 10}
+    arguments = {"timeout": _BUSY_SECONDS} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 10}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -340,25 +353,25 @@ def _open_storage(url: str, new: bool) -> optuna.storages.RDBStorage:
                     skip_table_creation=not new,
                 )
             )
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+    except (InputError, ArgumentError, NoSuchModuleError, ImportError) as error:
         raise InputError(f"{shown}: {_first_line(error)}") from None
 
 
-def _retried(action: Callable[[], Result], tries: int = 4) -> Result:
+def _retried(action: Callable[[], Result]) -> Result:
     """Run an action on the database, again after 0.5, 1 and 2 seconds if the database fails."""
-    from sqlalchemy.exc import DatabaseError
+    from sqlalchemy.exc import DBAPIError
 
-    for attempt in range(tries):
+    for attempt in range(_TRIES):
         try:
             return action()
-        except (DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
             cause = error.__cause__ or error
             message = _first_line(cause)
             if "file is not a database" in message or "unable to open database file" in message:
                 raise InputError(f"the study's database cannot be used: {message}") from None
-            if attempt == tries - 1:
-                raise ServiceError(f"the study's database fails, after {tries} tries: {message}") from None
-            time.sleep(0.5 * 2**attempt)
+            if attempt == _TRIES - 1:
+                raise ServiceError(f"the study's database fails, after {_TRIES} tries: {message}") from None
+            time.sleep(_PAUSE * 2**attempt)
     raise AssertionError("unreachable")
 
 

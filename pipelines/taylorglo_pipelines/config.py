@@ -1,7 +1,7 @@
 """A sweep's YAML file: what it computes (``taylorglo.settings``), its layout, and where its services are."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -66,6 +66,21 @@ class Config(SweepSettings):
         return self
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML without repeated keys: PyYAML would quietly take the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if key.value in seen:
+                problem = f"the key {key.value!r} is there twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read and validate a configuration.
 
@@ -77,11 +92,13 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         InputError: listing every problem by its path, a line each.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.load(Path(path).read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
     except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not YAML: {' '.join(str(error).split())}") from None
+        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+        where = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else " ".join(str(error).split())
+        raise InputError(f"{path}: is not YAML: {where}") from None
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path}: should be a mapping of sections, is a {type(content).__name__}")
     return validated(Config, with_overrides(content or {}, overrides), str(path))

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -84,18 +85,23 @@ class _TaskOutput:
 
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
         self._log, self._terminal, self._rest = log, terminal, ""
+        self._lock = threading.RLock()  # tasks side by side are threads here, and a signal may come in between
         self.errors: list[str] = []
 
     def write(self, text: str) -> int:
-        *lines, self._rest = (self._rest + text).split("\n")
-        for line in (_COLOUR.sub("", line).strip() for line in lines):
-            self._log.write(line + "\n")
-            if line.startswith(PREFIX + ERROR):
-                self.errors.append(line.removeprefix(PREFIX + ERROR))
-            elif line.startswith(PREFIX.strip()):
-                self._terminal.write(line.removeprefix(PREFIX.strip()).removeprefix(" ") + "\n")
-                self._terminal.flush()
+        with self._lock:
+            *lines, self._rest = (self._rest + text).split("\n")
+            for line in lines:
+                self._pass_on(_COLOUR.sub("", line).strip())
         return len(text)
+
+    def _pass_on(self, line: str) -> None:
+        self._log.write(line + "\n")
+        if line.startswith(PREFIX + ERROR):
+            self.errors.append(line.removeprefix(PREFIX + ERROR))
+        elif line.startswith(PREFIX.strip()):
+            self._terminal.write(line.removeprefix(PREFIX.strip()).removeprefix(" ") + "\n")
+            self._terminal.flush()
 
     def flush(self) -> None:
         self._log.flush()
@@ -149,7 +155,7 @@ def _interruptible(config: Config, places: Places) -> Iterator[None]:
         for interrupt in _INTERRUPTS:
             signal.signal(interrupt, signal.SIG_IGN)
         print(
-            f"\ntaylorglo: interrupted; what is finished is kept, and the same command goes on from there ({places.log})",
+            f"\ntaylorglo: interrupted; what is finished is kept, the same command goes on from there ({places.log})",
             file=sys.__stderr__,
             flush=True,
         )

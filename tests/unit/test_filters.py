@@ -1,11 +1,9 @@
 """The invariants against the inequalities of the paper, and against networks that are trained."""
 
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch.nn import functional
@@ -61,8 +59,9 @@ def test_learnable_is_a_positive_learning_drive(n: int, order: int) -> None:
         assert verdict.numbers == {"A": drive}
 
 
-def test_learnable_refuses_a_drive_of_zero() -> None:
+def test_a_loss_without_any_pull_is_refused() -> None:
     assert not learnable([0.0] * 8, 10).accepted
+    assert not published([0.0] * 8, 10).accepted
 
 
 @pytest.mark.parametrize(("n", "kappa"), [(2, 2.0), (3, 0.3), (10, 0.3), (100, 0.3)])
@@ -70,16 +69,15 @@ def test_stable_limits_the_collapse_rate_to_kappa_times_the_drive(n: int, kappa:
     # With chy = chh = 0, A = cy and B = ch exactly.
     for share, accepted in [(-5.0, True), (0.0, True), (0.99, True), (1.01, False), (10.0, False)]:
         theta = from_coefficients(4.0, 0.0, share * kappa * 4.0, 0.0)
-        assert learning_drive(theta, n) == 4.0
+        assert learning_drive(theta, n) == pytest.approx(4.0)
         assert stable(theta, n).accepted is accepted
 
 
-@pytest.mark.parametrize("n", [2, 4])
-def test_stable_accepts_the_limit_itself(n: int) -> None:
-    drive = 4.0
-    limit = (2.0 if n == 2 else 0.3) * drive
-    assert stable(from_coefficients(drive, 0.0, limit, 0.0), n).accepted
-    assert not stable(from_coefficients(drive, 0.0, np.nextafter(limit, 9), 0.0), n).accepted
+def test_stable_accepts_the_limit_itself() -> None:
+    # Powers of two, so that A = 4 and B = 8 are exact.
+    assert (learning_drive(from_coefficients(4.0, 0.0, 8.0, 0.0), 2), 8.0) == (4.0, 2.0 * 4.0)
+    assert stable(from_coefficients(4.0, 0.0, 8.0, 0.0), 2).accepted
+    assert not stable(from_coefficients(4.0, 0.0, np.nextafter(8.0, 9.0), 0.0), 2).accepted
 
 
 @pytest.mark.parametrize("n", [2, 10])
@@ -89,6 +87,7 @@ def test_stable_without_a_drive_asks_for_a_rate_that_is_not_positive(n: int) -> 
     assert not stable(from_coefficients(-1.0, 0.0, 0.01, 0.0), n).accepted
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.floats(-50, 50), min_size=8, max_size=8), st.sampled_from(CLASSES))
 def test_every_filter_says_why_with_its_numbers(theta: list[float], n: int) -> None:
     symbols = {"published": "gamma_T - (n-1) gamma_N", "learnable": "A", "stable": "B"}
@@ -119,7 +118,7 @@ def test_none_accepts_everything() -> None:
 def test_all_of_accepts_what_all_accept_and_names_the_first_to_reject(names: list[str]) -> None:
     combined = all_of(names)
     rejected_by = set()
-    for theta in random_thetas(200, seed=3):
+    for theta in random_thetas(80, seed=3):
         single = [FILTERS[name](theta, 10) for name in names]
         verdict = combined(theta, 10)
         assert verdict.accepted == all(each.accepted for each in single)
@@ -146,38 +145,31 @@ def test_one_class_is_refused(name: str) -> None:
         FILTERS[name]([0.0] * 8, 1)
 
 
-def digits() -> tuple[torch.Tensor, torch.Tensor]:
-    data = load_digits()
-    images = torch.tensor(data.data, dtype=torch.float32)
-    return (images - images.mean(0)) / 8, torch.tensor(data.target)
-
-
 def trained_accuracy(theta: list[float], images: torch.Tensor, labels: torch.Tensor, seed: int) -> float:
-    """Accuracy of a small MLP after a few dozens of full-batch steps (two learning rates, the better one)."""
-    best = 0.0
-    for rate in (0.3, 3.0):
-        generator = torch.Generator().manual_seed(seed)
-        shapes = [(64, 24), (24, 10)]
-        weights = [(torch.randn(s, generator=generator) / s[0] ** 0.5).requires_grad_() for s in shapes]
-        loss = TaylorLoss(theta)
-        for _ in range(40):
-            logits = functional.relu(images @ weights[0]) @ weights[1]
-            for weight, gradient in zip(weights, torch.autograd.grad(loss(logits, labels), weights), strict=True):
-                weight.data -= rate / max(1.0, abs(learning_drive(theta, 10))) * gradient
-        with torch.no_grad():
-            logits = functional.relu(images @ weights[0]) @ weights[1]
-        best = max(best, float((logits.argmax(1) == labels).float().mean()))
-    return best
+    """Training accuracy of a small MLP after 40 full-batch steps, scaled so that the first one is of like size."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(64, 24), (24, 10)]
+    weights = [(torch.randn(shape, generator=generator) / shape[0] ** 0.5).requires_grad_() for shape in shapes]
+    loss, rate = TaylorLoss(theta), 3.0 / max(1.0, abs(learning_drive(theta, 10)))
+    for _ in range(40):
+        logits = functional.relu(images @ weights[0]) @ weights[1]
+        for weight, gradient in zip(weights, torch.autograd.grad(loss(logits, labels), weights), strict=True):
+            weight.data -= rate * gradient
+    logits = functional.relu(images @ weights[0]) @ weights[1]
+    return float((logits.argmax(dim=1) == labels).float().mean())
 
 
-def test_a_network_learns_only_with_a_positive_drive_and_with_a_stable_one_almost_always() -> None:
-    torch.set_num_threads(1)
-    images, labels = digits()
-    images, labels = images[:500], labels[:500]
-    learned: dict[str, list[bool]] = {"no drive": [], "unstable": [], "stable": []}
+def test_a_network_learns_with_a_positive_drive_only_and_reliably_when_stable() -> None:
+    data = load_digits()
+    images = torch.tensor(data.data[:500], dtype=torch.float32)
+    images, labels = (images - images.mean(dim=0)) / 8, torch.tensor(data.target[:500])
+    accuracies: dict[str, list[float]] = {"no drive": [], "unstable": [], "stable": []}
     for seed, theta in enumerate(random_thetas(60, seed=11)):
-        drive, rate = learning_drive(theta, 10), collapse_rate(theta, 10)
-        kind = "no drive" if drive <= 0 else "stable" if stable(theta, 10).accepted else "unstable"
-        learned[kind].append(trained_accuracy(theta, images, labels, seed) > 0.5)
-    print({kind: (sum(values), len(values)) for kind, values in learned.items()})
-    assert 1
+        kind = "stable" if stable(theta, 10).accepted else "unstable"
+        kind = kind if learnable(theta, 10).accepted else "no drive"
+        accuracies[kind].append(trained_accuracy(theta, images, labels, seed))
+    assert all(len(values) >= 15 for values in accuracies.values())
+    assert max(accuracies["no drive"]) < 0.25
+    assert min(accuracies["stable"]) > 0.4
+    assert np.median(accuracies["stable"]) > 0.85
+    assert np.median(accuracies["unstable"]) < 0.65

@@ -78,7 +78,9 @@ def test_parameters_are_typed_scalars_with_the_settings_as_defaults(plain: dict[
 
 
 def test_the_defaults_are_those_of_the_configuration(tmp_path: Path) -> None:
-    pipeline = compiled(tmp_path, "search.popsize=5", "search.mean=[1, 2, -3, 0.5]", "training.nesterov=false", "seed=7")
+    pipeline = compiled(
+        tmp_path, "search.popsize=5", "search.mean=[1, 2, -3, 0.5]", "training.nesterov=false", "seed=7"
+    )
     parameters = {k: v["defaultValue"] for k, v in pipeline["root"]["inputDefinitions"]["parameters"].items()}
     again = SweepSettings.from_parameters(parameters)
     assert (again.search.popsize, again.search.mean, again.training.nesterov, again.seed) == (
@@ -121,7 +123,7 @@ def test_every_task_has_a_name_for_people(plain: dict[str, Any]) -> None:
 def test_generations_are_unrolled_each_after_the_former(plain: dict[str, Any]) -> None:
     by_name = {task["taskInfo"]["name"]: (key, task) for key, task in plain["root"]["dag"]["tasks"].items()}
     for number in (1, 2, 3):
-        key, task = by_name[f"Generation {number}"]
+        task = by_name[f"Generation {number}"][1]
         assert task["inputs"]["parameters"]["number"]["runtimeValue"]["constant"] == number
         if number > 1:
             former = by_name[f"Generation {number - 1}"][0]
@@ -193,7 +195,9 @@ def test_neither_services_nor_secrets_nor_paths_of_this_machine(
     )
     text = (tmp_path / "pipeline.yaml").read_text()
     assert not re.findall(r"SERVICE|SECRET", text)
-    assert not [path for path in (str(tmp_path), str(Path.home()), str(GOLDEN.parents[1])) if len(path) > 1 and path in text]
+    assert not [
+        path for path in (str(tmp_path), str(Path.home()), str(GOLDEN.parents[1])) if len(path) > 1 and path in text
+    ]
 
 
 def test_forty_generations_fit_into_argo(tmp_path: Path) -> None:

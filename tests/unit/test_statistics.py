@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -30,11 +30,13 @@ def test_welch_of_constant_samples() -> None:
     assert welch([0.9] * 5, [0.8] * 5) == 0.0
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # scipy, of the constant sample
 def test_welch_of_one_constant_sample_is_a_test_against_a_number() -> None:
     other = [0.1, 0.4, 0.3, 0.7]
-    assert welch([0.2] * 9, other) == pytest.approx(stats.ttest_1samp(other, 0.2).pvalue, rel=1e-10)
+    assert welch([0.25] * 9, other) == pytest.approx(stats.ttest_1samp(other, 0.25).pvalue, rel=1e-10)
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.tuples(GRID, GRID).map(lambda pair: (min(pair), max(pair)))))
 def test_covered_is_the_length_of_the_union(spans: list[tuple[int, int]]) -> None:
     cells = {cell for start, end in spans for cell in range(start, end)}

@@ -1,0 +1,389 @@
+"""What the tasks do, on a real study, store and MLflow: the parts that a sweep run to its end does not show."""
+
+import dataclasses
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from mlflow import MlflowClient
+
+from taylorglo import environment, stages
+from taylorglo.comparison import Contender, Trained
+from taylorglo.environment import Sweep
+from taylorglo.errors import InputError
+from taylorglo.record import sweep_record
+from taylorglo.settings import SweepSettings
+from taylorglo.tracking import Tracker
+
+PARAMETERS: dict[str, Any] = {
+    **SweepSettings().parameters(),
+    "search_popsize": 4,
+    "training_steps": 3,
+    "evaluation_steps": 2,
+    "evaluation_attempts": 1,
+    "champion_finalists": 3,
+    "champion_seeds": 2,
+    "attack_seeds": 1,
+    "baselines_attempts": 1,
+    "baselines_learning_rates": "0.1",
+}
+RATES = {"cross-entropy": (0.1, 0.3), "squared error": (0.3, 0.1)}  # the worse and the better learning rate
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What prepare_dataset leaves: artifacts, study, store and MLflow."""
+    folder = tmp_path_factory.mktemp("prepared")
+    with pytest.MonkeyPatch.context() as patch:
+        _services(patch, folder)
+        stages.prepare(PARAMETERS, 2, *(str(folder / name) for name in ("sweep", "search_data", "full_data")))
+    return folder
+
+
+@pytest.fixture
+def work(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it for one test."""
+    folder = shutil.copytree(prepared, tmp_path / "work")
+    _services(monkeypatch, folder)
+    threads = torch.get_num_threads()
+    yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def sweep(work: Path) -> Sweep:
+    return Sweep.read(str(work / "sweep"))
+
+
+def _services(patch: pytest.MonkeyPatch, folder: Path) -> None:
+    patch.setenv(environment.STUDY_URL, f"sqlite:///{folder / 'study.db'}")
+    patch.setenv(environment.STORE_URI, str(folder / "store"))
+    patch.setenv(environment.TRACKING_URI, f"sqlite:///{folder / 'mlruns.db'}")
+    for name in (environment.LOCAL_RUN, "MLFLOW_RUN_ID"):
+        patch.delenv(name, raising=False)
+
+
+def result(sweep: Sweep, fitness: float, started: float, ended: float, run: str | None = None) -> dict[str, Any]:
+    return {
+        "status": "ok",
+        "fitness": fitness,
+        "accuracies": [fitness],
+        "curve": [(2, fitness, 1.0)],
+        "started": started,
+        "ended": ended,
+        "seconds": ended - started,
+        "reason": "",
+        "run": run or sweep.run_id,
+    }
+
+
+def generation(sweep: Sweep, number: int, results: list[dict[str, Any]]) -> list[int]:
+    """A generation with these results; returns its accepted trials."""
+    sweep.search.propose(number)
+    accepted = [c.trial for c in sweep.search.screen(number, sweep.num_classes) if not c.rejected]
+    for trial, each in zip(accepted, results, strict=False):
+        sweep.search.tell(trial, each["fitness"], each)
+    return accepted
+
+
+def trained(name: str, accuracy: float, rate: float = 0.1, started: float = 0, ended: float = 0) -> dict[str, Any]:
+    loss = {"champion": "taylor", "finalist": "taylor", "squared error": "squared-error"}.get(name, "cross-entropy")
+    contender = Contender(name, loss, rate, theta=[1.0] * 8 if loss == "taylor" else [])
+    curve = [(3, accuracy, 1.0)]
+    return Trained(contender, 1, "ok", accuracy, accuracy, curve, started, ended, "key").as_dict()
+
+
+def nested(sweep: Sweep, run_id: str) -> list[int]:
+    """The trials that MLflow knows, by the number of the run's own tag."""
+    client = MlflowClient(tracking_uri=environment.variable(environment.TRACKING_URI))
+    runs = client.search_runs([sweep.tracker.experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    return sorted(int(run.data.tags["taylorglo.trial"]) for run in runs)
+
+
+def test_the_sweep_artifact_is_read_as_it_was_written(sweep: Sweep, work: Path) -> None:
+    sweep.write(str(work / "again"))
+    assert Sweep.read(str(work / "again")) == sweep
+    assert sweep.settings.parameters() == PARAMETERS
+    assert (sweep.generations, sweep.num_classes) == (2, 10)
+
+
+class TestEvaluateShard:
+    def test_each_candidate_is_trained_once_by_the_shard_it_belongs_to(
+        self, sweep: Sweep, work: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trials = generation(sweep, 1, [])
+        first = stages.evaluate_shard(sweep, 1, trials[0::2], str(work / "search_data"))
+        assert [c.trial for c in first] == trials[0::2]
+        assert capsys.readouterr().out == ""
+        told = {c.trial: c.result for c in sweep.search.candidates(1)}
+        assert [told[trial] is not None for trial in trials] == [True, False, True, False]
+        # The last shard to end speaks for all of them.
+        stages.evaluate_shard(sweep, 1, trials[1::2], str(work / "search_data"))
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("taylorglo: generation 1/2  best ")
+        assert line.endswith(" s")
+        assert {c.trial: c.result for c in sweep.search.candidates(1)}.items() >= {
+            trial: told[trial] for trial in trials[0::2]
+        }.items()
+
+    def test_a_result_of_a_killed_task_is_told_and_not_trained_again(self, sweep: Sweep) -> None:
+        trials = generation(sweep, 1, [])
+        known = result(sweep, 0.5, 10.0, 11.0)
+        for trial in trials:  # written, but the task was killed before it could close the trial
+            sweep.search._set(trial, "result", known)
+        done = stages.evaluate_shard(sweep, 1, trials, "there is no data to train on")
+        assert [(c.fitness, c.result, c.finished) for c in done] == [
+            (0.5, {**known, "curve": [[2, 0.5, 1.0]]}, True)
+        ] * 4
+
+    def test_all_shards_again(self, sweep: Sweep, capsys: pytest.CaptureFixture[str]) -> None:
+        trials = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0)] * 4)
+        for shard in (0, 1):
+            stages.evaluate_shard(sweep, 1, trials[shard::2], "there is no data to train on")
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.endswith("known from before")
+
+    def test_a_shard_without_candidates(self, sweep: Sweep) -> None:
+        generation(sweep, 1, [])
+        assert stages.evaluate_shard(sweep, 1, [], "there is no data to train on") == []
+
+
+class TestTrackGenerations:
+    def test_short_generations_wait_for_each_other(self, sweep: Sweep) -> None:
+        now = time.time()
+        first = generation(sweep, 1, [result(sweep, 0.5, now - 1, now)] * 4)
+        stages.track_generations(sweep, 1, patience=600)
+        assert (nested(sweep, sweep.run_id), sweep.tracked()) == ([], 0)
+        second = generation(sweep, 2, [result(sweep, 0.6, now - 1, now)] * 4)
+        stages.track_generations(sweep, 2)
+        assert nested(sweep, sweep.run_id) == sorted(first + second)
+        assert sweep.tracked() == 2
+
+    def test_old_news_do_not_wait(self, sweep: Sweep) -> None:
+        trials = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0)] * 4)
+        stages.track_generations(sweep, 1, patience=600)
+        assert nested(sweep, sweep.run_id) == sorted(trials)
+        stages.track_generations(sweep, 1)
+        assert nested(sweep, sweep.run_id) == sorted(trials)
+
+    def test_candidates_of_an_earlier_run_are_not_told_again(self, sweep: Sweep) -> None:
+        others, own = [result(sweep, 0.5, 10.0, 11.0, "earlier")] * 3, [result(sweep, 0.6, 10.0, 11.0)]
+        trials = generation(sweep, 1, others + own)
+        stages.track_generations(sweep, 1)
+        assert nested(sweep, sweep.run_id) == [trials[3]]
+
+
+class TestParentRun:
+    def test_goes_on_while_unfinished_and_is_new_afterwards(self, sweep: Sweep) -> None:
+        assert environment.open_tracker(sweep.settings).run_id == sweep.run_id
+        sweep.set_tracked(1)
+        assert environment.open_tracker(sweep.settings).run_id == sweep.run_id
+        assert sweep.tracked() == 1
+        sweep.finish()
+        assert environment.open_tracker(sweep.settings).run_id != sweep.run_id
+        assert sweep.tracked() == 0
+
+    def test_is_new_where_the_unfinished_one_was_deleted(self, sweep: Sweep) -> None:
+        MlflowClient(tracking_uri=environment.variable(environment.TRACKING_URI)).delete_run(sweep.run_id)
+        again = environment.open_tracker(sweep.settings).run_id
+        assert again != sweep.run_id
+        assert environment.open_tracker(sweep.settings).run_id == again
+
+    def test_a_deleted_experiment_is_still_an_error(self, sweep: Sweep) -> None:
+        client = MlflowClient(tracking_uri=environment.variable(environment.TRACKING_URI))
+        client.delete_experiment(sweep.tracker.experiment_id)
+        with pytest.raises(InputError, match="experiment 'digits': was deleted"):
+            environment.open_tracker(sweep.settings)
+
+
+class TestCrown:
+    """Real trainings of three steps, whose results in the store are then rewritten: the memo is what counts."""
+
+    @pytest.fixture
+    def candidates(self, sweep: Sweep) -> list[Any]:
+        """Best first."""
+        fitnesses = (0.5, 0.9, 0.7, 0.8)
+        generation(sweep, 1, [result(sweep, fitness, 10.0, 11.0) for fitness in fitnesses])
+        return sorted((c for c in sweep.search.candidates() if c.fitness is not None), key=lambda c: -c.fitness)
+
+    @pytest.fixture
+    def tuning(self) -> list[dict[str, Any]]:
+        return [
+            trained(name, accuracy, rate)
+            for name, rates in RATES.items()
+            for rate, accuracy in zip(rates, (0.6, 0.7), strict=True)
+        ]
+
+    def crown(self, sweep: Sweep, work: Path, tuning: list[dict[str, Any]]) -> stages.Outcome:
+        return stages.crown(sweep, str(work / "search_data"), str(work / "full_data"), tuning)
+
+    def rewrite(self, sweep: Sweep, outcome: stages.Outcome, accuracies: list[float]) -> None:
+        """Validation accuracies of the finalists, best candidate first, in the store."""
+        for training, accuracy in zip(outcome.finalists, accuracies, strict=True):
+            content = {**training.as_dict(), "accuracy": accuracy}
+            sweep.store.write(sweep.key(f"trainings/{training.key}.json"), json.dumps(content).encode())
+
+    def test_by_validation_accuracy_of_full_trainings_and_of_equals_the_fitter(
+        self, sweep: Sweep, work: Path, candidates: list[Any], tuning: list[dict[str, Any]]
+    ) -> None:
+        outcome = self.crown(sweep, work, tuning)
+        thetas = [c.theta for c in candidates[:3]]
+        assert [t.contender.theta for t in outcome.finalists] == thetas
+        assert all(t.test_accuracy is None for t in outcome.finalists)
+        for accuracies, winner in (
+            ([0.1, 0.2, 0.3], 2),
+            ([0.1, 0.3, 0.2], 1),
+            ([0.3, 0.3, 0.3], 0),
+            ([0.1, 0.3, 0.3], 1),
+        ):
+            self.rewrite(sweep, outcome, accuracies)
+            again = self.crown(sweep, work, tuning)
+            assert again.champion == candidates[winner]
+            assert again.loss.theta.tolist() == thetas[winner]
+            saved = json.loads((work / "store" / "digits" / "champion" / "loss.json").read_text())
+            assert saved["theta"] == thetas[winner]
+
+    def test_one_finalist_needs_no_choice(
+        self, sweep: Sweep, work: Path, candidates: list[Any], tuning: list[dict[str, Any]]
+    ) -> None:
+        settings = SweepSettings.from_parameters({**PARAMETERS, "champion_finalists": 1})
+        outcome = self.crown(dataclasses.replace(sweep, settings=settings), work, tuning)
+        assert (outcome.champion, outcome.finalists) == (candidates[0], [])
+
+    def test_baselines_run_at_their_better_learning_rate_from_the_champion_seeds(
+        self, sweep: Sweep, work: Path, candidates: list[Any], tuning: list[dict[str, Any]]
+    ) -> None:
+        outcome = self.crown(sweep, work, tuning)
+        rates = {t.contender.name: t.contender.learning_rate for t in outcome.trainings}
+        assert rates == {"champion": 0.1, **{name: better for name, (_, better) in RATES.items()}}
+        seeds = {name: [t.seed for t in outcome.trainings if t.contender.name == name] for name in rates}
+        assert len(set(seeds["champion"])) == 2
+        assert set(map(tuple, seeds.values())) == {tuple(seeds["champion"])}
+        assert not set(seeds["champion"]) & {t.seed for t in outcome.finalists}
+        assert outcome.mean_accuracy == pytest.approx(
+            sum(t.test_accuracy or 0 for t in outcome.trainings if t.contender.name == "champion") / 2
+        )
+        assert outcome.network == sweep.memo.weights(outcome.trainings[0].key)
+
+    def test_lost_weights_are_named(
+        self, sweep: Sweep, work: Path, candidates: list[Any], tuning: list[dict[str, Any]]
+    ) -> None:
+        for path in (work / "store" / "digits" / "trainings").glob("*.safetensors"):
+            path.unlink()
+        outcome = self.crown(sweep, work, tuning)
+        key = outcome.trainings[0].key
+        (work / "store" / "digits" / "trainings" / f"{key}.safetensors").unlink()
+        with pytest.raises(InputError, match=rf"trainings/{key}\.safetensors is gone; remove the \.json beside it"):
+            self.crown(sweep, work, tuning)
+
+
+class TestSweepRecord:
+    """Time spans in seconds after the start of the sweep."""
+
+    def record(self, sweep: Sweep, spans: dict[str, list[tuple[float, float]]], wall: float) -> Any:
+        start = time.time() - wall
+        sweep = dataclasses.replace(sweep, started=start)
+        at = {name: [(start + a, start + b) for a, b in own] for name, own in spans.items()}
+        generation(sweep, 1, [result(sweep, 0.5, *span) for span in at["candidates"]])
+        (attack,) = at["attack"]
+        return sweep_record(
+            sweep,
+            [trained("cross-entropy", 0.6, 0.1, *span) for span in at["tuning"]],
+            {
+                "champion": {"theta": [1.0] * 8, "order": 3, "fitness": 0.5, "generation": 1, "trial": 0},
+                "finalists": [trained("finalist", 0.6, 0.1, *span) for span in at["finalists"]],
+                "trainings": [
+                    trained(name, accuracy, 0.1, *span)
+                    for name in ("champion", "cross-entropy")
+                    for accuracy, span in zip((0.6, 0.7), at["final"], strict=True)
+                ],
+            },
+            {
+                "rows": [{"loss": "champion", "attack": "worst", "epsilon": 0.1, "accuracies": [0.4]}],
+                "started": attack[0],
+                "ended": attack[1],
+            },
+        )
+
+    def test_time_is_counted_once_where_tasks_run_side_by_side(self, sweep: Sweep) -> None:
+        spans = {
+            "candidates": [(10, 20), (12, 22), (30, 35), (30, 34)],  # 12 + 5
+            "tuning": [(40, 45), (50, 55)],
+            "finalists": [(60, 62)],
+            "final": [(62, 70), (69, 75)],
+            "attack": [(80, 90)],
+        }
+        record = self.record(sweep, spans, 100)
+        *stages_, rest = record.seconds.values()
+        assert stages_ == pytest.approx([17, 10, 15, 10], abs=1e-3)
+        assert record.wall_seconds == pytest.approx(100, abs=2)
+        assert record.training_share == pytest.approx(42 / record.wall_seconds)
+        assert rest == pytest.approx(record.wall_seconds - 52)
+        assert record.generations[0].seconds == pytest.approx(17, abs=1e-3)
+
+    def test_stages_side_by_side(self, sweep: Sweep) -> None:
+        """As on a cluster, where the baselines are tuned while candidates are trained."""
+        spans = {
+            "candidates": [(0, 80)],
+            "tuning": [(10, 90)],
+            "finalists": [(90, 91)],
+            "final": [(91, 92), (92, 93)],
+            "attack": [(93, 94)],
+        }
+        record = self.record(sweep, spans, 100)
+        assert list(record.seconds.values())[:2] == pytest.approx([80, 80], abs=1e-3)
+        assert record.training_share == pytest.approx(93 / record.wall_seconds)
+        assert list(record.seconds.values())[-1] == pytest.approx(record.wall_seconds - 94)
+
+    def test_what_an_earlier_run_did_is_not_counted(self, sweep: Sweep) -> None:
+        spans = {
+            "candidates": [(-500, -400), (-5, 5)],
+            "tuning": [(-300, -200)],
+            "finalists": [(-100, -90)],
+            "final": [(10, 20), (20, 30)],
+            "attack": [(30, 40)],
+        }
+        record = self.record(sweep, spans, 50)
+        assert list(record.seconds.values())[:4] == pytest.approx([5, 0, 20, 10], abs=1e-3)
+        assert record.training_share == pytest.approx(25 / record.wall_seconds)
+
+    def test_p_values_and_groups(self, sweep: Sweep) -> None:
+        spans = {
+            "candidates": [(0, 1)],
+            "tuning": [(1, 2), (2, 3)],
+            "finalists": [],
+            "final": [(3, 4)] * 2,
+            "attack": [(4, 5)],
+        }
+        record = self.record(sweep, spans, 10)
+        assert [(row.name, row.p_value) for row in record.comparison] == [
+            ("champion", None),
+            ("cross-entropy", pytest.approx(1.0)),  # the same accuracies
+        ]
+        assert [row.accuracies for row in record.tuning] == [[0.6, 0.6]]
+
+
+class TestTask:
+    def test_an_error_of_the_user_is_lines_and_status_2(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as exit_, environment.task():
+            raise InputError("one\ntwo")
+        assert exit_.value.code == 2
+        assert capsys.readouterr().out == "taylorglo: error: one\ntaylorglo: error: two\n"
+
+    def test_an_error_of_ours_is_a_traceback(self) -> None:
+        with pytest.raises(ZeroDivisionError), environment.task():
+            raise ZeroDivisionError
+
+    def test_artifacts_hold_finite_numbers_alone(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            environment.write_json(str(tmp_path / "artifact"), [float("nan")])
+        assert not (tmp_path / "artifact").exists()
+
+
+def test_the_tracker_joins_the_run_of_the_artifact(sweep: Sweep) -> None:
+    assert isinstance(sweep.tracker, Tracker)
+    assert sweep.tracker.run_id == sweep.run_id

@@ -1,0 +1,344 @@
+"""Settings: what is accepted, what is refused and how, and that a pipeline's parameters carry all of them."""
+
+import inspect
+import math
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from taylorglo.errors import InputError
+from taylorglo.filters import FILTERS
+from taylorglo.polynomial import length
+from taylorglo.settings import SearchSettings, SweepSettings, validated
+
+PATH = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
+
+
+def finite(low: float, high: float, **options: Any) -> st.SearchStrategy[float]:
+    return st.floats(low, high, allow_nan=False, **options)
+
+
+def open_unit() -> st.SearchStrategy[float]:
+    return finite(0, 1, exclude_min=True, exclude_max=True)
+
+
+def ascending(values: st.SearchStrategy[float], least: int, most: int = 5) -> st.SearchStrategy[list[float]]:
+    return st.lists(values, min_size=least, max_size=most, unique=True).map(sorted)
+
+
+@st.composite
+def valid(draw: st.DrawFn) -> dict[str, Any]:
+    """The values of a whole sweep, away from the defaults."""
+    schedule = draw(st.sampled_from(["constant", "step", "cosine", "one-cycle"]))
+    momentum = draw(finite(0, 0.99))
+    steps = draw(st.integers(1, 10**6))
+    coordinates = draw(st.sampled_from(["reduced", "theta"]))
+    order = 3 if coordinates == "reduced" else draw(st.integers(2, 8))
+    dimensions = 4 if coordinates == "reduced" else order * (order + 1) // 2 + 2
+    popsize = draw(st.integers(2, 10_000))
+    seeds = draw(st.integers(2, 1000))
+    dataset = draw(st.sampled_from(["digits", "mnist", "cifar10", "image-folder", "safetensors"]))
+    named = st.sampled_from(["published", "learnable", "stable"])
+    return {
+        "name": draw(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)),
+        "seed": draw(st.integers(0, 2**31 - 1)),
+        "data": {
+            "name": dataset,
+            "root": draw(PATH),
+            "download": draw(st.booleans()),
+            "sha256": draw(st.just("") | st.from_regex(r"[0-9a-f]{64}", fullmatch=True)),
+            "validation_fraction": draw(open_unit()),
+            "test_fraction": draw(open_unit()),
+            "train_fraction": draw(finite(0, 1, exclude_min=True)),
+        },
+        "model": {"name": draw(PATH)},
+        "training": {
+            "steps": steps,
+            "batch_size": draw(st.integers(1, 10**6)),
+            "learning_rate": draw(finite(0, 100, exclude_min=True)),
+            "momentum": momentum,
+            "nesterov": draw(st.booleans()) if momentum else False,
+            "weight_decay": draw(finite(0, 10)),
+            "schedule": schedule,
+            "milestones": draw(ascending(open_unit(), 1)) if schedule == "step" else [],
+            "decay": draw(open_unit()),
+            "device": draw(st.sampled_from(["auto", "cpu", "cuda"])),
+            "threads": draw(st.integers(1, 64)),
+        },
+        "evaluation": {
+            "steps": draw(st.integers(1, steps)),
+            "attempts": draw(st.integers(1, 100)),
+            "anneal": draw(st.booleans()),
+            "give_up_step": draw(st.integers(0, 10**6)),
+            "give_up_gain": draw(finite(0, 0.999)),
+        },
+        "search": {
+            "coordinates": coordinates,
+            "order": order,
+            "popsize": popsize,
+            "sigma": draw(finite(0, 100, exclude_min=True)),
+            "mean": draw(st.just([]) | st.lists(finite(-1e6, 1e6), min_size=dimensions, max_size=dimensions)),
+            "filters": draw(st.just(["none"]) | st.lists(named, min_size=1, unique=True)),
+            "on_reject": draw(st.sampled_from(["resample", "penalize"])),
+            "max_draws": draw(st.integers(popsize, 10**6)),
+        },
+        "baselines": {
+            "learning_rates": draw(ascending(finite(0, 10, exclude_min=True), 1)),
+            "attempts": draw(st.integers(1, 100)),
+            "label_smoothing": draw(open_unit()),
+        },
+        "champion": {"finalists": draw(st.integers(1, 100)), "seeds": seeds},
+        "attack": {
+            "epsilons": draw(ascending(finite(0, 1), 0)),
+            "pgd_steps": draw(st.integers(1, 1000)),
+            "pgd_restarts": draw(st.integers(1, 100)),
+            "images": draw(st.integers(1, 10**6)),
+            "seeds": draw(st.integers(1, seeds)),
+        },
+    }
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(valid())
+def test_parameters_carry_every_setting(values: dict[str, Any]) -> None:
+    sweep = validated(SweepSettings, values, "sweep.yaml")
+    parameters = sweep.parameters()
+    assert SweepSettings.from_parameters(parameters) == sweep
+    assert all(type(value) in (str, int, float, bool) for value in parameters.values())
+    # What was put in is what is there.
+    for section, content in values.items():
+        for key, value in content.items() if isinstance(content, dict) else []:
+            found = getattr(getattr(sweep, section), key)
+            assert found == (sorted({0.0, *value}) if key == "epsilons" else value)
+    # A pipeline may hand over whole numbers as floats, and everything as text.
+    as_text = {key: str(value) for key, value in parameters.items()}
+    assert SweepSettings.from_parameters(as_text) == sweep
+    as_floats = {k: float(v) if type(v) is int else v for k, v in parameters.items()}
+    assert SweepSettings.from_parameters(as_floats) == sweep
+
+
+def test_the_defaults_are_valid() -> None:
+    assert SweepSettings.from_parameters(SweepSettings().parameters()) == SweepSettings()
+    assert SweepSettings.from_parameters({}) == SweepSettings()
+
+
+def test_lists_are_written_with_commas() -> None:
+    parameters = SweepSettings().parameters()
+    assert parameters["search_filters"] == "learnable, stable"
+    assert parameters["search_mean"] == ""
+    assert parameters["baselines_learning_rates"] == "0.01, 0.03, 0.1, 0.3"
+    sweep = SweepSettings.from_parameters({"search_mean": " 4,-4 , -1e0,0 ", "attack_epsilons": 0.5})
+    assert sweep.search.mean == [4.0, -4.0, -1.0, 0.0]
+    assert sweep.attack.epsilons == [0.0, 0.5]
+
+
+BAD: list[tuple[str, object, str]] = [
+    ("name", "Upper", "pattern"),
+    ("name", "", "pattern"),
+    ("name", "a" * 64, "pattern"),
+    ("name", "-a", "pattern"),
+    ("seed", -1, "greater than or equal to 0"),
+    ("seed", 2**31, "less than 2147483648"),
+    ("seed", 1.5, "valid integer"),
+    ("seed", True, "should not be true or false"),
+    ("data.name", "imagenet", "should be 'digits'"),
+    ("data.name", "mnist", ""),
+    ("data.sha256", "abc", "pattern"),
+    ("data.validation_fraction", 0, "greater than 0"),
+    ("data.validation_fraction", 1, "less than 1"),
+    ("data.test_fraction", 1.5, "less than 1"),
+    ("data.train_fraction", 0, "greater than 0"),
+    ("data.train_fraction", 1.01, "less than or equal to 1"),
+    ("data.download", "perhaps", "valid boolean"),
+    ("model.name", "", "at least 1 character"),
+    ("training.steps", 0, "greater than or equal to 1"),
+    ("training.steps", True, "should not be true or false"),
+    ("training.batch_size", 0, "greater than or equal to 1"),
+    ("training.learning_rate", 0, "greater than 0"),
+    ("training.learning_rate", math.nan, "finite number"),
+    ("training.learning_rate", math.inf, "finite number"),
+    ("training.learning_rate", "fast", "valid number"),
+    ("training.momentum", 1, "less than 1"),
+    ("training.momentum", -0.1, "greater than or equal to 0"),
+    ("training.weight_decay", -1e-9, "greater than or equal to 0"),
+    ("training.schedule", "exponential", "should be 'constant'"),
+    ("training.decay", 1, "less than 1"),
+    ("training.milestones", [0.5, 1.0], "fractions between 0 and 1"),
+    ("training.milestones", [0.5, 0.5], "ascending order"),
+    ("training.milestones", [0.7, 0.5], "ascending order"),
+    ("training.device", "tpu", "should be 'auto'"),
+    ("training.threads", 0, "greater than or equal to 1"),
+    ("evaluation.steps", 0, "greater than or equal to 1"),
+    ("evaluation.attempts", 0, "greater than or equal to 1"),
+    ("evaluation.attempts", 101, "less than or equal to 100"),
+    ("evaluation.give_up_step", -1, "greater than or equal to 0"),
+    ("evaluation.give_up_gain", 1, "less than 1"),
+    ("search.coordinates", "polar", "should be 'reduced'"),
+    ("search.order", 1, "greater than or equal to 2"),
+    ("search.order", 9, "less than or equal to 8"),
+    ("search.popsize", 1, "greater than or equal to 2"),
+    ("search.sigma", 0, "greater than 0"),
+    ("search.sigma", -1.2, "greater than 0"),
+    ("search.mean", [1, math.nan, 1, 1], "finite number"),
+    ("search.filters", ["lernable"], "unknown filter 'lernable'; there are published, learnable, stable, none"),
+    ("search.filters", [], "one or more different ones"),
+    ("search.filters", ["none", "stable"], "should be none, or"),
+    ("search.filters", "stable, stable", "one or more different ones"),
+    ("search.on_reject", "ignore", "should be 'resample'"),
+    ("search.max_draws", 1, "greater than or equal to 2"),
+    ("baselines.learning_rates", [], "one or more positive numbers"),
+    ("baselines.learning_rates", [0, 0.1], "one or more positive numbers"),
+    ("baselines.learning_rates", [0.1, 0.01], "ascending order"),
+    ("baselines.learning_rates", [True], "should not be true or false"),
+    ("baselines.label_smoothing", 0, "greater than 0"),
+    ("baselines.label_smoothing", 1, "less than 1"),
+    ("champion.finalists", 0, "greater than or equal to 1"),
+    ("champion.seeds", 1, "greater than or equal to 2"),
+    ("attack.epsilons", [0.1, 2], "less than or equal to 1"),
+    ("attack.epsilons", 2, "less than or equal to 1"),
+    ("attack.epsilons", "-0.1", "greater than or equal to 0"),
+    ("attack.pgd_steps", 0, "greater than or equal to 1"),
+    ("attack.images", 0, "greater than or equal to 1"),
+    ("attack.seeds", 0, "greater than or equal to 1"),
+    ("data.folder", "x", "unknown key"),
+    ("serach", {"popsize": 4}, "unknown key"),
+    ("training", None, "should be a group of settings"),
+    ("model", "mlp", "should be a group of settings"),
+]
+
+
+def nested(path: str, value: object) -> dict[str, object]:
+    section, _, key = path.partition(".")
+    return {section: {key: value}} if key else {section: value}
+
+
+@pytest.mark.parametrize(("path", "value", "message"), BAD)
+def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validated(SweepSettings, nested(path, value), "sweep.yaml")
+    (line,) = str(caught.value).splitlines()
+    where = "data.root" if value == "mnist" else path
+    assert line.startswith((f"sweep.yaml: {where}: ", f"sweep.yaml: {where}."))
+    assert message in line
+    assert "pydantic" not in line
+    assert "Value error" not in line
+
+
+@pytest.mark.parametrize(
+    ("values", "line"),
+    [
+        (
+            {"evaluation": {"steps": 301}, "training": {"steps": 300}},
+            "evaluation.steps: should be at most training.steps (300)",
+        ),
+        ({"attack": {"seeds": 6}, "champion": {"seeds": 5}}, "attack.seeds: should be at most champion.seeds (5)"),
+        ({"search": {"popsize": 20, "max_draws": 19}}, "search.max_draws: should be at least popsize (20)"),
+        ({"search": {"mean": [0.0] * 8}}, "search.mean: should have 4 numbers, has 8"),
+        (
+            {"search": {"mean": [0.0] * 8, "coordinates": "theta", "order": 4}},
+            "search.mean: should have 12 numbers, has 8",
+        ),
+        (
+            {"search": {"order": 4}},
+            "search.order: the reduced coordinates are those of order 3; use coordinates: theta",
+        ),
+        (
+            {"training": {"schedule": "step"}},
+            "training.milestones: are needed by the step schedule, and by no other",
+        ),
+        (
+            {"training": {"milestones": [0.5]}},
+            "training.milestones: are needed by the step schedule, and by no other",
+        ),
+        ({"training": {"momentum": 0}}, "training.nesterov: needs a momentum above 0"),
+        ({"data": {"name": "svhn"}}, "data.root: data set 'svhn' needs a folder, a file or an s3:// URI"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(values: dict[str, object], line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        validated(SweepSettings, values, "sweep.yaml")
+    assert str(caught.value) == f"sweep.yaml: {line}"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"evaluation": {"steps": 300}, "training": {"steps": 300}},
+        {"attack": {"seeds": 5}, "champion": {"seeds": 5}},
+        {"search": {"popsize": 20, "max_draws": 20}},
+        {"training": {"momentum": 0, "nesterov": False}},
+        {"search": {"order": 4, "coordinates": "theta", "mean": [0.0] * 12}},
+        {"attack": {"epsilons": [1]}},
+    ],
+)
+def test_the_limits_themselves_are_valid(values: dict[str, object]) -> None:
+    assert validated(SweepSettings, values, "sweep.yaml")
+
+
+def test_all_problems_are_reported_at_once() -> None:
+    values = {
+        "seed": -1,
+        "nonsense": 1,
+        "search": {"popsize": 1, "sigma": 0, "filters": ["x"]},
+        "attack": {"epsilons": [0.1, 2, math.nan]},
+        "training": {"schedule": "step"},
+    }
+    with pytest.raises(InputError) as caught:
+        validated(SweepSettings, values, "sweep.yaml")
+    paths = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    assert sorted(paths) == [
+        "attack.epsilons.1",
+        "attack.epsilons.2",
+        "nonsense",
+        "search.filters",
+        "search.popsize",
+        "search.sigma",
+        "seed",
+        "training.milestones",
+    ]
+    with pytest.raises(InputError) as caught:
+        SweepSettings.from_parameters({"search_popsize": 1, "attack_epsilons": "0.1, 2", "data_nonsense": "", "x": 1})
+    paths = [line.split(": ")[1] for line in str(caught.value).splitlines()]
+    assert sorted(paths) == ["attack.epsilons.1", "data.nonsense", "search.popsize", "x"]
+
+
+@pytest.mark.parametrize("content", [[], "text", 3, None])
+def test_what_is_no_group_of_settings_is_refused(content: object) -> None:
+    with pytest.raises(InputError, match=r"^sweep\.yaml: should be a group of settings \(got "):
+        validated(SweepSettings, content, "sweep.yaml")
+
+
+def test_settings_cannot_be_changed() -> None:
+    sweep = SweepSettings()
+    with pytest.raises(ValidationError):
+        sweep.seed = 3  # type: ignore[misc]
+    with pytest.raises(ValidationError):
+        sweep.search.popsize = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("order", range(2, 9))
+def test_the_dimensions_are_those_of_theta(order: int) -> None:
+    assert SearchSettings(coordinates="theta", order=order).dimensions == length(order)
+    assert SearchSettings().dimensions == 4
+
+
+def test_every_filter_can_be_named() -> None:
+    for name in FILTERS:
+        assert SearchSettings(filters=[name]).filters == [name]
+
+
+def test_the_front_door_of_a_pipeline_takes_every_parameter() -> None:
+    from taylorglo.components.prepare_dataset import prepare_dataset
+
+    signature = inspect.signature(prepare_dataset.python_func)
+    outputs = {"sweep", "search_data", "full_data"}
+    taken = {name: p.annotation for name, p in signature.parameters.items() if name not in outputs}
+    expected = {name: type(value) for name, value in SweepSettings().parameters().items()}
+    assert taken == {"generations": int, **expected}
+    assert set(prepare_dataset.component_spec.inputs) == set(taken)
+    assert set(prepare_dataset.component_spec.outputs) == outputs
+    # Nothing has a default of its own beside those of the settings.
+    assert all(not each.optional for each in prepare_dataset.component_spec.inputs.values())

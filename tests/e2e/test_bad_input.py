@@ -325,9 +325,9 @@ IN_A_TASK: dict[str, Case] = {
         r"^data\.root: /.*/nowhere should be a folder that holds mnist$",
     ),
     "wrong checksum": (
-        lambda _: {"data_sha256": "0" * 64},
+        lambda _: {"data_sha256": "ab" * 32},
         _nothing,
-        r"^data\.sha256: expected 0{64}, but .* [0-9a-f]{64}$",
+        r"^data\.sha256: expected (ab){32}, but .* [0-9a-f]{64}$",
     ),
     "S3 refuses": (
         lambda _: {"data_name": "safetensors", "data_root": "s3://bucket/digits.safetensors"},

@@ -360,7 +360,7 @@ class TestSweepRecord:
             "attack": [(4, 5)],
         }
         record = self.record(sweep, spans, 10)
-        assert [(row.name, row.p_value) for row in record.comparison] == [
+        assert [(row.loss, row.p_value) for row in record.comparison] == [
             ("champion", None),
             ("cross-entropy", pytest.approx(1.0)),  # the same accuracies
         ]

@@ -72,10 +72,10 @@ def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset
             raise InputError(f"data.root: {settings.root} should have been fetched to a local path first")
         root = Path(settings.root)
     source = read_source(settings, root)
-    where = "data" if settings.name == "digits" else str(root)
+    where = "digits" if settings.name == "digits" else str(root)
     if settings.sha256 and settings.sha256 != source.sha256:
         raise InputError(
-            f"data.sha256: expected {settings.sha256}, but the {source.checksum_of} of {where} has {source.sha256}"
+            f"data.sha256: expected {settings.sha256}, but {where} has {source.sha256} (of its {source.checksum_of})"
         )
     num_classes = _check(source, where)
 

@@ -85,7 +85,10 @@ def sweep_record(
         seconds=seconds,
         wall_seconds=wall,
         training_share=inside / wall,
-        notes=[],
+        notes=[
+            "All seeds share one split of one data set: p speaks of the randomness of training, not of the choice of "
+            "test images."
+        ],
     )
 
 

@@ -267,13 +267,13 @@ def _tuning(record: SweepRecord) -> str:
 
 
 def _time(record: SweepRecord) -> str:
-    total = _sum(record.seconds.values())
+    total = record.wall_seconds  # and not the sum: on a cluster, stages overlap
     share = _share(record)
     lead = (
         f"<p>The sweep took {escape(_duration(record.wall_seconds))} of wall time; {share} of it "
         "was spent inside trainings.</p>"
     )
-    if total <= 0:
+    if not total > 0:
         return lead
     rows: list[Sequence[str]] = []
     for stage, seconds in record.seconds.items():

@@ -32,6 +32,7 @@ _NEAR_CROSS_ENTROPY = (4.0, -4.0, -1.0, 0.0)  # t/h expanded at h = 1/2, and a p
 _BOX = 50.0  # half-width of the search space in units of sigma: CMA-ES walks freely inside it
 _TRIES, _PAUSE = 4, 0.5  # of a failing database: as many tries, the pause in seconds doubled each time
 _BUSY_SECONDS = 60  # how long one try waits for an SQLite file that another process is writing
+_HOPELESS = ("file is not a database", "unable to open database file", "attempt to write a readonly database")
 _GENERATION, _VERDICT, _RESULT, _IDENTITY = "generation", "verdict", "result", "identity"
 
 Result = TypeVar("Result")
@@ -365,9 +366,10 @@ def _retried(action: Callable[[], Result]) -> Result:
         try:
             return action()
         except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            cause = error.__cause__ or error
-            message = _first_line(cause)
-            if "file is not a database" in message or "unable to open database file" in message:
+            failure = error if isinstance(error, DBAPIError) else error.__cause__
+            # The driver's own error: SQLAlchemy's goes on with the statement and its parameters.
+            message = _first_line((isinstance(failure, DBAPIError) and failure.orig) or error)
+            if any(hopeless in message for hopeless in _HOPELESS):
                 raise InputError(f"the study's database cannot be used: {message}") from None
             if attempt == _TRIES - 1:
                 raise ServiceError(f"the study's database fails, after {_TRIES} tries: {message}") from None

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 import threading
@@ -69,7 +70,9 @@ def _run_pipeline(config: Config, work: Path) -> None:
 
     from taylorglo_pipelines.sweep import sweep_pipeline
 
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(work / "pipeline"))
+    root = work / "pipeline" / config.name
+    shutil.rmtree(root, ignore_errors=True)  # what passed between the tasks of an earlier run, data and all
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
     printer = builtins.print
     try:
         sweep_pipeline(config)()

@@ -139,7 +139,7 @@ class TestFinished:
         assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?!data:)[^\"'#>\s]", page)
         assert not re.findall(r"@import|url\((?![\"']?(?:data:|#))", page)
         assert all(loss in page for loss in LOSSES)
-        (artifact,) = (work / "pipeline").glob("*/report/page")
+        (artifact,) = (work / "pipeline").glob("*/*/report/page")
         assert artifact.read_text() == page
         (parent,), _ = runs_of(client)
         downloaded = client.download_artifacts(parent.info.run_id, "report.html", str(tmp_path))
@@ -147,7 +147,7 @@ class TestFinished:
 
     def test_champion_is_the_best_finalist(self, work: Path, store: Path) -> None:
         loss = TaylorLoss.load(store / "champion" / "loss.json")
-        (path,) = (work / "pipeline").glob("*/train-champion/comparison")
+        (path,) = (work / "pipeline").glob("*/*/train-champion/comparison")
         outcome = json.loads(path.read_text())
         assert loss.theta.tolist() == outcome["champion"]["theta"]
         assert (loss.order, loss.classes, loss.provenance["sweep"]) == (3, 10, "digits")
@@ -210,8 +210,8 @@ class TestFinished:
             assert Path(downloaded).read_bytes() == (store / "champion" / name).read_bytes()
 
     def test_the_search_never_sees_the_test_split(self, work: Path) -> None:
-        (search,) = (work / "pipeline").glob("*/prepare-dataset/search_data")
-        (full,) = (work / "pipeline").glob("*/prepare-dataset/full_data")
+        (search,) = (work / "pipeline").glob("*/*/prepare-dataset/search_data")
+        (full,) = (work / "pipeline").glob("*/*/prepare-dataset/full_data")
         names = {}
         for path in (search, full):
             with safe_open(path, framework="pt") as file:
@@ -227,7 +227,7 @@ class TestFinished:
         assert main(["attack", str(store / "champion"), *words]) == 0
         head, *rows = capsys.readouterr().out.splitlines()
         assert head.split()[-2:] == ["0", "0.1"]
-        (path,) = (work / "pipeline").glob("*/train-champion/comparison")
+        (path,) = (work / "pipeline").glob("*/*/train-champion/comparison")
         first = json.loads(path.read_text())["trainings"][0]
         assert first["contender"]["name"] == "champion"
         clean, attacked = zip(*((float(row.split()[-2]), float(row.split()[-1])) for row in rows), strict=True)

@@ -128,7 +128,7 @@ def test_a_split_moves_to_a_device():
 def test_the_checksum_is_compared():
     right = data.load(DataSettings(), 0).provenance["source_sha256"]
     assert data.load(DataSettings(sha256=right), 0).provenance["source_sha256"] == right
-    with pytest.raises(InputError, match=f"expected {'0' * 64}, but the tensors of data has {right}"):
+    with pytest.raises(InputError, match=f"expected {'0' * 64}, but digits has {right}"):
         data.load(DataSettings(sha256="0" * 64), 0)
 
 
@@ -529,7 +529,7 @@ def test_a_safetensors_file_is_read(tmp_path):
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     assert dataset.provenance["source_sha256"] == sha256
     assert _same(dataset, _load("safetensors", path, sha256=sha256))
-    with pytest.raises(InputError, match=f"but the file of .*x.safetensors has {sha256}"):
+    with pytest.raises(InputError, match=f"but .*x.safetensors has {sha256}"):
         _load("safetensors", path, sha256="1" * 64)
 
 

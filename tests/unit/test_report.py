@@ -68,7 +68,7 @@ def record(champion: float = 0.92, baselines: dict[str, float] | None = None, **
             for loss in ("champion", "cross-entropy")
             for epsilon in (0.0, 0.05)
         ],
-        seconds={"candidate training": 30.0, "final training": 10.0},
+        seconds={"candidate training": 15.0, "final training": 12.0},
         wall_seconds=25.0,
         training_share=0.8,
         notes=[],
@@ -326,7 +326,9 @@ def test_a_learning_rate_at_the_edge_of_its_grid_is_flagged() -> None:
 
 def test_shares_of_time() -> None:
     page = text(default_page())
-    assert "candidate training 30.0 75.0" in page
+    assert "candidate training 15.0 60.0" in page
+    assert "final training 12.0 48.0" in page
+    assert "all 25.0 100.0" in page  # of the wall time: stages may overlap
     assert "80 % of it was spent inside trainings" in page
 
 

@@ -397,13 +397,13 @@ def _die_before_write(number: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
 
-def live_short_lives(path: Path, settings: dict[str, Any], writes: int) -> int:
-    """Run two generations in processes that are killed before their ``writes``-th write; returns how many were."""
+def live_short_lives(path: Path, settings: dict[str, Any], generations: int, writes: int) -> int:
+    """Run generations in processes that are killed before their ``writes``-th write; returns how many were."""
     for killed in range(500):
         if (process := os.fork()) == 0:
             _die_before_write(writes)
             search = open_search(path, **settings)
-            for generation in (1, 2):
+            for generation in range(1, generations + 1):
                 run_generation(search, generation)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
@@ -412,14 +412,14 @@ def live_short_lives(path: Path, settings: dict[str, Any], writes: int) -> int:
     return -1
 
 
-@pytest.mark.parametrize("on_reject", ["resample", "penalize"])
-def test_processes_killed_at_every_write(tmp_path, on_reject):
+@pytest.mark.parametrize(("on_reject", "generations"), [("resample", 2), ("penalize", 1)])
+def test_processes_killed_at_every_write(tmp_path, on_reject, generations):
     """Each process lives for two writes (one may be a repetition); together they do what one process does."""
     settings = {"popsize": 2, "mean": [0.0] * 4, "filters": ["learnable"], "on_reject": on_reject, "seed": 8}
     undisturbed = open_search(tmp_path / "undisturbed", **settings)
-    expected = facts(run_generation(undisturbed, 1) + run_generation(undisturbed, 2))
+    expected = [f for g in range(1, generations + 1) for f in facts(run_generation(undisturbed, g))]
     assert any(f[3].accepted is False for f in expected)
-    killed = python(f"print(live_short_lives(Path({str(tmp_path / 'killed')!r}), {settings!r}, 3))")
+    killed = python(f"print(live_short_lives(Path({str(tmp_path / 'killed')!r}), {settings!r}, {generations}, 3))")
     assert int(killed) > 3 * len(expected)
     assert facts(open_search(tmp_path / "killed", **settings).candidates()) == expected
 

@@ -13,6 +13,7 @@ sweep: $(VENV)/.installed ## run the digits sweep on this machine (an interrupte
 	@$(BIN)/taylorglo run pipelines/configs/digits.yaml
 
 ui: $(VENV)/.installed ## open MLflow on http://127.0.0.1:5000 to look at the runs
+	@mkdir -p runs
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlruns.db
 
 test: $(VENV)/.installed-dev ## check style, types and layers, then run the tests

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import nn
@@ -18,6 +19,7 @@ from taylorglo.errors import InputError
 from taylorglo.loss import Loss, TaylorLoss, classic
 from taylorglo.models import build
 from taylorglo.settings import SweepSettings
+from taylorglo.sources import digest_of
 from taylorglo.training import build_network, derived_seed, train, validate
 
 # Paths below the sweep's seed; those of the candidates are (generation >= 1, attempt).
@@ -75,7 +77,8 @@ class Trained:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Trained":
         """The inverse of :meth:`as_dict`."""
-        return cls(**{**values, "contender": Contender(**values["contender"])})
+        curve = [(step, accuracy, loss) for step, accuracy, loss in values["curve"]]
+        return cls(**{**values, "contender": Contender(**values["contender"]), "curve": curve})
 
 
 def baselines(settings: SweepSettings, learning_rate: float) -> list[Contender]:
@@ -196,7 +199,9 @@ def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Mod
 def _weights(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> bytes:
     # One entry, for safetensors writes several in an arbitrary order, and the same weights should be the same bytes.
     metadata = {"taylorglo": json.dumps({"model": settings.model.name, "image_shape": dataset.image_shape})}
-    return save({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, metadata)
+    # A copy of each, for it refuses tensors that share memory, such as tied weights.
+    state = {n: value.cpu().clone(memory_format=torch.contiguous_format) for n, value in network.state_dict().items()}
+    return save(state, metadata)
 
 
 def _key(contender: Contender, seed: int, dataset: Dataset, settings: SweepSettings) -> str:
@@ -205,7 +210,7 @@ def _key(contender: Contender, seed: int, dataset: Dataset, settings: SweepSetti
         "order": settings.search.order,
         "seed": seed,
         "data": dataset.fingerprint,
-        "tested": dataset.test is not None,
+        "test": digest_of(test=dataset.test),
         "model": settings.model.name,
         "training": settings.training.model_dump(),
     }

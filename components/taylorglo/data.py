@@ -100,6 +100,7 @@ def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset
         "validation_images": str(len(validation)),
         "test_images": str(len(test)),
         "fingerprint": digest_of(train=train, validation=validation),
+        "test_fingerprint": digest_of(test=test),
     }
     return Dataset(settings.name, num_classes, train, validation, test, mean, std, provenance)
 
@@ -163,8 +164,11 @@ def read(path: Path) -> Dataset:
         fingerprint = dataset.fingerprint
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise InputError(f"{expected}; it has the tensors {', '.join(sorted(tensors))}") from error
-    if fingerprint != digest_of(train=dataset.train, validation=dataset.validation):
-        raise InputError(f"{expected}; its tensors do not match its fingerprint {fingerprint}: it was altered")
+    intact = fingerprint == digest_of(train=dataset.train, validation=dataset.validation)
+    if dataset.test is not None:
+        intact &= dataset.provenance.get("test_fingerprint") == digest_of(test=dataset.test)
+    if not intact:
+        raise InputError(f"{expected}; its tensors do not match its fingerprints: it was altered")
     return dataset
 
 

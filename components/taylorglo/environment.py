@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from taylorglo.tracking import Tracker
 
 STUDY_URL, STORE_URI, TRACKING_URI = "TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"
-LOCAL_RUN = "TAYLORGLO_LOCAL_RUN"
+LOCAL_RUN, STARTED = "TAYLORGLO_LOCAL_RUN", "TAYLORGLO_STARTED"
 PREFIX = "taylorglo: "
 ERROR = "error: "
 
@@ -172,6 +172,7 @@ def create_search(settings: SweepSettings, fingerprint: str) -> "Search":
         key: value
         for key, value in settings.parameters().items()
         if key.partition("_")[0] in ("seed", "model", "training", "evaluation", "search")
+        and key not in ("training_device", "training_threads", "search_max_draws")  # where and how hard, not what
     }
     identity["data"] = f"{settings.data.name} {fingerprint[:12]}"
     return Search(variable(STUDY_URL), settings.name, settings.search, settings.seed, identity)

@@ -36,7 +36,11 @@ def published(theta: Sequence[float], num_classes: int) -> Verdict:
 
 def learnable(theta: Sequence[float], num_classes: int) -> Verdict:
     """Accept when the learning drive A is positive: the first step raises the target's logit over the others."""
-    drive = learning_drive(theta, num_classes)
+    return by_drive(learning_drive(theta, num_classes))
+
+
+def by_drive(drive: float) -> Verdict:
+    """The verdict of :func:`learnable` on any loss, from its learning drive A."""
     return _verdict("learnable", "A", drive, drive > 0, "above 0", {"A": drive})
 
 
@@ -45,7 +49,11 @@ def stable(theta: Sequence[float], num_classes: int) -> Verdict:
 
     kappa is 2 for two classes and 0.3 for more: first values, measured on Fashion-MNIST.
     """
-    drive, rate = learning_drive(theta, num_classes), collapse_rate(theta, num_classes)
+    return by_collapse(learning_drive(theta, num_classes), collapse_rate(theta, num_classes), num_classes)
+
+
+def by_collapse(drive: float, rate: float, num_classes: int) -> Verdict:
+    """The verdict of :func:`stable` on any loss, from its learning drive A and its collapse rate B."""
     limit = (2.0 if num_classes == 2 else 0.3) * max(drive, 0.0)
     return _verdict("stable", "B", rate, rate <= limit, f"at most {limit:.4g}", {"A": drive, "B": rate})
 

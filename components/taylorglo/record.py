@@ -85,11 +85,29 @@ def sweep_record(
         seconds=seconds,
         wall_seconds=wall,
         training_share=inside / wall,
-        notes=[
-            "All seeds share one split of one data set: p speaks of the randomness of training, not of the choice of "
-            "test images."
-        ],
+        notes=_notes(
+            sweep, [*tuning, *comparison["finalists"], *trainings], [c.result for c in candidates if c.result]
+        ),
     )
+
+
+def _notes(sweep: Sweep, trainings: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> list[str]:
+    notes = [
+        "All seeds share one split of one data set: p speaks of the randomness of training, not of the choice of test "
+        "images."
+    ]
+    former = sum(training["ended"] < sweep.started for training in [*trainings, *results])
+    if former:
+        notes.append(f"{former} trainings were known from an earlier run; the wall time is that of the last run alone.")
+    for own in by_contender(trainings):
+        diverged = sum(training["status"] != "ok" for training in own)
+        if diverged:
+            contender = own[0]["contender"]
+            notes.append(
+                f"{diverged} of {len(own)} trainings in full of {contender['name']} at learning rate "
+                f"{contender['learning_rate']:g} diverged."
+            )
+    return notes
 
 
 def by_contender(trainings: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:

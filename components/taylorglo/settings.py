@@ -43,8 +43,6 @@ Numbers = Annotated[list[float], BeforeValidator(_split)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
-DATASETS = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder", "safetensors")
-
 
 class Section(BaseModel):
     """A group of settings: immutable, closed to unknown keys, finite numbers only."""

@@ -183,8 +183,8 @@ def _stage_idx(root: Path, raw: Path) -> None:
         try:
             with gzip.open(path) as packed, open(raw / name, "wb") as plain:
                 shutil.copyfileobj(packed, plain)
-        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-            raise InputError(f"{path}: damaged: should be a whole gzip file: {error}") from error
+        except (EOFError, OSError, zlib.error) as error:
+            raise InputError(f"{path}: damaged: should be a whole, readable gzip file: {error}") from error
 
 
 def _read_image_folder(root: Path) -> tuple[Split, Split | None]:
@@ -229,8 +229,11 @@ def _read_folder(root: Path) -> tuple[Split, list[str]]:
 def _read_safetensors(path: Path) -> Source:
     if not path.is_file():
         raise InputError(f"data.root: {path} should be a .safetensors file")
-    with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     tensors, _ = open_safetensors(path)
     names = set(tensors)
     if names not in ({"images", "labels"}, {"images", "labels", "test_images", "test_labels"}):

@@ -1,5 +1,6 @@
 """What each component of the pipeline does: the method below it, with the study, the store and MLflow around it."""
 
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from taylorglo import environment
 from taylorglo.environment import Sweep, say
+from taylorglo.errors import InputError
 from taylorglo.settings import AttackSettings, Scalar, SweepSettings
 
 LOSS, NETWORK = "loss.json", "model.safetensors"
@@ -36,11 +38,11 @@ def prepare(parameters: Mapping[str, Scalar], generations: int, sweep: str, sear
     from taylorglo import data, models
     from taylorglo.storage import fetch
 
-    started = time.time()
+    started = float(os.environ.get(environment.STARTED) or time.time())
     settings = SweepSettings.from_parameters(parameters)
     with tempfile.TemporaryDirectory() as folder:
         root = settings.data.root
-        local = fetch(root, Path(folder)) if root.startswith("s3://") else None
+        local = fetch(root, Path(folder)) if "://" in root else None
         dataset = data.load(settings.data, settings.seed, local)
     models.check(settings.model.name, dataset.image_shape, dataset.num_classes)
     environment.create_search(settings, dataset.fingerprint)
@@ -89,7 +91,7 @@ def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_
         sweep.search.tell(candidate.trial, result["fitness"], result)
     everybody = sweep.search.candidates(generation)
     trained = [c for c in everybody if c.result is not None]
-    if all(c.finished for c in everybody) and max(trained, key=lambda c: c.ended or "").trial in wanted:
+    if trained and all(c.finished for c in everybody) and max(trained, key=lambda c: c.ended or "").trial in wanted:
         _tell_generation(sweep, generation, everybody, new=bool(waiting))
     return [c for c in everybody if c.trial in wanted]
 
@@ -97,10 +99,11 @@ def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_
 def _tell_generation(sweep: Sweep, generation: int, candidates: "Sequence[Candidate]", *, new: bool) -> None:
     """What the task that told the study the last result of a generation does for all of its tasks."""
     from taylorglo.search import summary
+    from taylorglo.statistics import covered
 
     numbers = summary(candidates)
     results = [c.result for c in candidates if c.result is not None]
-    spent = f"{max(r['ended'] for r in results) - min(r['started'] for r in results):.0f} s"
+    spent = f"{covered((r['started'], r['ended']) for r in results):.0f} s"
     say(
         f"generation {generation:>{len(str(sweep.generations))}}/{sweep.generations}  "
         f"best {numbers['best']:7.2%}  median {numbers['median']:7.2%}  "
@@ -187,6 +190,8 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
 
     settings, memo = sweep.settings, sweep.memo
     best = sweep.search.best(settings.champion.finalists)
+    if not best:
+        raise InputError("the filters rejected every candidate, so none was trained; choose others in a new sweep")
     finalists: list[Trained] = []
     champion = best[0]
     if len(best) > 1:
@@ -301,10 +306,10 @@ def write_report(
     from taylorglo.record import sweep_record
     from taylorglo.report import render, table, verdict
 
+    track_generations(sweep, sweep.generations)
     record = sweep_record(sweep, tuning, comparison, robustness)
     Path(page).write_text(render(record))
     sweep.store.upload(Path(page), sweep.key("report.html"))
-    track_generations(sweep, sweep.generations)
     _track_outcome(sweep, comparison["trainings"])
     sweep.tracker.log_files({"report.html": Path(page)})
     sweep.tracker.log_metrics(

@@ -173,7 +173,7 @@ class Tracker:
         """Log a nested run for each candidate that has none yet under this parent.
 
         Args:
-            generation: number of the generation, from 0.
+            generation: number of the generation, from 1.
             candidates: each with ``trial`` (int, unique in the study), ``theta`` (list of float), ``coefficients``
                 (dict of float), ``fitness`` (validation accuracy in [0, 1]), ``status`` (ok, diverged or failed),
                 ``reason`` (str), ``accuracies`` (one per attempt), ``curve`` (list of [step, validation accuracy,

@@ -197,7 +197,9 @@ def evaluate_candidate(
             return _evaluate(theta, generation, dataset, settings, started)
         except InputError:
             raise
-        except RuntimeError as error:
+        except (
+            Exception
+        ) as error:  # of a network of the user's own, of the GPU, ...: one candidate fails, not the search
             if last_try:
                 reason = str(error).strip().split("\n")[0][:200]
                 return Evaluation("failed", 0.0, [], [], started, time.time(), time.time() - started, reason)
@@ -261,5 +263,5 @@ def _schedule(
     if settings.schedule == "cosine":
         return lr_scheduler.CosineAnnealingLR(optimizer, horizon)
     if settings.schedule == "one-cycle":
-        return lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=horizon + 1)
+        return lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=horizon + 1, cycle_momentum=False)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)

@@ -64,4 +64,7 @@ def _named_by(weights: Path) -> str:
         raise InputError(f"{weights}: are not weights in safetensors: {error}") from None
     if "taylorglo" not in metadata:
         raise InputError(f"{weights}: do not name their network; give it with --model-name")
-    return str(json.loads(metadata["taylorglo"])["model"])
+    name = str(json.loads(metadata["taylorglo"])["model"])
+    if ":" in name and not name.startswith("torchvision:"):  # a file that was handed over must not choose what is run
+        raise InputError(f"{weights}: belong to a network of somebody's own; if you trust it, --model-name {name}")
+    return name

@@ -1,6 +1,7 @@
 """The command line: ``taylorglo run | compile | inspect | attack``."""
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from taylorglo.errors import TaylorgloError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status: 0, or 2 after one clear line (or one per problem) about what is wrong."""
     words = sys.argv[1:] if arguments is None else arguments
+    sys.path.insert(0, "")  # the user's own networks, as `python -m` finds them
     # argparse takes a theta that begins with a minus for an option, unless there is a space in it.
     given = _parser().parse_args([f" {word}" if re.match(r"^-[\d.]", word) else word for word in words])
     try:
@@ -21,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"taylorglo: error: {line}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("taylorglo: interrupted", file=sys.stderr)
         return 130
@@ -91,8 +95,11 @@ def _run(given: argparse.Namespace) -> None:
         flush=True,
     )
     places = local.run(settings)
+    mlflow = Path(sys.executable).with_name("mlflow")
     look = (
-        f"mlflow ui --backend-store-uri {places.tracking}" if places.tracking.startswith("sqlite:") else places.tracking
+        f"{mlflow} ui --backend-store-uri {places.tracking}"
+        if places.tracking.startswith("sqlite:")
+        else places.tracking
     )
     print(
         f"\nreport    {places.store}/{settings.name}/report.html\n"

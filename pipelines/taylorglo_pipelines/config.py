@@ -16,7 +16,7 @@ from taylorglo.settings import Section, SweepSettings, validated
 class PipelineSettings(Section):
     """What has to be known when the pipeline is compiled."""
 
-    generations: int = Field(8, ge=1, le=40, description="unrolled; a larger workflow is more than Argo can hold")
+    generations: int = Field(8, ge=1, description="unrolled; about 50 of them are more than Argo can hold")
     shards: int = Field(2, ge=1, description="tasks that share the candidates of a generation")
     image: str = Field("", description="container image of all tasks; empty: the component's own")
     cpu: str = Field(

@@ -1,11 +1,11 @@
 """``taylorglo inspect``: what a loss does in training, from its coefficients alone."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from taylorglo.dynamics import Dynamics, classic, coefficients, dynamics
 from taylorglo.errors import InputError
-from taylorglo.filters import FILTERS
+from taylorglo.filters import FILTERS, Verdict, by_collapse, by_drive
 from taylorglo.polynomial import checked_theta
 
 _CLASSIC = ("cross-entropy", "squared-error", "baikal")
@@ -25,12 +25,19 @@ def inspect(words: Sequence[str], classes: int | None, plot: Path | None) -> str
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
         raise InputError(f"{plot}: a plot should be a .svg, .png or .pdf file")
     if len(words) == 1 and words[0] in _CLASSIC:
-        n = classes or 10
+        n = 10 if classes is None else classes
         if plot is not None:
-            raise InputError(f"{words[0]} is drawn beside every theta; give a theta or a saved loss to plot")
-        return "\n".join([f"{words[0]}, {n} classes", "", *_dynamics(classic(words[0], n), n)])
+            raise InputError(
+                f"{words[0]} is no Taylor loss; name a theta or a saved loss to plot, cross-entropy is beside it"
+            )
+        found = classic(words[0], n)
+        verdicts = {
+            "learnable": by_drive(found.learning_drive),
+            "stable": by_collapse(found.learning_drive, found.collapse_rate, n),
+        }
+        return "\n".join([f"{words[0]}, {n} classes", "", *_dynamics(found, n), "", *_verdicts(verdicts)])
     theta, known_classes = _theta(words)
-    n = classes or known_classes or 10
+    n = classes if classes is not None else known_classes or 10
     lines = _theta_lines(theta, n)
     if plot is not None:
         _draw(theta, n, plot)
@@ -71,10 +78,12 @@ def _theta_lines(theta: list[float], num_classes: int) -> list[str]:
         lines += [f"  {name:<12} {value: .6g}" for name, value in found._asdict().items()]
         lines += [f"  {'cy + cyy':<12} {found.cy + found.cyy: .6g}"]
     lines += ["", *_dynamics(dynamics(theta, num_classes), num_classes), ""]
-    for name, judge in FILTERS.items():
-        if name != "none":
-            lines.append(f"  {name:<12} {judge(theta, num_classes).reason}")
+    lines += _verdicts({name: judge(theta, num_classes) for name, judge in FILTERS.items() if name != "none"})
     return lines
+
+
+def _verdicts(verdicts: Mapping[str, Verdict]) -> list[str]:
+    return [f"  {name:<12} {verdict.reason}" for name, verdict in verdicts.items()]
 
 
 def _dynamics(found: Dynamics, num_classes: int) -> list[str]:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,13 +18,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Literal, TextIO
 
-from taylorglo.environment import ERROR, LOCAL_RUN, PREFIX, STORE_URI, TRACKING_URI
+from taylorglo.environment import ERROR, LOCAL_RUN, PREFIX, STARTED, STORE_URI, TRACKING_URI
 from taylorglo.errors import InputError, TaylorgloError
+from taylorglo.mlflow_connection import redacted
 from taylorglo_pipelines.config import Config
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _COLOUR = re.compile(r"\x1b\[\d*m")
-_CREDENTIALS = re.compile(r"//[^/]*@")
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,10 @@ def run(config: Config) -> Places:
         TaylorgloError: a task failed.
     """
     work = _folder(Path(config.services.work_dir).absolute())
-    variables = {**config.services.variables(), LOCAL_RUN: "1"}
+    variables = {**config.services.variables(), LOCAL_RUN: "1", STARTED: str(time.time())}
     places = Places(
         variables[STORE_URI],
-        _CREDENTIALS.sub("//", variables[TRACKING_URI]),
+        redacted(variables[TRACKING_URI]),
         _folder(work / "logs") / f"{config.name}.log",
     )
     with _only_run(work, config.name), _environment(variables), _opened(places.log, "a") as log:
@@ -156,14 +157,16 @@ def _interruptible(config: Config, places: Places) -> Iterator[None]:
 
     def leave(number: int, _: FrameType | None) -> None:
         for interrupt in _INTERRUPTS:
-            signal.signal(interrupt, signal.SIG_IGN)
+            signal.signal(interrupt, signal.SIG_DFL)  # a second one does not wait for MLflow
         print(
             f"\ntaylorglo: interrupted; what is finished is kept, the same command goes on from there ({places.log})",
             file=sys.__stderr__,
             flush=True,
         )
-        _end_tracking(config, "KILLED")
-        os._exit(128 + number)
+        try:
+            _end_tracking(config, "KILLED")
+        finally:
+            os._exit(128 + number)
 
     former = {interrupt: signal.signal(interrupt, leave) for interrupt in _INTERRUPTS}
     try:

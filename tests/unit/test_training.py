@@ -1,248 +1,471 @@
-"""Training on real digits: determinism, common random numbers, schedules, and how it ends early."""
+"""Training: exact repetition, common random numbers, schedules step by step, and what ends a training early."""
 
 import math
+import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, log_loss
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from taylorglo import data, training
-from taylorglo.loss import CrossEntropy, TaylorLoss
+from taylorglo import data
+from taylorglo.data import Dataset, Split
+from taylorglo.errors import InputError
+from taylorglo.loss import CrossEntropy, Loss
 from taylorglo.polynomial import from_coefficients
-from taylorglo.settings import EvaluationSettings, ModelSettings, SweepSettings, TrainingSettings
-
-NEAR_CROSS_ENTROPY = from_coefficients(4, -4, -1, 0)
-SETTINGS = SweepSettings(
-    training=TrainingSettings(steps=60, batch_size=32),
-    evaluation=EvaluationSettings(steps=40, attempts=2, give_up_step=0),
+from taylorglo.settings import DataSettings, SweepSettings, TrainingSettings
+from taylorglo.training import (
+    Evaluation,
+    Training,
+    build_network,
+    derived_seed,
+    device_of,
+    evaluate_candidate,
+    resident,
+    scaled,
+    train,
+    validate,
 )
+
+GOOD = from_coefficients(4.0, -4.0, -1.0, 0.0)
+OTHER = from_coefficients(6.0, -3.0, -2.0, 0.5)
+BACKWARDS = from_coefficients(-4.0, 4.0, 1.0, 0.0)
 
 
 @pytest.fixture(scope="module")
-def digits() -> data.Dataset:
-    return data.load(SETTINGS.data, 0)
+def digits() -> Dataset:
+    return data.without_test(data.load(DataSettings(), 0))
 
 
-def run(digits: data.Dataset, settings: SweepSettings = SETTINGS, *, seed: int = 1, **kwargs: object):
-    network = training.build_network(settings, digits, 1)
-    arguments = {"steps": 40, "horizon": 40, "learning_rate": 0.1, "seed": seed, **kwargs}
-    result = training.train(network, CrossEntropy(), digits, settings.training, **arguments)
-    return network, result
+def sweep(
+    *, model: str = "mlp", training: dict[str, Any] | None = None, seed: int = 0, **evaluation: Any
+) -> SweepSettings:
+    return SweepSettings.model_validate(
+        {
+            "seed": seed,
+            "model": {"name": model},
+            "training": {"steps": 60, **(training or {})},
+            "evaluation": {"steps": 20, "give_up_step": 0, **evaluation},
+        }
+    )
 
 
-def weights(network: nn.Module) -> torch.Tensor:
-    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+def untimed(evaluation: Evaluation) -> Evaluation:
+    return replace(evaluation, started=0.0, ended=0.0, seconds=0.0)
 
 
-def test_cross_entropy_learns_digits(digits: data.Dataset) -> None:
-    network, result = run(digits, steps=300, horizon=300)
-    assert result.status == "ok"
-    assert result.accuracy > 0.93
-    assert [step for step, _, _ in result.curve] == [30 * point for point in range(1, 11)]
-    assert result.accuracy == result.curve[-1][1] == training.validate(network, digits.validation)[0]
+NETWORKS = """
+import torch
+from torch import nn
+
+initial, batches, evaluated, calls = [], [], 0, 0
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_one_others(digits: data.Dataset) -> None:
-    (first, one), (second, two), (third, _) = run(digits), run(digits), run(digits, seed=2)
-    assert torch.equal(weights(first), weights(second))
-    assert one.curve == two.curve
-    assert not torch.equal(weights(first), weights(third))
+class Recording(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        initial.append(torch.cat([p.detach().flatten() for p in network.parameters()]).tolist())
+
+    def forward(self, images):
+        global evaluated
+        if self.training:
+            batches.append(images.flatten(1).clone())
+        else:
+            evaluated += 1
+        return self.network(images)
 
 
-def test_dropout_is_seeded_and_the_global_generator_left_alone(digits: data.Dataset) -> None:
-    settings = SETTINGS.model_copy(update={"model": ModelSettings(name="mnist-cnn")})
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
-    first, _ = run(digits, settings, steps=3, horizon=3)
-    assert torch.equal(torch.get_rng_state(), before)
-    torch.manual_seed(6)
-    second, _ = run(digits, settings, steps=3, horizon=3)
-    assert torch.equal(weights(first), weights(second))
+def recording(image_shape, num_classes):
+    return Recording(nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes)))
 
 
-def test_validate_is_accuracy_and_log_loss(digits: data.Dataset) -> None:
-    network, _ = run(digits)
-    accuracy, cross_entropy = training.validate(network, digits.validation)
-    with torch.no_grad():
-        h = network(training.scaled(digits.validation.images)).softmax(dim=1).double().numpy()
-    labels = digits.validation.labels.numpy()
-    assert accuracy == pytest.approx(accuracy_score(labels, h.argmax(axis=1)))
-    assert cross_entropy == pytest.approx(log_loss(labels, h / h.sum(axis=1, keepdims=True)), rel=1e-4)
+def dropout(image_shape, num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, num_classes))
 
 
-def test_a_batch_larger_than_the_data_is_all_of_them(digits: data.Dataset) -> None:
-    settings = SETTINGS.model_copy(update={"training": TrainingSettings(steps=5, batch_size=5000)})
-    assert run(digits, settings, steps=5, horizon=5)[1].status == "ok"
+class Failing(nn.Module):
+    def __init__(self, times, num_classes):
+        super().__init__()
+        self.times = times
+        self.network = nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def forward(self, images):
+        global calls
+        calls += 1
+        if calls in self.times:
+            raise RuntimeError("out of memory\\nwith details")
+        return self.network(images)
 
 
-class RecordedRates:
-    """The learning rate of every step that an optimizer takes."""
+def failing_once(image_shape, num_classes):
+    return Failing({3}, num_classes)
 
-    def __init__(self) -> None:
-        self.rates: list[float] = []
 
-    def __call__(self, optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
-        self.rates.append(float(optimizer.param_groups[0]["lr"]))
+def failing_twice(image_shape, num_classes):
+    return Failing({3, 6}, num_classes)
+
+
+def sound(image_shape, num_classes):
+    return Failing(set(), num_classes)
+"""
 
 
 @pytest.fixture
-def recorded() -> Iterator[RecordedRates]:
-    from torch.optim.optimizer import register_optimizer_step_pre_hook
+def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """A user's module of networks that tell what they are shown."""
+    import importlib
+    import sys
 
-    hook = RecordedRates()
-    handle = register_optimizer_step_pre_hook(hook)
-    yield hook
+    (tmp_path / "training_networks.py").write_text(textwrap.dedent(NETWORKS))
+    monkeypatch.syspath_prepend(tmp_path)
+    yield importlib.import_module("training_networks")
+    del sys.modules["training_networks"]
+
+
+@pytest.fixture
+def rates() -> Iterator[list[tuple[float, float]]]:
+    """The learning rate and momentum of every optimizer step from here on."""
+    seen: list[tuple[float, float]] = []
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, args, kwargs: seen.append(
+            (float(optimizer.param_groups[0]["lr"]), optimizer.param_groups[0]["momentum"])
+        )
+    )
+    yield seen
     handle.remove()
 
 
-@pytest.mark.parametrize(
-    ("settings", "expected"),
-    [
-        ({"schedule": "constant"}, lambda step: 0.1),
-        ({"schedule": "cosine"}, lambda step: 0.05 * (1 + math.cos(math.pi * step / 40))),
-        (
-            {"schedule": "step", "milestones": [0.25, 0.5], "decay": 0.5},
-            lambda step: 0.1 / 2 ** ((step >= 10) + (step >= 20)),
-        ),
-    ],
-    ids=["constant", "cosine", "step"],
-)
-@pytest.mark.parametrize("steps", [40, 25])
-def test_schedules_are_what_their_names_say_in_whole_and_in_part(
-    digits: data.Dataset, recorded: RecordedRates, settings: dict, expected: object, steps: int
-) -> None:
-    chosen = SETTINGS.model_copy(update={"training": TrainingSettings(steps=60, **settings)})
-    run(digits, chosen, steps=steps, horizon=40)
-    assert recorded.rates == pytest.approx([expected(step) for step in range(steps)], abs=1e-9)
-
-
-def test_one_cycle_rises_to_the_rate_and_falls(digits: data.Dataset, recorded: RecordedRates) -> None:
-    chosen = SETTINGS.model_copy(update={"training": TrainingSettings(steps=60, schedule="one-cycle")})
-    run(digits, chosen)
-    peak = int(np.argmax(recorded.rates))
-    assert len(recorded.rates) == 40
-    assert max(recorded.rates) == pytest.approx(0.1, rel=0.01)
-    assert np.all(np.diff(recorded.rates[: peak + 1]) > 0)
-    assert np.all(np.diff(recorded.rates[peak:]) < 0)
-    assert 8 <= peak <= 16
-
-
-@pytest.mark.parametrize(
-    ("anneal", "last"),
-    [(True, 0.05 * (1 + math.cos(math.pi * 39 / 40))), (False, 0.05 * (1 + math.cos(math.pi * 39 / 60)))],
-)
-def test_a_short_training_anneals_or_is_the_beginning_of_the_full_one(
-    digits: data.Dataset, recorded: RecordedRates, anneal: bool, last: float
-) -> None:
-    settings = SETTINGS.model_copy(update={"evaluation": SETTINGS.evaluation.model_copy(update={"anneal": anneal})})
-    training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, digits, settings)
-    assert len(recorded.rates) == 80
-    assert recorded.rates[39] == recorded.rates[79] == pytest.approx(last)
-
-
-def test_fitness_is_the_mean_over_attempts_from_different_seeds(digits: data.Dataset) -> None:
-    found = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, digits, SETTINGS)
-    assert found.status == "ok"
-    assert len(set(found.accuracies)) == 2
-    assert found.fitness == pytest.approx(np.mean(found.accuracies))
-    assert 0 < found.seconds == pytest.approx(found.ended - found.started, abs=0.1)
-
-
-def test_candidates_of_a_generation_differ_by_their_loss_alone(digits: data.Dataset) -> None:
-    # c1 has no part in a training, so with the same weights and batches these two are one candidate, up to rounding.
-    shifted = from_coefficients(4, -4, -1, 0, c1=0.5)
-    one = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, digits, SETTINGS)
-    other = training.evaluate_candidate(shifted, 1, digits, SETTINGS)
-    later = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 2, digits, SETTINGS)
-    assert other.curve[-1][2] == pytest.approx(one.curve[-1][2], rel=1e-3)
-    assert abs(later.curve[-1][2] - one.curve[-1][2]) > 1e-3 * one.curve[-1][2]
-
-
-def test_fitness_does_not_depend_on_what_was_evaluated_before(digits: data.Dataset) -> None:
-    first = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 3, digits, SETTINGS)
-    training.evaluate_candidate(from_coefficients(1, 0, 0, 0), 3, digits, SETTINGS)
-    again = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 3, digits, SETTINGS)
-    assert again.accuracies == first.accuracies
-    assert again.curve == first.curve
-
-
-def test_the_test_split_is_never_touched(digits: data.Dataset) -> None:
-    with_test = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, digits, SETTINGS)
-    without = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, data.without_test(digits), SETTINGS)
-    assert with_test.accuracies == without.accuracies
-
-
-def test_no_learning_by_the_step_given_ends_a_candidate(digits: data.Dataset) -> None:
-    short = EvaluationSettings(steps=40, attempts=3, give_up_step=15, give_up_gain=0.05)
-    settings = SETTINGS.model_copy(update={"evaluation": short})
-    found = training.evaluate_candidate(from_coefficients(-4, 0, 0, 0), 1, digits, settings)
-    assert found.status == "diverged"
-    assert "no learning" in found.reason
-    assert len(found.accuracies) == 1
-    assert found.curve[-1][0] == 15
-    assert found.fitness <= 0.15
-    assert training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, digits, settings).status == "ok"
-
-
-def test_numbers_that_run_off_end_a_candidate_with_fitness_0(digits: data.Dataset) -> None:
-    found = training.evaluate_candidate(from_coefficients(1e30, 0, 0, 0), 1, digits, SETTINGS)
-    assert (found.status, found.fitness, found.accuracies) == ("diverged", 0.0, [0.0])
-    assert "finite" in found.reason
-
-
-def test_an_error_of_the_machine_is_tried_once_more_then_a_result(
-    digits: data.Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "frail_networks.py").write_text(
-        "import torch\n"
-        "calls = []\n"
-        "class Frail(torch.nn.Module):\n"
-        "    def __init__(self, failures, classes):\n"
-        "        super().__init__()\n"
-        "        self.failures, self.linear = failures, torch.nn.Linear(64, classes)\n"
-        "    def forward(self, x):\n"
-        "        calls.append(1)\n"
-        "        if len(calls) <= self.failures:\n"
-        "            raise RuntimeError('out of memory\\nsecond line')\n"
-        "        return self.linear(x.flatten(1))\n"
-        "def once(shape, classes): return Frail(1, classes)\n"
-        "def always(shape, classes): return Frail(10**9, classes)\n"
+def trained(
+    dataset: Dataset, settings: TrainingSettings, steps: int, loss: Loss | None = None, seed: int = 0, **options: Any
+) -> tuple[Training, nn.Module]:
+    network = build_network(sweep(), dataset, 1)
+    result = train(
+        network,
+        loss or CrossEntropy(),
+        dataset,
+        settings,
+        **{"steps": steps, "horizon": steps, "learning_rate": settings.learning_rate, "seed": seed, **options},
     )
-    monkeypatch.syspath_prepend(tmp_path)
-    once = SETTINGS.model_copy(update={"model": ModelSettings(name="frail_networks:once")})
-    assert training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, digits, once).status == "ok"
-    always = SETTINGS.model_copy(update={"model": ModelSettings(name="frail_networks:always")})
-    found = training.evaluate_candidate(NEAR_CROSS_ENTROPY, 1, digits, always)
-    assert (found.status, found.fitness, found.reason) == ("failed", 0.0, "out of memory")
+    return result, network
 
 
-def test_a_loss_trains_alike_on_indices_and_distributions(digits: data.Dataset) -> None:
-    loss = TaylorLoss(NEAR_CROSS_ENTROPY)
-    logits = torch.randn(8, 10)
-    assert torch.allclose(loss(logits, torch.arange(8)), loss(logits, torch.eye(10)[:8]))
+# Training works, and repeats exactly
 
 
-def test_seeds_of_different_paths_differ() -> None:
-    paths = [(g, a) for g in range(50) for a in range(5)] + [(1_000_000, k) for k in range(50)]
-    seeds = {training.derived_seed(0, *path) for path in paths}
-    assert len(seeds) == len(paths)
-    assert all(0 <= seed < 2**31 for seed in seeds)
-    assert training.derived_seed(0, 1, 2) != training.derived_seed(1, 1, 2)
+def test_cross_entropy_learns_the_digits(digits):
+    result, network = trained(digits, TrainingSettings(), 200)
+    assert result.status == "ok"
+    assert result.accuracy > 0.93
+    assert not network.training
+    assert (result.accuracy, result.curve[-1][2]) == validate(network, digits.validation)
+    assert [step for step, _, _ in result.curve] == list(range(20, 201, 20))
+    assert result.curve[-1][2] < result.curve[0][2] < math.log(10)
+    assert result.started <= result.ended
 
 
-def test_cuda_is_refused_where_there_is_none() -> None:
-    if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="no CUDA device"):
-            training.device_of(TrainingSettings(device="cuda"))
-    assert training.device_of(TrainingSettings(device="cpu")).type == "cpu"
+def test_a_candidate_learns_the_digits(digits):
+    result = evaluate_candidate(GOOD, 1, digits, sweep(training={"steps": 200}, steps=200, attempts=1))
+    assert result.status == "ok"
+    assert result.fitness > 0.93
 
 
-def test_resident_moves_all_splits(digits: data.Dataset) -> None:
-    moved = training.resident(replace(digits, test=None), torch.device("meta"))
-    assert moved.train.images.device.type == moved.validation.labels.device.type == "meta"
-    assert moved.test is None
+def test_same_seed_same_bits(digits):
+    (first, one), (second, two) = (trained(digits, TrainingSettings(), 30) for _ in range(2))
+    assert (first.accuracy, first.curve) == (second.accuracy, second.curve)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    _, three = trained(digits, TrainingSettings(), 30, seed=1)
+    assert not any(torch.equal(a, b) for a, b in zip(one.parameters(), three.parameters(), strict=True))
+
+
+@pytest.mark.usefixtures("networks")
+def test_dropout_repeats_and_the_global_generator_is_left_alone(digits):
+    settings = sweep(model="training_networks:dropout")
+    torch.manual_seed(123)
+    before = torch.get_rng_state()
+    first = untimed(evaluate_candidate(GOOD, 1, digits, settings))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(456)
+    assert untimed(evaluate_candidate(GOOD, 1, digits, settings)) == first
+    assert untimed(evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:dropout", seed=1))) != first
+
+
+def test_derived_seeds():
+    seeds = {derived_seed(seed, a, b) for seed in range(3) for a in (0, 1, 2, 1_000_000) for b in range(100)}
+    assert len(seeds) == 1200
+    assert min(seeds) >= 0
+    assert max(seeds) < 2**31
+    assert derived_seed(7, 1, 2) == int(np.random.SeedSequence([7, 1, 2]).generate_state(1)[0]) // 2
+
+
+# Common random numbers
+
+
+def test_candidates_of_a_generation_differ_by_their_loss_alone(digits, networks):
+    settings = sweep(model="training_networks:recording", attempts=2)
+
+    def seen(theta: list[float], generation: int) -> tuple[list[Any], list[torch.Tensor]]:
+        networks.initial.clear()
+        networks.batches.clear()
+        evaluate_candidate(theta, generation, digits, settings)
+        return list(networks.initial), list(networks.batches)
+
+    initial, batches = seen(GOOD, 1)
+    others, other_batches = seen(OTHER, 1)
+    assert (len(initial), len(batches)) == (2, 40)
+    assert others == initial
+    assert all(torch.equal(a, b) for a, b in zip(batches, other_batches, strict=True))
+    # Attempts and generations have weights and batches of their own.
+    later, later_batches = seen(GOOD, 2)
+    assert len({tuple(weights) for weights in initial + later}) == 4
+    starts = [batches[0], batches[20], later_batches[0], later_batches[20]]
+    assert not any(torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
+
+
+def test_losses_that_differ_in_c1_alone_train_alike(digits):
+    settings = sweep(steps=40)
+    gauged = [*GOOD[:2], GOOD[2] + 3.0, *GOOD[3:]]
+    one, two, other = (evaluate_candidate(theta, 1, digits, settings) for theta in (GOOD, gauged, OTHER))
+    curves = [[loss for _, _, loss in evaluation.curve] for evaluation in (one, two, other)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-3)
+    assert curves[0] != pytest.approx(curves[2], rel=1e-2)
+
+
+def test_fitness_does_not_depend_on_the_order_or_the_shard(digits):
+    settings = sweep(give_up_step=10)
+    together = [untimed(evaluate_candidate(theta, 3, digits, settings)) for theta in (GOOD, BACKWARDS, OTHER)]
+    apart = [untimed(evaluate_candidate(theta, 3, digits, settings)) for theta in (OTHER, GOOD)]
+    assert apart == [together[2], together[0]]
+    assert together[1].status == "diverged"
+
+
+# Batches
+
+
+def test_an_epoch_shows_every_image_once(digits, networks):
+    settings = sweep(model="training_networks:recording", training={"batch_size": 100}, attempts=1, steps=20)
+    evaluate_candidate(GOOD, 1, digits, settings)
+    size = len(digits.train)
+    per_epoch = size // 100
+    assert [len(batch) for batch in networks.batches] == [100] * 20
+    epochs = [torch.cat(networks.batches[start : start + per_epoch]) for start in (0, per_epoch)]
+    different = len(scaled(digits.train.images).flatten(1).unique(dim=0))
+    assert different == size  # no two images are alike, so that equal ones are the same one
+    for epoch in epochs:
+        assert len(epoch.unique(dim=0)) == per_epoch * 100
+    assert not torch.equal(*epochs)
+    assert networks.evaluated == 10  # ten points of the curve, one pass each, and no more
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(digits, networks):
+    few = replace(digits, train=Split(digits.train.images[:30], digits.train.labels[:30]))
+    settings = sweep(model="training_networks:recording", training={"batch_size": 64}, attempts=1, steps=3)
+    assert evaluate_candidate(GOOD, 1, few, settings).status == "ok"
+    assert [len(batch.unique(dim=0)) for batch in networks.batches] == [30, 30, 30]
+
+
+@pytest.mark.parametrize("steps", [1, 2, 7, 11])
+def test_steps_are_counted_exactly(digits, rates, steps):
+    result, _ = trained(digits, TrainingSettings(), steps)
+    assert len(rates) == steps
+    assert result.curve[-1][0] == steps
+    assert all(1 <= step <= steps for step, _, _ in result.curve)
+
+
+# Schedules
+
+
+def rate_at(step: int, settings: TrainingSettings, horizon: int) -> float:
+    """The learning rate of a step, from 1: in closed form."""
+    top, done = settings.learning_rate, step - 1
+    if settings.schedule == "step":
+        return top * settings.decay ** sum(done >= round(fraction * horizon) for fraction in settings.milestones)
+    if settings.schedule == "cosine":
+        return top * (1 + math.cos(math.pi * done / horizon)) / 2
+    if settings.schedule == "one-cycle":  # Smith & Topin 2018, as in torch: up for 30 % of the way, then down
+        peak = 0.3 * (horizon + 1) - 1
+        low, high, share = (top / 25, top, done / peak) if done <= peak else (top / 25e4, top, (horizon - done))
+        if done > peak:
+            share /= horizon - peak
+        return low + (high - low) * (1 - math.cos(math.pi * share)) / 2
+    return top
+
+
+@pytest.mark.parametrize("anneal", [True, False])
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one-cycle"])
+def test_learning_rates_of_a_short_training(digits, rates, schedule, anneal):
+    milestones = [0.2, 0.5] if schedule == "step" else []
+    training = {"learning_rate": 0.08, "momentum": 0.7, "schedule": schedule, "milestones": milestones, "decay": 0.3}
+    settings = sweep(training=training, anneal=anneal, attempts=2)
+    evaluate_candidate(GOOD, 1, digits, settings)
+    horizon = 20 if anneal else 60
+    expected = [rate_at(step, settings.training, horizon) for step in range(1, 21)]
+    assert [rate for rate, _ in rates] == pytest.approx(expected * 2, rel=1e-6)
+    assert {momentum for _, momentum in rates} == {0.7}
+    assert len(set(expected)) == {"constant": 1, "step": 3 if anneal else 2}.get(schedule, 20)
+
+
+def test_one_step_of_one_cycle(digits, rates):
+    result, _ = trained(digits, TrainingSettings(schedule="one-cycle"), 1)
+    assert (result.status, len(rates)) == ("ok", 1)
+
+
+def test_the_optimizer_is_the_one_that_was_asked_for(digits):
+    """One step of plain SGD with weight decay, by hand."""
+    settings = TrainingSettings(learning_rate=0.05, momentum=0, nesterov=False, weight_decay=0.1, batch_size=10_000)
+    _, network = trained(digits, settings, 1)
+    start = build_network(sweep(), digits, 1)
+    CrossEntropy()(start(scaled(digits.train.images)), digits.train.labels).backward()
+    for after, before in zip(network.parameters(), start.parameters(), strict=True):
+        assert before.grad is not None
+        torch.testing.assert_close(after, before - 0.05 * (before.grad + 0.1 * before), rtol=1e-4, atol=1e-6)
+
+
+# What ends a training early
+
+
+def test_a_candidate_that_has_not_learned_is_given_up(digits, rates):
+    settings = sweep(steps=20, give_up_step=7, give_up_gain=0.05, attempts=3)
+    result = evaluate_candidate(BACKWARDS, 1, digits, settings)
+    assert len(rates) == 7  # of the first attempt, and there is no second one
+    assert result.status == "diverged"
+    assert result.accuracies == [result.fitness]
+    assert result.fitness <= 0.15
+    assert "at step 7: no learning" in result.reason
+    assert result.curve[-1][0] == 7
+
+
+def test_a_candidate_is_given_up_only_where_it_has_not_learned(digits, rates):
+    expected = untimed(evaluate_candidate(GOOD, 1, digits, sweep(give_up_step=0, steps=40)))
+    settings = sweep(give_up_step=20, give_up_gain=0.05, steps=40)
+    assert untimed(evaluate_candidate(GOOD, 1, digits, settings)) == expected
+    assert expected.status == "ok"
+    assert len(expected.accuracies) == 2
+    rates.clear()
+    assert evaluate_candidate(GOOD, 1, digits, sweep(give_up_step=20, give_up_gain=0.899)).status == "diverged"
+    assert len(rates) == 20
+    rates.clear()
+    assert evaluate_candidate(BACKWARDS, 1, digits, sweep(give_up_step=21, attempts=1)).status == "ok"  # never there
+    assert evaluate_candidate(BACKWARDS, 1, digits, sweep(give_up_step=0, attempts=1)).status == "ok"
+    assert len(rates) == 40
+
+
+def test_giving_up_compares_with_the_accuracy_given(digits):
+    accuracy = trained(digits, TrainingSettings(), 10)[0].accuracy
+    stopped, _ = trained(digits, TrainingSettings(), 10, give_up=(10, accuracy))
+    assert (stopped.status, stopped.accuracy) == ("diverged", accuracy)
+    assert trained(digits, TrainingSettings(), 10, give_up=(10, accuracy - 1e-6))[0].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("theta", "rate"), [([x * 2e29 for x in GOOD], 0.1), (GOOD, 1e30)], ids=["extreme loss", "extreme learning rate"]
+)
+def test_numbers_that_run_off(digits, rates, theta, rate):
+    result = evaluate_candidate(theta, 1, digits, sweep(training={"learning_rate": rate}, steps=20, attempts=2))
+    assert (result.status, result.fitness, result.accuracies) == ("diverged", 0.0, [0.0])
+    assert "no longer finite at step" in result.reason
+    assert len(rates) < 20
+    assert all(math.isfinite(loss) for _, _, loss in result.curve)
+
+
+def test_fitness_is_the_mean_over_the_attempts(digits):
+    result = evaluate_candidate(GOOD, 1, digits, sweep(attempts=3, steps=10))
+    assert len(set(result.accuracies)) > 1
+    assert result.fitness == pytest.approx(sum(result.accuracies) / 3)
+    assert result.curve[-1][1] == pytest.approx(result.fitness)
+    assert 0 < result.seconds <= result.ended - result.started + 0.01
+
+
+# Errors
+
+
+def test_an_error_of_the_machine_is_tried_again(digits, networks):
+    expected = untimed(evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:sound")))
+    networks.calls = 0
+    assert untimed(evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:failing_once"))) == expected
+    assert expected.status == "ok"
+
+
+def test_an_error_that_comes_again_is_a_result(digits, networks):
+    result = evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:failing_twice"))
+    assert networks.calls == 6
+    assert untimed(result) == Evaluation("failed", 0.0, [], [], 0.0, 0.0, 0.0, "out of memory")
+    assert result.as_dict()["status"] == "failed"
+
+
+def test_bad_input_is_not_tried_again(digits):
+    with pytest.raises(InputError, match="theta has 3 numbers"):
+        evaluate_candidate([1.0, 2.0, 3.0], 1, digits, sweep())
+    with pytest.raises(InputError, match="no_such_module"):
+        evaluate_candidate(GOOD, 1, digits, sweep(model="no_such_module:network"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_a_gpu_that_is_not_there():
+    assert device_of(TrainingSettings()) == torch.device("cpu")
+    with pytest.raises(InputError, match=r"training\.device is cuda"):
+        device_of(TrainingSettings(device="cuda"))
+
+
+# The splits
+
+
+class Forbidden(Split):
+    """A split that nobody may look at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise AssertionError(f"{name} of the test split was read")
+
+    def __len__(self) -> int:
+        raise AssertionError("the test split was counted")
+
+
+def test_fitness_never_sees_the_test_split(digits):
+    sealed = replace(digits, test=Forbidden.__new__(Forbidden))
+    expected = untimed(evaluate_candidate(GOOD, 1, digits, sweep()))
+    assert untimed(evaluate_candidate(GOOD, 1, sealed, sweep())) == expected
+
+
+def test_validation_images_are_not_trained_on(digits, networks):
+    evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:recording", attempts=1, steps=60))
+    held_out = {tuple(row) for row in normalised(digits, digits.validation)}
+    shown = {tuple(row) for batch in networks.batches for row in batch.tolist()}
+    assert len(shown) > 1000
+    assert not shown & held_out
+
+
+def normalised(dataset: Dataset, split: Split) -> list[list[float]]:
+    images = (scaled(split.images) - dataset.mean[0]) / dataset.std[0]
+    rows: list[list[float]] = images.flatten(1).tolist()
+    return rows
+
+
+def test_resident_keeps_the_data(digits):
+    whole = data.load(DataSettings(), 0)
+    assert whole.test is not None
+    moved = resident(whole, torch.device("cpu"))
+    assert moved.test is not None
+    assert torch.equal(moved.test.images, whole.test.images)
+    assert torch.equal(moved.train.labels, whole.train.labels)
+    assert resident(digits, torch.device("cpu")).test is None
+
+
+def test_validate_agrees_with_scikit_learn(digits):
+    from sklearn.metrics import accuracy_score, log_loss
+
+    _, network = trained(digits, TrainingSettings(), 30)
+    split = digits.train
+    assert len(split) > 1000  # more than one batch of the evaluation, the last one shorter
+    network.train()
+    accuracy, cross_entropy = validate(network, split)
+    assert not network.training
+    with torch.no_grad():
+        probabilities = network(scaled(split.images)).double().softmax(dim=1).numpy()
+    assert accuracy == pytest.approx(accuracy_score(split.labels, probabilities.argmax(axis=1)), abs=1e-6)
+    assert cross_entropy == pytest.approx(log_loss(split.labels, probabilities), rel=1e-5)

@@ -1,14 +1,11 @@
 """What a sweep found, as plain data; its verdict in one sentence and its comparison as a table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
 
-from taylorglo.errors import InputError
 from taylorglo.report_figures import finite
 
 SIGNIFICANCE = 0.05
@@ -109,20 +106,6 @@ class SweepRecord:
     wall_seconds: float
     training_share: float
     notes: list[str]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The inverse of ``dataclasses.asdict``, also after a trip through JSON.
-
-        Raises:
-            InputError: naming the first field that is missing or of the wrong type.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(dict(values))
-        except ValidationError as error:
-            problem = error.errors()[0]
-            path = ".".join(str(part) for part in problem["loc"])
-            raise InputError(f"sweep record: {path}: {problem['msg']}") from None
 
 
 def verdict(record: SweepRecord) -> str:

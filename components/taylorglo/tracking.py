@@ -117,7 +117,7 @@ class Tracker:
     @property
     def _owns_run(self) -> bool:
         """Whether the parent's status is ours to set: not that of a run which a scheduler injected."""
-        return os.environ.get("MLFLOW_RUN_ID") != self.run_id or os.environ.get("TAYLORGLO_OWNS_RUN") == "1"
+        return os.environ.get("MLFLOW_RUN_ID") != self.run_id
 
     def log_settings(self, params: Mapping[str, str | int | float | bool]) -> None:
         """Log params on the parent, cut to 6000 characters and without the credentials of URIs.

@@ -30,8 +30,7 @@ PASSWORD = "hunter2"
 
 @pytest.fixture(autouse=True)
 def no_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MLFLOW_RUN_ID", "TAYLORGLO_OWNS_RUN"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
 
 
 @pytest.fixture(scope="session")
@@ -150,21 +149,19 @@ class TestParent:
         with pytest.raises(InputError, match="was deleted"):
             Tracker.attach(uri, tracker.run_id)
 
-    @pytest.mark.parametrize(("owns", "status"), [("", "RUNNING"), ("1", "FINISHED")])
     def test_injected_run_is_the_parent_and_is_left_to_its_owner(
-        self, uri: str, owns: str, status: str, monkeypatch: pytest.MonkeyPatch
+        self, uri: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         client = MlflowClient(tracking_uri=uri)
         experiment_id = client.create_experiment("of the scheduler")
         injected = client.create_run(experiment_id).info.run_id
         other = client.create_run(experiment_id).info.run_id
         monkeypatch.setenv("MLFLOW_RUN_ID", injected)
-        monkeypatch.setenv("TAYLORGLO_OWNS_RUN", owns)
         tracker = Tracker.open(uri, "digits", run_name="ours", resume_run_id=other)
         assert (tracker.run_id, tracker.experiment_id) == (injected, experiment_id)
         assert client.get_experiment_by_name("digits") is None
         tracker.finish()
-        assert client.get_run(injected).info.status == status
+        assert client.get_run(injected).info.status == "RUNNING"
 
     def test_injected_run_that_ended_is_not_reopened(
         self, uri: str, tracker: Tracker, monkeypatch: pytest.MonkeyPatch

@@ -246,7 +246,7 @@ class Search:
             fitness: validation accuracy in [0, 1].
             result: details as JSON values.
         """
-        with suppress(optuna.exceptions.UpdateFinishedTrialError):  # another process was faster
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._set(trial, _RESULT, dict(result))
             _retried(lambda: self._study.tell(trial, fitness, skip_if_finished=True))
 
@@ -303,11 +303,7 @@ class Search:
         return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
 
     def _set(self, number: int, key: str, value: Any) -> None:
-        def write() -> None:
-            if not self._storage.get_trial(self._trial_id(number)).state.is_finished():
-                self._storage.set_trial_user_attr(self._trial_id(number), key, value)
-
-        _retried(write)
+        _retried(lambda: self._storage.set_trial_user_attr(self._trial_id(number), key, value))
 
 
 def summary(candidates: Sequence[Candidate]) -> dict[str, float]:

@@ -270,7 +270,7 @@ def trained(contender: Contender, accuracy: float) -> Trained:
 def test_the_best_contender_is_the_best_on_average():
     a, b, c = (Contender("x", "cross-entropy", rate) for rate in (0.1, 0.2, 0.3))
     lucky = [trained(a, 0.99), trained(b, 0.8), trained(a, 0.5), trained(b, 0.81), trained(c, 0.7)]
-    assert best_contender(lucky) == b
+    assert best_contender([*lucky, *[trained(c, 0.7)] * 5]) == b  # however many trainings there are of each
     assert best_contender([trained(c, 0.5), trained(a, 0.5), trained(b, 0.4)]) == c  # of equals, the first
     theta = replace(a, theta=THETA)
     assert best_contender([trained(a, 0.5), trained(theta, 0.6)]) == theta

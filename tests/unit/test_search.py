@@ -402,7 +402,7 @@ def live_short_lives(path: Path, settings: dict[str, Any], generations: int, wri
     for killed in range(500):
         if (process := os.fork()) == 0:
             _die_before_write(writes)
-            search = open_search(path, **settings)
+            search = Search(url_of(path), "s", SearchSettings(**settings), seed=6)
             for generation in range(1, generations + 1):
                 run_generation(search, generation)
             os._exit(0)
@@ -415,10 +415,11 @@ def live_short_lives(path: Path, settings: dict[str, Any], generations: int, wri
 @pytest.mark.parametrize(("on_reject", "generations"), [("resample", 2), ("penalize", 1)])
 def test_processes_killed_at_every_write(tmp_path, on_reject, generations):
     """Each process lives for two writes (one may be a repetition); together they do what one process does."""
-    settings = {"popsize": 2, "mean": [0.0] * 4, "filters": ["learnable"], "on_reject": on_reject, "seed": 6}
-    undisturbed = open_search(tmp_path / "undisturbed", **settings)
+    settings = {"popsize": 2, "mean": [0.0] * 4, "filters": ["learnable"], "on_reject": on_reject}
+    undisturbed = open_search(tmp_path / "undisturbed", seed=6, **settings)
     expected = [f for g in range(1, generations + 1) for f in facts(run_generation(undisturbed, g))]
     assert any(f[3].accepted is False for f in expected)
+    open_search(tmp_path / "killed", seed=6, **settings)
     killed = python(f"print(live_short_lives(Path({str(tmp_path / 'killed')!r}), {settings!r}, {generations}, 3))")
     assert int(killed) > 3 * len(expected)
     assert facts(open_search(tmp_path / "killed", **settings).candidates()) == expected

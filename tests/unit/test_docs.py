@@ -49,6 +49,7 @@ def test_documented_defaults_are_the_defaults() -> None:
 @pytest.mark.parametrize("document", ["README.md", "docs/configuration.md", "docs/method.md", "docs/results.md"])
 def test_links_to_files_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text()
+    assert "@@" not in text
     for target in re.findall(r"\]\((?!https?://)([^)#]+)", text):
         assert ((ROOT / document).parent / target).exists(), target
 

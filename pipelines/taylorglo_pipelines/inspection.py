@@ -9,6 +9,11 @@ from taylorglo.filters import FILTERS, Verdict, by_collapse, by_drive
 from taylorglo.polynomial import checked_theta
 
 _CLASSIC = ("cross-entropy", "squared-error", "baikal")
+# Beside cross-entropy, which is in every plot: squared error, -(t-h)^2, is a Taylor loss up to a term without h.
+_DRAWN: Mapping[str, Mapping[str, Sequence[float]]] = {
+    "cross-entropy": {},
+    "squared-error": {"squared error": [0, 0, 0, -1, 0, 2, 0, 0]},
+}
 
 
 def inspect(words: Sequence[str], classes: int | None, plot: Path | None) -> str:
@@ -26,22 +31,22 @@ def inspect(words: Sequence[str], classes: int | None, plot: Path | None) -> str
         raise InputError(f"{plot}: a plot should be a .svg, .png or .pdf file")
     if len(words) == 1 and words[0] in _CLASSIC:
         n = 10 if classes is None else classes
-        if plot is not None:
-            raise InputError(
-                f"{words[0]} is no Taylor loss; name a theta or a saved loss to plot, cross-entropy is beside it"
-            )
         found = classic(words[0], n)
         verdicts = {
             "learnable": by_drive(found.learning_drive),
             "stable": by_collapse(found.learning_drive, found.collapse_rate, n),
         }
-        return "\n".join([f"{words[0]}, {n} classes", "", *_dynamics(found, n), "", *_verdicts(verdicts)])
+        lines = [f"{words[0]}, {n} classes", "", *_dynamics(found, n), "", *_verdicts(verdicts)]
+        if plot is not None:
+            if words[0] not in _DRAWN:
+                raise InputError(f"{words[0]} is not drawn; there are plots of thetas, {' and '.join(_DRAWN)}")
+            lines += _draw(_DRAWN[words[0]], n, plot)
+        return "\n".join(lines)
     theta, known_classes = _theta(words)
     n = classes if classes is not None else known_classes or 10
     lines = _theta_lines(theta, n)
     if plot is not None:
-        _draw(theta, n, plot)
-        lines += ["", f"plot: {plot}"]
+        lines += _draw({"Taylor loss": theta}, n, plot)
     return "\n".join(lines)
 
 
@@ -103,10 +108,11 @@ def _dynamics(found: Dynamics, num_classes: int) -> list[str]:
     ]
 
 
-def _draw(theta: list[float], num_classes: int, path: Path) -> None:
+def _draw(thetas: Mapping[str, Sequence[float]], num_classes: int, path: Path) -> list[str]:
     from taylorglo.report import loss_figure
 
     try:
-        loss_figure(theta, num_classes).savefig(path)
+        loss_figure(thetas, num_classes).savefig(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+    return ["", f"plot: {path}"]

@@ -130,3 +130,17 @@ class TestInspect:
         assert output.endswith(f"plot: {path}\n")
         assert path.read_bytes().startswith(head)
         assert path.stat().st_size > 5_000
+
+
+@pytest.mark.parametrize("name", ["cross-entropy", "squared-error"])
+def test_inspect_draws_a_classic_loss(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot = tmp_path / "loss.svg"
+    assert main(["inspect", name, "--plot", str(plot)]) == 0
+    assert f"plot: {plot}" in capsys.readouterr().out
+    assert plot.read_text().count("<svg") == 1
+
+
+def test_inspect_has_no_plot_of_baikal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["inspect", "baikal", "--plot", str(tmp_path / "loss.svg")]) == 2
+    assert "there are plots of thetas, cross-entropy and squared-error" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -79,16 +79,17 @@ def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_
     wanted = set(trials)
     own = [c for c in sweep.search.candidates(generation) if c.trial in wanted]
     waiting = [c for c in own if not c.finished]
-    dataset = environment.dataset_of(search_data, sweep) if any(c.result is None for c in waiting) else None
     for candidate in waiting:
-        result = candidate.result  # of a process that was killed before it could tell
-        if result is None:
-            from taylorglo.training import evaluate_candidate
+        if candidate.result is not None:  # of a process that was killed before it could tell
+            sweep.search.tell(candidate.trial, candidate.result["fitness"], candidate.result)
+    untrained = [c for c in waiting if c.result is None]
+    if untrained:  # torch, and the data, only for a shard that has to train
+        from taylorglo.training import evaluate_candidate
 
-            assert dataset is not None
+        dataset = environment.dataset_of(search_data, sweep)
+        for candidate in untrained:
             evaluation = evaluate_candidate(candidate.theta, generation, dataset, sweep.settings)
-            result = {**evaluation.as_dict(), "run": sweep.run_id}
-        sweep.search.tell(candidate.trial, result["fitness"], result)
+            sweep.search.tell(candidate.trial, evaluation.fitness, {**evaluation.as_dict(), "run": sweep.run_id})
     everybody = sweep.search.candidates(generation)
     trained = [c for c in everybody if c.result is not None]
     if trained and all(c.finished for c in everybody) and max(trained, key=lambda c: c.ended or "").trial in wanted:

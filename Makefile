@@ -26,6 +26,9 @@ test-long: $(VENV)/.installed-dev ## run the tests that take minutes
 golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden anew
 	@$(BIN)/python tests/golden/write.py
 
+docs: $(VENV)/.installed ## write the tables in docs/configuration.md anew
+	@$(BIN)/python docs/generate.py
+
 clean: ## remove the virtual environment and the results of all runs
 	rm -rf $(VENV) runs
 
@@ -40,4 +43,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-.PHONY: help sweep ui test test-long golden clean
+.PHONY: help sweep ui test test-long golden docs clean

@@ -7,19 +7,16 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from safetensors import safe_open
+from servers import mlflow_server
 from sweeps import Sweeps
 
 from taylorglo.loss import TaylorLoss
@@ -327,32 +324,6 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tm
     assert sorted(run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags) == sorted(LOSSES)
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path, s3: Any, log: Path) -> Iterator[str]:
-    """MLflow's own server, on an SQLite file, its artifacts in the bucket."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    command += [f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}", f"--artifacts-destination=s3://{s3.bucket}/m"]
-    env = {**os.environ, **s3.env(), "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
-
-        def answers() -> bool:
-            assert process.poll() is None, log.read_text()
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                return bool(urllib.request.urlopen(f"{uri}/health", timeout=2).read())
-            return False
-
-        try:
-            wait_until(answers, 60, "MLflow's server")
-            yield uri
-        finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=20)
-
-
 def test_on_real_servers(s3: Any, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import boto3
     import torch
@@ -370,7 +341,9 @@ def test_on_real_servers(s3: Any, postgres_url: str, tmp_path: Path, monkeypatch
     prefix = secrets.token_hex(6)
     bucket.put_object(Key=f"{prefix}/digits.safetensors", Body=body)
 
-    with mlflow_server(tmp_path, s3, tmp_path / "mlflow.log") as uri:
+    backend = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    with mlflow_server(backend, f"s3://{s3.bucket}/m", tmp_path / "mlflow.log", s3.env()) as server:
+        uri = server.uri
         client = MlflowClient(tracking_uri=uri)
         injected = client.create_run(client.create_experiment("somebody-elses"), run_name="by the scheduler")
         services = {

@@ -1,6 +1,7 @@
-"""MLflow's own server, which a test may stop and start again."""
+"""MLflow's own server, which a test may stop and start again, and databases of a PostgreSQL that runs."""
 
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -64,3 +65,13 @@ def mlflow_server(
         yield server
     finally:
         server.stop()
+
+
+def new_database(postgres: str) -> str:
+    """Create an empty database beside that of the URL; returns its URL."""
+    import psycopg
+
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgres.replace("/postgres?", f"/{name}?")

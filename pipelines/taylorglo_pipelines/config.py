@@ -27,6 +27,7 @@ class PipelineSettings(Section):
     )
     memory: str = Field("", pattern=r"^(\d+(\.\d+)?[KMGT]i?)?$", description="likewise, such as 4Gi")
     accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field("", description="one of these for such a task")
+    service_account: str = Field("", description="service account of the pods; empty: Kubeflow's own")
 
 
 class ServiceSettings(Section):

@@ -6,8 +6,8 @@ the generated API beneath it is what is called. It takes a second to import and 
 
 import hashlib
 import json
-import logging
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -24,8 +24,8 @@ from taylorglo_pipelines.config import Config
 
 _T = TypeVar("_T")
 
-_TIMEOUT = (10, 60)  # seconds to connect and to answer
-_RETRY_DELAYS: tuple[float, ...] = (1.0, 2.0, 4.0)  # on top of what urllib3 tries at once
+_TIMEOUT = (10, 30)  # seconds to connect and to answer
+_RETRY_DELAYS: tuple[float, ...] = (1.0, 2.0, 4.0)  # seconds
 _TRANSIENT = (429, 500, 502, 503, 504)
 _PAGE = 100
 _MAX_REASON = 300
@@ -42,16 +42,6 @@ class Access:
     ca_cert: Path | None = None
 
 
-@dataclass(frozen=True)
-class Version:
-    """An uploaded pipeline."""
-
-    pipeline_id: str
-    version_id: str
-    name: str
-    is_new: bool
-
-
 class Connection:
     """Kubeflow Pipelines; every call is bounded in time and tried again a bounded number of times.
 
@@ -64,7 +54,6 @@ class Connection:
     def __init__(self, access: Access) -> None:
         import kfp_server_api
 
-        logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of each of its own retries
         self._answered = False
         self._api: Any = None
         self.name, self.delays = "Kubeflow Pipelines", _RETRY_DELAYS
@@ -85,6 +74,7 @@ class Connection:
         self.runs = kfp_server_api.RunServiceApi(self._api)
         self.recurring_runs = kfp_server_api.RecurringRunServiceApi(self._api)
         health = self.call(kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz)
+        self._answered = False  # that one anybody may ask
         self.tenant = _tenant(access) if health.multi_user else None
         self.namespace = self.tenant or access.namespace or "kubeflow"
         self.hint = "" if ui else f" (after kubectl port-forward -n {self.namespace} svc/ml-pipeline-ui 8080:80)"
@@ -193,7 +183,7 @@ class Connection:
             return InputError(f"{self.name}: the address is malformed")
         if isinstance(cause, NameResolutionError):
             return InputError(f"{self.name}: there is no host of this name")
-        reason = str(cause).rpartition(": ")[2] or type(cause).__name__
+        reason = re.sub(r"^\[Errno \d+\] ", "", str(cause).rpartition(": ")[2]) or type(cause).__name__
         return ServiceError(f"{self.name}: cannot be reached: {reason[:_MAX_REASON]}")
 
 
@@ -216,7 +206,7 @@ def submit(config: Config, connection: Connection, experiment: str) -> Any:
         config.name,
         kfp_server_api.V2beta1Run(
             experiment_id=experiment_id,
-            pipeline_version_reference=reference(version),
+            pipeline_version_reference=version,
             runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters={}),
             service_account=config.pipeline.service_account or None,
         ),
@@ -241,17 +231,8 @@ def start_run(connection: Connection, name: str, run: Any) -> Any:
     return connection.create(find, connection.runs.run_service_create_run, run)
 
 
-def reference(version: Version) -> Any:
-    """How a run names the pipeline that it runs."""
-    import kfp_server_api
-
-    return kfp_server_api.V2beta1PipelineVersionReference(
-        pipeline_id=version.pipeline_id, pipeline_version_id=version.version_id
-    )
-
-
-def upload(config: Config, connection: Connection) -> Version:
-    """The sweep as a version of its pipeline: uploaded under the hash of its content, or found under it."""
+def upload(config: Config, connection: Connection) -> Any:
+    """The sweep as a version of its pipeline, uploaded under the hash of its content or found there: a reference."""
     import kfp_server_api
 
     with tempfile.TemporaryDirectory() as folder:
@@ -269,8 +250,7 @@ def upload(config: Config, connection: Connection) -> Version:
                 pipeline,
             )
         ).pipeline_id
-        found = _version(connection, pipeline_id, name)
-        version = found or connection.create(
+        version = _version(connection, pipeline_id, name) or connection.create(
             lambda: _version(connection, pipeline_id, name),
             connection.uploads.upload_pipeline_version,
             str(path),
@@ -278,7 +258,9 @@ def upload(config: Config, connection: Connection) -> Version:
             display_name=name,
             pipelineid=pipeline_id,
         )
-    return Version(pipeline_id, version.pipeline_version_id, name, is_new=not found)
+    return kfp_server_api.V2beta1PipelineVersionReference(
+        pipeline_id=pipeline_id, pipeline_version_id=version.pipeline_version_id
+    )
 
 
 def _pipeline(connection: Connection, name: str) -> Any:
@@ -324,6 +306,7 @@ def _api_client(host: str, access: Access) -> Any:
     """kfp's client, connected; and of it the generated client, which is all that is used."""
     import kfp_server_api
     from kfp import client
+    from urllib3 import Retry
 
     class Quiet(client.Client):  # type: ignore[misc]
         """Asks nothing on its own, so that nothing hangs or is written to ~/.config."""
@@ -349,7 +332,21 @@ def _api_client(host: str, access: Access) -> Any:
             credentials=credentials,
             ssl_ca_cert=str(access.ca_cert) if access.ca_cert else None,
         )
-    return connected._healthz_api.api_client
+    api = connected._healthz_api.api_client
+    configuration = api.configuration
+    configuration.retries = Retry(0)  # it is tried again here, and not three times more each time
+    api.rest_client = kfp_server_api.rest.RESTClientObject(configuration)
+    address, refresh = configuration.host.rstrip("/"), configuration.refresh_api_key_hook
+    configuration.host = address
+    if refresh:
+
+        def refreshed(target: Any) -> None:
+            refresh(target)
+            # With a kubeconfig's token come its address, without the way on to Kubeflow, and its own hook.
+            target.host, target.refresh_api_key_hook = address, refreshed
+
+        configuration.refresh_api_key_hook = refreshed
+    return api
 
 
 def _check_host(host: str) -> None:

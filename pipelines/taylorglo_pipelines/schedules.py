@@ -18,7 +18,6 @@ from taylorglo_pipelines.kubeflow import (
     experiment_of,
     find_experiment,
     named,
-    reference,
     start_run,
     upload,
 )
@@ -41,7 +40,7 @@ def create(
     name = name or config.name
     version = upload(config, connection)
     experiment_id = experiment_of(connection, experiment_name(experiment, config.name))
-    wanted = _recurring_run(config, name, experiment_id, reference(version), trigger)
+    wanted = _recurring_run(config, name, experiment_id, version, trigger)
     olds = _listed(connection, name, experiment_id)
     if len(olds) == 1 and _content(olds[0]) == _content(wanted):
         return "unchanged", describe(connection, olds[0])

@@ -97,8 +97,10 @@ def _started(task: Any) -> float:
 
 
 def _is_plumbing(name: str | None) -> bool:
-    """Whether Argo's node is none of the pipeline's tasks: each of them has a driver and an executor besides."""
-    return not name or name in ("root", "driver", "executor") or name.endswith("-driver")
+    """Whether a node of Argo's is none of the pipeline's tasks: the whole workflow, or a task's driver or executor."""
+    return (
+        not name or name in ("root", "driver", "executor") or name.startswith("taylorglo-") or name.endswith("-driver")
+    )
 
 
 class Pods:
@@ -170,16 +172,16 @@ class Pods:
 
         assert self._api is not None
         try:
-            log: str = self._api.read_namespaced_pod_log(
+            log = self._api.read_namespaced_pod_log(
                 pod.metadata.name,
                 self._namespace,
                 container="main",
                 tail_lines=_LOG_LINES,
                 _request_timeout=(3, 10),
             )
-            return log
         except (ApiException, HTTPError):
             return ""
+        return str(log)
 
 
 def _task_of(pod: Any) -> str:

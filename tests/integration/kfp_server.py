@@ -83,6 +83,7 @@ class Request:
     path: str
     query: dict[str, str]
     body: Any
+    proxied: bool  # through the Kubernetes API
 
 
 @dataclass
@@ -95,7 +96,7 @@ class KubeflowServer:
     page_size: int = 2
     faults: list[Fault] = field(default_factory=list)
     script: list[dict[str, Any]] = field(default_factory=list)  # what a run becomes, one look after another
-    pods: list[dict[str, Any]] = field(default_factory=list)
+    pods: list[dict[str, Any]] = field(default_factory=list)  # of the next run
     logs: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
     experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -106,6 +107,7 @@ class KubeflowServer:
     specs: dict[str, Any] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)  # requests or answers that the models refuse
     tls: ssl.SSLContext | None = None
+    lock: Any = field(default_factory=threading.Lock)
 
     def __enter__(self) -> "KubeflowServer":
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (_Handler,), {"kubeflow": self}))
@@ -150,9 +152,11 @@ class KubeflowServer:
             check(request.body, kind)
             return kind, self._create(parts[0], store, request.body)
         if route[0] == "GET" and len(parts) == 1:
-            items = {"recurringruns": "recurring_runs"}.get(parts[0], parts[0])
-            plural = {"recurring_runs": "RecurringRuns"}.get(items, items.capitalize())
-            return f"V2beta1List{plural}Response", self._page(request, items, self._visible(request, items, store))
+            model = f"V2beta1List{'RecurringRuns' if parts[0] == 'recurringruns' else parts[0].capitalize()}Response"
+            items = next(
+                key for key in getattr(kfp_server_api, model).attribute_map.values() if key.lower() == parts[0]
+            )
+            return model, self._page(request, items, self._visible(request, store))
         identity, _, verb = parts[1].partition(":")
         thing = self._get(store, identity)
         if verb in ("enable", "disable"):
@@ -177,7 +181,7 @@ class KubeflowServer:
                 return each
         raise Refusal(404, f"pipeline {name} not found")
 
-    def _visible(self, request: Request, items: str, store: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    def _visible(self, request: Request, store: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
         query, found = request.query, list(store.values())
         if query.get("namespace") and not self.multi_user:
             raise Refusal(400, "In single-user mode, cannot filter by namespace.")
@@ -207,14 +211,15 @@ class KubeflowServer:
             if bool(body.get("namespace")) != self.multi_user:
                 raise Refusal(400, "namespace: only with several users, and then always")
             key = "name" if kind == "pipelines" else "display_name"
-            if any(
-                (each[key], each.get("namespace")) == (body[key], body.get("namespace")) for each in store.values()
-            ):
+            if any((each[key], each.get("namespace")) == (body[key], body.get("namespace")) for each in store.values()):
                 raise Refusal(409, f"{body[key]} already exists")
             thing["pipeline_id" if kind == "pipelines" else "experiment_id"] = identity
         else:
             thing |= self._checked(kind, body)
             thing["run_id" if kind == "runs" else "recurring_run_id"] = identity
+        if kind == "runs":
+            for pod in self.pods:
+                pod["metadata"]["labels"]["pipeline/runid"] = identity
         store[identity] = thing
         return thing
 
@@ -294,7 +299,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = parts.path.removeprefix(PROXY)
         query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        request = Request(self.command, path, query, self._body(content))
+        request = Request(self.command, path, query, self._body(content), proxied=path != parts.path)
         server.requests.append(request)
         fault = next(
             (
@@ -312,7 +317,8 @@ class _Handler(BaseHTTPRequestHandler):
         if server.login_page:
             self._send(200, b"<!doctype html><title>Log in</title>", "text/html")
             return
-        if server.token and self.headers.get("Authorization") != f"Bearer {server.token}":
+        is_open = path == f"{PREFIX}/healthz" and not request.proxied
+        if server.token and not is_open and self.headers.get("Authorization") != f"Bearer {server.token}":
             self._send(401, b'{"code": 16, "message": "Request header error: there is no user identity header."}')
             return
         try:
@@ -322,7 +328,8 @@ class _Handler(BaseHTTPRequestHandler):
                 text = found if plain else json.dumps(found)
                 self._send(200, text.encode(), "text/plain" if plain else "application/json")
                 return
-            kind, answer = server.answer(request)
+            with server.lock:
+                kind, answer = server.answer(request)
             check(answer, kind)
         except Refusal as refusal:
             self._send(refusal.status, json.dumps({"code": 3, "message": str(refusal)}).encode())

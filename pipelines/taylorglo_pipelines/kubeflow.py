@@ -176,13 +176,12 @@ class Connection:
         cause = getattr(error, "reason", None) or error
         if isinstance(cause, SSLError):
             reason = str(cause).partition("] ")[2].partition(" (_ssl")[0] or str(cause)
-            return InputError(
-                f"{self.name}: TLS: {reason}; a certificate authority of your own is given with --ca-cert"
-            )
+            kind = ServiceError if self._answered else InputError  # a connection may also break off in TLS
+            return kind(f"{self.name}: TLS: {reason}; a certificate authority of your own is given with --ca-cert")
         if isinstance(cause, LocationValueError):
             return InputError(f"{self.name}: the address is malformed")
         if isinstance(cause, NameResolutionError):
-            return InputError(f"{self.name}: there is no host of this name")
+            return ServiceError(f"{self.name}: there is no host of this name")
         reason = re.sub(r"^\[Errno \d+\] ", "", str(cause).rpartition(": ")[2]) or type(cause).__name__
         return ServiceError(f"{self.name}: cannot be reached: {reason[:_MAX_REASON]}")
 
@@ -317,21 +316,23 @@ def _api_client(host: str, access: Access) -> Any:
     token = access.token_file or Path(
         os.environ.get(client.KF_PIPELINES_SA_TOKEN_ENV) or client.KF_PIPELINES_SA_TOKEN_PATH
     )
-    if access.token_file or os.environ.get(client.KF_PIPELINES_SA_TOKEN_ENV) or token.exists():
+    credentials = None  # a kubeconfig has its own
+    if host and (access.token_file or os.environ.get(client.KF_PIPELINES_SA_TOKEN_ENV) or token.exists()):
         _check_token(token)
         credentials = client.ServiceAccountTokenVolumeCredentials(str(token))  # read anew for every call
-    else:
-        credentials = None
     if access.ca_cert and not access.ca_cert.is_file():
         raise InputError(f"--ca-cert {access.ca_cert}: there is no such file")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        connected = Quiet(
-            host=host or None,
-            namespace=access.namespace or "kubeflow",
-            credentials=credentials,
-            ssl_ca_cert=str(access.ca_cert) if access.ca_cert else None,
-        )
+        try:
+            connected = Quiet(
+                host=host or None,
+                namespace=access.namespace or "kubeflow",
+                credentials=credentials,
+                ssl_ca_cert=str(access.ca_cert) if access.ca_cert else None,
+            )
+        except (KeyError, OSError, ValueError):
+            raise InputError(f"{Quiet._LOCAL_KFP_CONTEXT}: is not what kfp's client writes; remove it") from None
     api = connected._healthz_api.api_client
     configuration = api.configuration
     configuration.retries = Retry(0)  # it is tried again here, and not three times more each time

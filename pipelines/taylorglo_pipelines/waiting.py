@@ -187,4 +187,4 @@ class Pods:
 def _task_of(pod: Any) -> str:
     """The task that a pod belongs to: Argo notes the path to its node, workflow.task.executor."""
     path = (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", "").split(".")[1:]
-    return next((part for part in reversed(path) if not _is_plumbing(part)), pod.metadata.name)
+    return str(next((part for part in reversed(path) if not _is_plumbing(part)), pod.metadata.name))

@@ -225,6 +225,12 @@ class TestAccess:
         assert (status, err.count("\n")) == (2, 1)
         assert "not found (404: no such resource)" in err
 
+    def test_what_kfp_remembers_is_broken(self, cli: Cli, server: KubeflowServer, config: Path, tmp_path: Path) -> None:
+        (tmp_path / "context.json").write_text("{}")
+        _, _, err = cli("submit", config, "--host", server.url)
+        assert err == f"taylorglo: error: {tmp_path}/context.json: is not what kfp's client writes; remove it\n"
+        (tmp_path / "context.json").unlink()
+
     def test_nowhere(self, cli: Cli, config: Path, tmp_path: Path) -> None:
         status, _, err = cli("submit", config)
         assert (status, err.count("\n")) == (2, 1)
@@ -411,7 +417,8 @@ class TestWait:
         assert (status, err) == (
             1,
             f"taylorglo: error: task prepare-dataset does not start: {reason}: {message}; "
-            "no longer waiting, but the run goes on: it starts by itself once that is mended, or end it in the user interface\n",
+            "no longer waiting, but the run goes on: it starts by itself once that is mended, "
+            "or end it in the user interface\n",
         )
 
     def test_a_pod_that_starts_after_all(

@@ -100,7 +100,7 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_access(parser: argparse.ArgumentParser) -> None:
+def _add_access(parser: argparse.ArgumentParser, experiment: str = "the sweep's name") -> None:
     parser.add_argument(
         "--host",
         default="",
@@ -111,7 +111,7 @@ def _add_access(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--namespace", default="", metavar="NS", help="of the runs, and of Kubeflow without --host (default: kubeflow)"
     )
-    parser.add_argument("--experiment", default="", metavar="NAME", help="of the runs (default: the sweep's name)")
+    parser.add_argument("--experiment", default="", metavar="NAME", help=f"of the runs (default: {experiment})")
     parser.add_argument(
         "--token-file", type=Path, metavar="FILE", help="read for every call (default: KF_PIPELINES_SA_TOKEN_PATH)"
     )
@@ -129,7 +129,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     when.add_argument("--every", metavar="TIME", help="such as 30m, 12h or 2d")
     _add_access(create)
 
-    _add_access(verbs.add_parser("list", help="all schedules and when they fire next"))
+    _add_access(verbs.add_parser("list", help="all schedules and when they fire next"), experiment="any")
     for verb, help_ in (
         ("show", "what it is, and its next firings"),
         ("pause", "let it not fire until it is resumed"),
@@ -139,7 +139,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
     ):
         one = verbs.add_parser(verb, help=help_)
         one.add_argument("name", metavar="NAME")
-        _add_access(one)
+        _add_access(one, experiment="any")
     parser.set_defaults(command=_schedule)
 
 

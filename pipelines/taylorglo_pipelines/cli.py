@@ -12,6 +12,7 @@ from taylorglo import __version__
 from taylorglo.errors import TaylorgloError
 
 if TYPE_CHECKING:
+    from taylorglo_pipelines.config import Config
     from taylorglo_pipelines.kubeflow import Connection
 
 
@@ -167,13 +168,18 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _compile(given: argparse.Namespace) -> None:
+    from taylorglo_pipelines.compiling import compile_sweep
+
+    print(f"{given.output}: {compile_sweep(_config_for_kubeflow(given), given.output) / 1000:.0f} kB")
+
+
+def _config_for_kubeflow(given: argparse.Namespace) -> "Config":
     from taylorglo_pipelines import compiling, config
 
     settings = config.load(given.config, given.overrides)
-    size = compiling.compile_sweep(settings, given.output)
     for warning in compiling.warnings(settings):
         print(f"taylorglo: warning: {warning}", file=sys.stderr)
-    print(f"{given.output}: {size / 1000:.0f} kB")
+    return settings
 
 
 def _connection(given: argparse.Namespace) -> "Connection":
@@ -183,10 +189,10 @@ def _connection(given: argparse.Namespace) -> "Connection":
 
 
 def _submit(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines import config, kubeflow
+    from taylorglo_pipelines import kubeflow
     from taylorglo_pipelines.waiting import wait
 
-    settings = config.load(given.config, given.overrides)
+    settings = _config_for_kubeflow(given)
     connection = _connection(given)
     run = kubeflow.submit(settings, connection, given.experiment)
     print(connection.link(f"runs/details/{run.run_id}"), flush=True)
@@ -196,12 +202,12 @@ def _submit(given: argparse.Namespace) -> None:
 
 
 def _schedule(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines import config, cron, schedules
+    from taylorglo_pipelines import cron, schedules
 
     where = given.experiment
     if given.verb == "create":
         trigger = cron.parse(given.cron) if given.cron is not None else cron.interval(given.every)
-        settings = config.load(given.config, given.overrides)
+        settings = _config_for_kubeflow(given)
         done, lines = schedules.create(settings, _connection(given), given.name, where, trigger)
         lines = [f"schedule {given.name or settings.name!r} {done}", *lines]
     elif given.verb == "list":

@@ -1,7 +1,10 @@
-"""Write the tables of docs/configuration.md anew, from the typed models that check a configuration: ``make docs``."""
+"""Write the tables of the configuration anew, from the typed models that check one: ``make docs``.
+
+docs/configuration.md has a table per section, README.md one table of all keys.
+"""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +12,8 @@ from typing import Any
 from taylorglo_pipelines.config import Config
 
 PAGE = Path(__file__).with_name("configuration.md")
+README = Path(__file__).parents[1] / "README.md"
+HEAD = ("| key | value | default | meaning |", "|---|---|---|---|")
 BEGIN = "<!-- written by `make docs` from settings.py and config.py: change it there -->"
 END = "<!-- the end of what `make docs` writes -->"
 
@@ -23,10 +28,12 @@ class Table:
 
     def lines(self) -> Iterator[str]:
         """The table in Markdown."""
-        yield from (self.heading, "", self.purpose, "", "| key | value | default | meaning |", "|---|---|---|---|")
+        yield from (self.heading, "", self.purpose, "", *HEAD, *self.rows(), "")
+
+    def rows(self, prefix: str = "") -> Iterator[str]:
+        """Its rows, the keys with a prefix."""
         for key, schema in self.keys.items():
-            yield f"| `{key}` | {_values(schema)} | {_shown(schema['default'])} | {schema['description']} |"
-        yield ""
+            yield f"| `{prefix}{key}` | {_values(schema)} | {_shown(schema['default'])} | {schema['description']} |"
 
 
 def tables() -> Iterator[Table]:
@@ -46,8 +53,26 @@ def tables() -> Iterator[Table]:
                 yield Table(f"### {section}.{key}", item["description"], item["properties"])
 
 
-def page(text: str) -> str:
-    """The page with the tables as they should be.
+def sections() -> Iterator[str]:
+    """A table for each section."""
+    for table in tables():
+        yield from table.lines()
+
+
+def whole() -> Iterator[str]:
+    """One table of all keys, with their sections."""
+    yield from HEAD
+    for table in tables():
+        section = table.heading.lstrip("# ")
+        yield from table.rows("" if section == "Top level" else f"{section}.")
+    yield ""
+
+
+PAGES: Mapping[Path, Callable[[], Iterator[str]]] = {PAGE: sections, README: whole}
+
+
+def page(path: Path, text: str) -> str:
+    """The page with its tables as they should be.
 
     Raises:
         ValueError: the text has not the two marks that they stand between.
@@ -55,8 +80,8 @@ def page(text: str) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
-        raise ValueError(f"{PAGE.name} should have the lines {BEGIN!r} and {END!r}")
-    made = "\n".join(line for table in tables() for line in table.lines())
+        raise ValueError(f"{path.name} should have the lines {BEGIN!r} and {END!r}")
+    made = "\n".join(PAGES[path]())
     return f"{before}{BEGIN}\n\n{made}\n{END}{after}"
 
 
@@ -98,4 +123,5 @@ def _shown(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page(PAGE.read_text()))
+    for path in PAGES:
+        path.write_text(page(path, path.read_text()))

@@ -1,4 +1,4 @@
-"""Does the image hold what a component needs? Run while it is built; `docker run IMAGE python3 /opt/smoke.py` asks again."""
+"""Does the image hold what a component needs? Asked while it is built; python3 /opt/smoke.py asks again, on a node."""
 
 import importlib
 import pkgutil

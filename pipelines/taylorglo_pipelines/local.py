@@ -56,6 +56,7 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
         redacted(variables[TRACKING_URI]),
         _folder(work / "logs") / f"{config.name}.log",
     )
+    root = work / "pipeline" / config.name
     with (
         _only_run(work, config.name),
         _environment(variables),
@@ -67,10 +68,10 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
             try:
                 with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    _run_pipeline(prepared, kfp_runner, work)
-                    if runner == "docker" and _unfinished(config):
-                        # kfp takes a container that was removed before it could ask for its exit status as successful.
-                        raise RuntimeError("it left no result")
+                    _run_pipeline(prepared, kfp_runner, root)
+                    # kfp takes a container that is gone before its exit status is asked for as successful.
+                    if output.errors or not any(root.glob("*/report/page")):
+                        raise RuntimeError("there is no report")
             except Exception as error:
                 _end_tracking(config, "FAILED")
                 if output.errors:
@@ -94,12 +95,11 @@ def _prepared(runner: Runner, config: Config, work: Path) -> Iterator[tuple[Any,
         yield SubprocessRunner(use_venv=False), config
 
 
-def _run_pipeline(config: Config, runner: Any, work: Path) -> None:
+def _run_pipeline(config: Config, runner: Any, root: Path) -> None:
     from kfp import local
 
     from taylorglo_pipelines.sweep import sweep_pipeline
 
-    root = work / "pipeline" / config.name
     shutil.rmtree(root, ignore_errors=True)  # what passed between the tasks of an earlier run, data and all
     local.init(runner, pipeline_root=str(root))
     printer = builtins.print
@@ -204,18 +204,11 @@ def _interruptible(config: Config, places: Places) -> Iterator[None]:
             signal.signal(interrupt, handler)
 
 
-def _unfinished(config: Config) -> str | None:
-    """The MLflow run of a sweep that has not come to its end."""
-    from taylorglo.environment import open_store
-
-    run_id: str | None = json.loads(open_store().read(f"{config.name}/run.json") or b"{}").get("unfinished")
-    return run_id
-
-
 def _end_tracking(config: Config, status: Literal["FAILED", "KILLED"]) -> None:
-    from taylorglo.environment import variable
+    from taylorglo.environment import open_store, variable
     from taylorglo.tracking import Tracker
 
     with contextlib.suppress(TaylorgloError):  # what ended the run is the thing to tell, not that MLflow is away too
-        if unfinished := _unfinished(config):
+        unfinished = json.loads(open_store().read(f"{config.name}/run.json") or b"{}").get("unfinished")
+        if unfinished:
             Tracker.attach(variable(TRACKING_URI), unfinished).finish(status)

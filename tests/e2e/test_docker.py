@@ -160,6 +160,17 @@ def test_a_container_that_is_killed_fails_the_run(engine: docker.DockerClient, t
     assert line.endswith(f"what it printed is in {tmp_path}/logs/digits.log")
 
 
+def test_containers_that_do_nothing_are_not_taken_for_a_sweep(engine: docker.DockerClient, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f'FROM {engine.images.get(IMAGE).id}\nENTRYPOINT ["true"]\n')
+    engine.images.build(path=str(tmp_path), tag="taylorglo-test:nothing", rm=True)
+    try:
+        process = in_docker(tmp_path / "work", "pipeline.image=taylorglo-test:nothing").run()
+    finally:
+        engine.images.remove("taylorglo-test:nothing")
+    assert process.returncode == 2
+    assert process.stderr.startswith("taylorglo: error: a task failed: ")
+
+
 def test_bad_data_is_one_line(engine: docker.DockerClient, tmp_path: Path) -> None:
     process = in_docker(tmp_path, "data.name=mnist", "data.root=/nowhere").run()
     assert process.returncode == 2

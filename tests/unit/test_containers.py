@@ -111,6 +111,15 @@ def test_a_gpu_where_the_tasks_ask_for_one(tmp_path: Path) -> None:
     assert request["Capabilities"] == [["gpu"]]
 
 
+def test_a_run_without_a_report_has_failed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # kfp takes the last container as successful where it is gone before its exit status is asked for.
+    monkeypatch.setattr("taylorglo_pipelines.local._run_pipeline", lambda *_: None)
+    assert main(["run", str(CONFIG), "--set", f"services.work_dir={tmp_path}"]) == 2
+    assert capsys.readouterr().err.startswith("taylorglo: error: a task failed: there is no report; ")
+
+
 @pytest.mark.parametrize("host", ["unix:///nowhere/docker.sock", "tcp://127.0.0.1:9", "nonsense"])
 def test_without_an_engine_one_line_says_so(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

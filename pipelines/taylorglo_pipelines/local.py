@@ -101,6 +101,7 @@ def _run_pipeline(config: Config, runner: Any, root: Path) -> None:
     from taylorglo_pipelines.sweep import sweep_pipeline
 
     shutil.rmtree(root, ignore_errors=True)  # what passed between the tasks of an earlier run, data and all
+    _folder(root)  # which a container engine would make as root's
     local.init(runner, pipeline_root=str(root))
     printer = builtins.print
     try:

@@ -65,15 +65,11 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 def started(engine: docker.DockerClient, sweep: Sweeps, process: subprocess.Popen[str]) -> Any:
-    """A container of the sweep in which Python is at work."""
+    """A container of the sweep that is at work."""
 
     def one() -> Any:
         assert process.poll() is None, process.stderr.read()
-        for container in running(engine, sweep.work):
-            with contextlib.suppress(APIError):  # it was about to end
-                if "executor_main" in str(container.top()):
-                    return container
-        return None
+        return next((each for each in running(engine, sweep.work) if each.status == "running"), None)
 
     return wait_until(one, 60, "a container")
 

@@ -35,8 +35,8 @@ class Sweeps:
 
     work: Path
     overrides: tuple[str, ...] = ()
-    words: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
         """``taylorglo run`` in a process group of its own."""

@@ -167,6 +167,22 @@ def test_containers_that_do_nothing_are_not_taken_for_a_sweep(engine: docker.Doc
     assert process.stderr.startswith("taylorglo: error: a task failed: ")
 
 
+def test_a_server_on_localhost_and_its_credentials(engine: docker.DockerClient, s3: Any, tmp_path: Path) -> None:
+    small = ("pipeline.generations=1", "search.popsize=2", "baselines.learning_rates=0.3", "champion.finalists=1")
+    store = f"s3://{s3.bucket}/{tmp_path.name}"
+    sweep = Sweeps(tmp_path, (*small, f"services.store_uri={store}"), s3.env(), ("--runner", "docker"))
+    process = sweep.start()
+    try:
+        stdout, stderr = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert (process.returncode, stderr) == (0, "")
+    assert f"champion  {store}/digits/champion/loss.json" in stdout.splitlines()
+    assert not (tmp_path / "store").exists()
+    texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in (*texts, stdout) if s3.secret_key in text]
+
+
 def test_bad_data_is_one_line(engine: docker.DockerClient, tmp_path: Path) -> None:
     process = in_docker(tmp_path, "data.name=mnist", "data.root=/nowhere").run()
     assert process.returncode == 2

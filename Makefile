@@ -4,10 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -dirty)
+# Whichever engine answers. BUILD_FLAGS is for what a site's builds need, such as --volume for a CA of its own.
+CONTAINER ?= $(shell docker version >/dev/null 2>&1 && echo docker || echo podman)
+BASE_IMAGE ?= python:3.11-slim
+TORCH ?= cuda
+BUILD_FLAGS ?=
+build = DOCKER_BUILDKIT=1 $(CONTAINER) build --file images/$(1)/Dockerfile \
+	--tag taylorglo$(2):$(VERSION) --tag taylorglo$(2):$(VERSION)-$(REVISION) \
+	--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(BUILD_FLAGS)
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --constraint constraints.txt \
+	--generate-hashes --no-annotate --custom-compile-command 'make lock'
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' Makefile
 
 sweep: $(VENV)/.installed ## run the digits sweep on this machine (an interrupted one goes on)
 	@$(BIN)/taylorglo run pipelines/configs/digits.yaml
@@ -26,8 +39,23 @@ test-long: $(VENV)/.installed-dev ## run the tests that take minutes
 golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden anew
 	@$(BIN)/python tests/golden/write.py
 
-docs: $(VENV)/.installed ## write the tables in docs/configuration.md anew
+docs: $(VENV)/.installed ## write the tables of the configuration in the documentation anew
 	@$(BIN)/python docs/generate.py
+
+e2e-docker: $(VENV)/.installed-dev ## run a sweep in containers; skips where there is no engine
+	@$(BIN)/pytest -m docker
+
+images: ## build the images of the components and of the MLflow server, with docker or podman
+	@$(call build,taylorglo) --build-arg TORCH=$(TORCH) .
+	@$(call build,mlflow,-mlflow) .
+
+lock: $(VENV)/.installed-dev ## write the locks of the images anew, from pyproject.toml and constraints.txt
+	@$(LOCK) pyproject.toml --output-file images/taylorglo/cuda.lock
+	@echo 'setuptools>=77' | $(LOCK) - --output-file images/taylorglo/build.lock
+	@$(LOCK) images/mlflow/requirements.in --output-file images/mlflow/requirements.lock
+
+lock-cpu: $(VENV)/.installed-dev ## the same for TORCH=cpu, from the index that PyTorch keeps of its builds without CUDA
+	@$(LOCK) pyproject.toml --torch-backend cpu --emit-index-url --output-file images/taylorglo/cpu.lock
 
 clean: ## remove the virtual environment and the results of all runs
 	rm -rf $(VENV) runs
@@ -43,4 +71,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-.PHONY: help sweep ui test test-long golden docs clean
+.PHONY: help sweep ui test test-long golden docs e2e-docker images lock lock-cpu clean

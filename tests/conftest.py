@@ -24,16 +24,17 @@ for _name in [name for name in os.environ if name.startswith("AWS_") and name !=
     del os.environ[_name]
 
 START_SECONDS = 60
+OWN_TARGET = ("long", "docker")  # markers of tests that make has a target of their own for
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked ``long``, unless the command line chooses by marker itself."""
+    """Leave out the tests that have a target of their own, unless the command line chooses by marker itself."""
     if config.option.markexpr:
         return
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    left_out = [item for item in items if any(map(item.get_closest_marker, OWN_TARGET))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def _skips(config: pytest.Config) -> list[str]:

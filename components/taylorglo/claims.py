@@ -1,7 +1,9 @@
 """Claims on parts of a study, so that two runs of one sweep share its work instead of doing it twice.
 
 A claim lasts as long as the process that holds it: PostgreSQL's advisory locks end with the connection, and locks on
-the bytes of a file with the process. Nothing has to be renewed, and whoever is killed leaves nothing behind.
+the bytes of a file with the process. Nothing has to be renewed, and whoever is killed leaves nothing behind. Where
+PostgreSQL itself is restarted, all claims are gone: a candidate may then be trained twice, with the same result. A pool
+between them that lends a connection for one transaction alone (PgBouncer's transaction mode) makes claims void.
 """
 
 import fcntl
@@ -11,6 +13,8 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection, Engine, TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
+
+from taylorglo.errors import InputError
 
 _MOST = 1 << 31  # numbers of a study, in a file
 
@@ -30,6 +34,7 @@ class Claims:
         """Claim a part until it is released; returns False where anybody has it already.
 
         Raises:
+            InputError: the study's folder is on a file system without locks.
             SQLAlchemyError: the database fails.
         """
         if number in self._held or not self._take(number):
@@ -61,8 +66,10 @@ class Claims:
             self._file = Path(f"{path}.claims").open("ab")  # noqa: SIM115
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset(number))
-        except OSError:
+        except (BlockingIOError, PermissionError):  # which of the two depends on the system
             return False
+        except OSError as error:  # a file system without locks
+            raise InputError(f"{self._file.name}: cannot be locked: {error.strerror}") from None
         return True
 
     def _take_in_postgresql(self, number: int) -> bool:

@@ -72,7 +72,7 @@ def say(text: str) -> None:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One pipeline run of a sweep, as prepare_dataset begins it and every later task finds it in an artifact.
+    """One pipeline run of a sweep, as open_sweep begins it and every later task finds it in an artifact.
 
     ``study`` is the study that it searches in, ``generations`` how many that search has in all and ``first`` the number
     of the one that this run begins with; ``run_id`` is MLflow's parent run, ``started`` in seconds since the epoch,
@@ -104,7 +104,7 @@ class Sweep:
 
     @cached_property
     def search(self) -> "Search":
-        """The study, which prepare_dataset created."""
+        """The study, which open_sweep opened."""
         from taylorglo.search import Search
 
         return Search(variable(STUDY_URL), self.study, self.settings.search, self.settings.seed)
@@ -131,19 +131,20 @@ class Sweep:
         return self.search.complete_generations() >= self.generations
 
     def tracked(self) -> int:
-        """The last generation of which MLflow has been told."""
-        return int(json.loads(self.store.read(self.key("run.json")) or b"{}").get("tracked", 0))
+        """The last generation of which MLflow has been told, as far as this run's own is concerned."""
+        known = json.loads(self.store.read(self.key("run.json")) or b"{}")
+        return int(known.get("tracked", 0)) if known.get("unfinished") == self.run_id else 0
 
     def set_tracked(self, generation: int) -> None:
         """Remember that MLflow has been told up to this generation."""
         _write_run(self.store, self.settings.name, self.run_id, self.study, generation)
 
-    def finish(self) -> None:
-        """Mark the pipeline run as finished, in MLflow and for the next run of the sweep, and the search if it is."""
-        if self.complete:
-            self.search.finish()
+    def finish(self, *, search: bool) -> None:
+        """Mark the pipeline run as finished, in MLflow and for the next run of the sweep, and with it the search."""
         self.tracker.finish()
         self.store.write(self.key("run.json"), b"{}")
+        if search:  # last: whoever is killed before goes on with it
+            self.search.finish()
 
     @property
     def memo(self) -> "StoreMemo":

@@ -156,7 +156,11 @@ class Connection:
                 artifact_uri=f"{source.rstrip('/')}/{LOSS}", dst_path=str(folder), tracking_uri=self._uri
             )
         except Exception as error:  # every artifact store (S3, ...) raises its own library's errors
-            raise self.error(error) from None
+            text = redacted(" ".join(str(error).split()))
+            gone = re.search(r"404|NoSuch|No such|not found|not exist", text)
+            raise (InputError if gone else ServiceError)(
+                f"{uri}: its {LOSS} cannot be read from {redacted(source)}: {text[:_MAX_REASON]}"
+            ) from None
         return Path(path)
 
     def upload(self, run_id: str, files: Mapping[str, Path]) -> None:

@@ -87,7 +87,9 @@ def sweep_record(
         wall_seconds=wall,
         training_share=inside / wall,
         notes=_notes(
-            sweep, [*tuning, *comparison["finalists"], *trainings], [c.result for c in candidates if c.result]
+            sweep,
+            [*tuning, *comparison["finalists"], *trainings, *comparison["standing"]],
+            [c.result for c in candidates if c.result],
         ),
         standing=_standing(sweep, champion, comparison["standing"]),
     )

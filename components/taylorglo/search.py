@@ -36,8 +36,15 @@ _BOX = 50.0  # half-width of the search space in units of sigma: CMA-ES walks fr
 _TRIES, _PAUSE = 4, 0.5  # of a failing database: as many tries, the pause in seconds doubled each time
 _SERVER_TRIES, _LONGEST_PAUSE = 13, 16  # of a server in the middle of a search: two minutes, to start again in
 _BUSY_SECONDS = 60  # how long one try waits for an SQLite file that another process is writing
+# A minute after a node is lost or a connection is, both ends know it: the server, so that claims do not outlive theirs.
+_POSTGRESQL = {
+    "connect_timeout": 10,
+    **{"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3},
+    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
+}
 _HOPELESS = ("file is not a database", "unable to open database file", "attempt to write a readonly database")
-_GENERATION, _VERDICT, _RESULT, _IDENTITY, _FINISHED = "generation", "verdict", "result", "identity", "finished"
+_GENERATION, _VERDICT, _RESULT = "generation", "verdict", "result"  # of a trial
+_IDENTITY, _START, _FINISHED = "identity", "start", "finished"  # of a study
 DRAWING, TELLING, _FIRST_TRIAL = 0, 1, 2  # the parts of a study that can be claimed; from the third on, its trials
 _EXCLUSIVE_SECONDS, _POLL_SECONDS = 120, 0.1
 _WARM_SHARE, _WARM_WIDTH = 0.1, 6.0  # of the source's results, the best tenth; the domain's width in units of sigma
@@ -75,6 +82,30 @@ class Space:
         values = [point[name] for name in self.names]
         return from_coefficients(*values) if self.names == _REDUCED else values
 
+    def solution(self, trial: FrozenTrial, width: float) -> tuple[np.ndarray, float]:
+        """A trial as cmaes wants it: the point, in a domain of this width in sigma, and a value to minimize."""
+        assert trial.value is not None
+        point = np.array([trial.params[name] for name in self.names]) - np.array(self.mean)
+        return point / (width * self.sigma) + 0.5, -trial.value
+
+    def warm_start(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
+        """Where a search begins that goes on from finished trials: WS-CMA-ES (Nomura et al., arXiv 2012.06932).
+
+        Its prior is a tenth of the domain; the box is far wider than the domain, so it is told of one that is as wide
+        as Optuna takes it to be, 6 sigma.
+
+        Returns:
+            Mean, sigma and covariance of the first generation, in units of the box, as JSON values.
+        """
+        import cmaes
+
+        solutions = [self.solution(trial, _WARM_WIDTH) for trial in trials]
+        share = min(1.0, max(_WARM_SHARE, 1.5 / len(solutions)))  # at least one, after rounding down
+        mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=share)
+        scale = _WARM_WIDTH / (2 * _BOX)
+        inside = np.clip((mean - 0.5) * scale + 0.5, 0.01, 0.99)
+        return {"mean": inside.tolist(), "sigma": float(sigma * scale), "covariance": covariance.tolist()}
+
 
 class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
     """Optuna's CMA-ES, from its first candidate on, with its state rebuilt from the trials each time.
@@ -84,9 +115,10 @@ class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
     Randomness depends on the seed and the trial's number alone, so it does not matter which process asks.
     """
 
-    def __init__(self, space: Space, popsize: int, seed: int, source_trials: list[FrozenTrial]) -> None:
-        super().__init__(n_startup_trials=0, popsize=popsize, seed=seed, source_trials=source_trials or None)
+    def __init__(self, space: Space, popsize: int, seed: int, start: Mapping[str, Any]) -> None:
+        super().__init__(n_startup_trials=0, popsize=popsize, seed=seed)
         self._space = space
+        self._start = start
         self._population_size = popsize
         self._seed = seed
 
@@ -103,44 +135,22 @@ class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
         import cmaes  # with scipy behind it, half a second that only a task which draws has to spend
 
         dimensions, popsize = len(self._space.names), self._population_size
-        mean, sigma, covariance = self._start()
+        covariance = self._start.get("covariance")
         with np.errstate(divide="ignore"):  # cmaes warns of infinities that it leaves aside, where popsize is 2 or 3
             optimizer = cmaes.CMA(
-                mean=mean,
-                sigma=sigma,
-                cov=covariance,
+                mean=np.array(self._start.get("mean", [0.5] * dimensions)),
+                sigma=self._start.get("sigma", 1 / (2 * _BOX)),
+                cov=None if covariance is None else np.array(covariance),
                 bounds=np.array([[0.0, 1.0]] * dimensions),
                 population_size=popsize,
             )
         generations: dict[int, list[tuple[np.ndarray, float]]] = {}
         for trial in sorted(completed_trials, key=lambda trial: trial.number):
             generation = trial.system_attrs[self._attr_key_generation]
-            generations.setdefault(generation, []).append(self._solution(trial, 2 * _BOX))
+            generations.setdefault(generation, []).append(self._space.solution(trial, 2 * _BOX))
         while len(solutions := generations.get(optimizer.generation, [])) >= popsize:
             optimizer.tell(solutions[:popsize])
         return optimizer
-
-    def _start(self) -> tuple[np.ndarray, float, np.ndarray | None]:
-        """Mean, sigma and covariance of the first generation, in units of the box.
-
-        With source trials, as WS-CMA-ES has it (Nomura et al., arXiv 2012.06932). Its prior is a tenth of the domain;
-        the box is far wider than the domain, so it is told of one that is as wide as Optuna takes it to be, 6 sigma.
-        """
-        import cmaes
-
-        if not self._source_trials:
-            return np.full(len(self._space.names), 0.5), 1 / (2 * _BOX), None
-        solutions = [self._solution(trial, _WARM_WIDTH) for trial in self._source_trials]
-        share = min(1.0, max(_WARM_SHARE, 1.5 / len(solutions)))  # at least one, after rounding down
-        mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=share)
-        scale = _WARM_WIDTH / (2 * _BOX)
-        return np.clip((mean - 0.5) * scale + 0.5, 0.01, 0.99), sigma * scale, covariance
-
-    def _solution(self, trial: FrozenTrial, width: float) -> tuple[np.ndarray, float]:
-        """A trial as cmaes wants it: the point, in a domain of this width in sigma, and a value to minimize."""
-        assert trial.value is not None
-        point = np.array([trial.params[name] for name in self._space.names]) - np.array(self._space.mean)
-        return point / (width * self._space.sigma) + 0.5, -trial.value
 
 
 @dataclass(frozen=True)
@@ -233,7 +243,25 @@ class Search:
             search = cls(url, _study_name(sweep, latest), settings, seed)
             if search.finished or search.changes(identity):
                 latest += 1
-        return cls(url, _study_name(sweep, latest), settings, seed, identity)
+        begun = cls(url, _study_name(sweep, latest), settings, seed, identity)
+        former = max((number for number in numbers if number < latest), default=None)
+        if former is not None:
+            begun._settle_start(_study_name(sweep, former))
+        return begun
+
+    def _settle_start(self, former: str) -> None:
+        """Fix once where the search begins: the former study may be added to, or deleted, while this one goes on."""
+        with self.exclusively(DRAWING):
+            if _START in self._retried(lambda: self._study.user_attrs):
+                return
+            trials = self._retried(
+                lambda: self._storage.get_all_trials(
+                    self._storage.get_study_id_from_name(former), deepcopy=False, states=[TrialState.COMPLETE]
+                )
+            )
+            fitting = [trial for trial in trials if set(trial.params) == set(self.space.names)]  # of these coordinates
+            start = {"study": former, **self.space.warm_start(fitting)} if fitting else {}
+            self._retried(lambda: self._study.set_user_attr(_START, start))
 
     def changes(self, identity: Mapping[str, Any]) -> list[str]:
         """What the study was begun with that is not so now, in words; empty: everything is as it was."""
@@ -262,20 +290,11 @@ class Search:
 
     @property
     def source(self) -> str | None:
-        """The study that this one is warm-started from, if there is a fitting one."""
-        return _study_name(_sweep(self.study), _number(self.study) - 1) if self._source_trials() else None
+        """The study that this one is warm-started from, if there was a fitting one."""
+        return self._start().get("study")
 
-    def _source_trials(self) -> list[FrozenTrial]:
-        if _number(self.study) == 1:
-            return []
-        former = _study_name(_sweep(self.study), _number(self.study) - 1)
-        trials = self._retried(
-            lambda: self._storage.get_all_trials(
-                self._storage.get_study_id_from_name(former), deepcopy=False, states=[TrialState.COMPLETE]
-            )
-        )
-        fitting = set(self.space.names)  # it may have been a search in other coordinates
-        return [trial for trial in trials if set(trial.params) == fitting]
+    def _start(self) -> dict[str, Any]:
+        return dict(self._retried(lambda: self._study.user_attrs).get(_START, {}))
 
     def complete_generations(self) -> int:
         """How many generations, from the first one on, have all their results."""
@@ -393,12 +412,8 @@ class Search:
     def _draw(self, generation: int, total: int) -> None:
         """Draw until the generation has ``total`` candidates."""
         if not isinstance(self._study.sampler, _GenerationalCmaEs):
-            # Not before: only a task that draws needs the trials of the study that this one is warm-started from.
             seed = self._seed + _number(self.study) - 1
-            trials = self._source_trials()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of source_trials
-                self._study.sampler = _GenerationalCmaEs(self.space, self.settings.popsize, seed, trials)
+            self._study.sampler = _GenerationalCmaEs(self.space, self.settings.popsize, seed, self._start())
 
         def draw() -> bool:
             trials = self._study.get_trials(deepcopy=False)
@@ -495,7 +510,7 @@ def _open_storage(url: str, new: bool, tries: int) -> optuna.storages.RDBStorage
         raise InputError(f"{shown}: leave the password out of the URL and set PGPASSWORD in the environment")
     if parsed.drivername == "postgresql":  # which driver that means depends on SQLAlchemy's version
         parsed = parsed.set(drivername="postgresql+psycopg")
-    arguments = {"timeout": _BUSY_SECONDS} if parsed.get_backend_name() == "sqlite" else {"connect_timeout": 10}
+    arguments = {"timeout": _BUSY_SECONDS} if parsed.get_backend_name() == "sqlite" else _POSTGRESQL
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -139,7 +139,7 @@ def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_
     """
     wanted = set(trials)
     waiting = [c for c in sweep.search.candidates(generation) if c.trial in wanted and not c.finished]
-    new, dataset = bool(waiting), None
+    new, told, dataset = bool(waiting), False, None
     while waiting:
         for trial in (c.trial for c in waiting):
             with sweep.search.claimed(trial) as candidate:
@@ -155,6 +155,9 @@ def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_
                 sweep.search.tell(trial, result["fitness"], result)
         waiting = [c for c in sweep.search.candidates(generation) if c.trial in wanted and not c.finished]
         if waiting:
+            if not told:
+                say(f"generation {generation}: waiting for {len(waiting)} candidates that another run is training")
+            told = True
             time.sleep(_OTHERS_SECONDS)
     everybody = sweep.search.candidates(generation)
     trained = [c for c in everybody if c.result is not None]
@@ -209,7 +212,7 @@ def _track_generations(sweep: Sweep, last: int, patience: float) -> None:
         sweep.tracker.log_candidates(generation, own)
         numbers = summary([c for c in candidates if c.generation == generation])
         sweep.tracker.log_metrics({f"generation_{name}": value for name, value in numbers.items()}, step=generation)
-    sweep.set_tracked(last)
+    sweep.set_tracked(max(c.generation for c in news))
 
 
 def _tracked(candidate: "Candidate", num_classes: int) -> dict[str, Any]:
@@ -225,7 +228,8 @@ class Outcome:
     """The champion, and every training in full that chose it (finalists) or compares it (trainings).
 
     ``standing`` are those of the champion in MLflow's model registry, on the same data and from the same seeds; none
-    where there is no such one, where it is the same loss, and where the search goes on in a later run.
+    where there is no such one, where it is the same loss, and where the search is not complete, but goes on in a later
+    run.
     """
 
     champion: "Candidate"
@@ -234,6 +238,7 @@ class Outcome:
     trainings: "list[Trained]"
     standing: "list[Trained]"
     network: bytes
+    complete: bool
 
     @property
     def mean_accuracy(self) -> float:
@@ -253,6 +258,7 @@ class Outcome:
             "finalists": [training.as_dict() for training in self.finalists],
             "trainings": [training.as_dict() for training in self.trainings],
             "standing": [training.as_dict() for training in self.standing],
+            "complete": self.complete,
         }
 
     def save_network(self, path: str) -> None:
@@ -272,7 +278,7 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
     from taylorglo import comparison
     from taylorglo.loss import TaylorLoss
 
-    settings, memo = sweep.settings, sweep.memo
+    settings, memo, complete = sweep.settings, sweep.memo, sweep.complete
     best = sweep.search.best(settings.champion.finalists)
     if not best:
         raise InputError("the filters rejected every candidate, so none was trained; choose others in a new sweep")
@@ -299,7 +305,7 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
 
     trainings = [training for contender in contenders for training in compared(contender)]
     standing: list[Trained] = []
-    if sweep.standing and sweep.standing["theta"] != champion.theta and sweep.complete:
+    if sweep.standing and sweep.standing["theta"] != champion.theta and complete:
         rate = sweep.standing["learning_rate"] or settings.training.learning_rate
         standing = compared(comparison.Contender("standing champion", "taylor", rate, theta=sweep.standing["theta"]))
     loss = TaylorLoss(
@@ -320,7 +326,7 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
             **environment.software(),
         },
     )
-    outcome = Outcome(champion, loss, finalists, trainings, standing, memo.weights(trainings[0].key))
+    outcome = Outcome(champion, loss, finalists, trainings, standing, memo.weights(trainings[0].key), complete)
     with tempfile.TemporaryDirectory() as folder:
         for name, save in ((LOSS, loss.save), (NETWORK, outcome.save_network)):
             save(path := str(Path(folder) / name))
@@ -391,9 +397,19 @@ def write_report(
     tuning: Sequence[Mapping[str, Any]],
     comparison: Mapping[str, Any],
     robustness: Mapping[str, Any],
+    champion: Mapping[str, Path],
     page: str,
 ) -> None:
-    """Write the report, keep it in the store, tell MLflow what came out and end its run, print the table."""
+    """Write the report, keep it in the store, tell MLflow what came out and end its run, print the table.
+
+    Args:
+        sweep: the sweep.
+        tuning: as evaluate_baselines wrote it.
+        comparison: as train_champion wrote it.
+        robustness: as attack wrote it.
+        champion: the files of this run's champion by their names, ``loss.json`` and ``model.safetensors``.
+        page: where to write the report.
+    """
     from taylorglo.record import sweep_record
     from taylorglo.report import render, standing_verdict, table, verdict
 
@@ -401,25 +417,26 @@ def write_report(
     Path(page).write_text(render(record))
     sweep.store.upload(Path(page), sweep.key("report.html"))
     track_generations(sweep, sweep.generations)
-    run_id = _track_outcome(sweep, comparison["trainings"])
-    sweep.tracker.log_files({"report.html": Path(page)})
-    sweep.tracker.log_metrics(
-        {
-            **{
-                f"robust_accuracy/{row.loss}/{row.attack}/{row.epsilon:g}": fmean(row.accuracies)
-                for row in record.robustness
-            },
-            "training_share": record.training_share,
-            "wall_seconds": record.wall_seconds,
-        }
-    )
     outcome = [table(record), verdict(record)]
-    if sweep.complete:
-        outcome.append("\n".join(filter(None, [standing_verdict(record), _register(sweep, record, run_id)])))
-    else:
-        done = sweep.search.complete_generations()
-        outcome.append(f"The search goes on: {done} of {sweep.generations} generations are done; run it again.")
-    sweep.finish()
+    with sweep.search.exclusively():
+        run_id = _track_outcome(sweep, comparison["trainings"], champion)
+        sweep.tracker.log_files({"report.html": Path(page)})
+        sweep.tracker.log_metrics(
+            {
+                **{
+                    f"robust_accuracy/{row.loss}/{row.attack}/{row.epsilon:g}": fmean(row.accuracies)
+                    for row in record.robustness
+                },
+                "training_share": record.training_share,
+                "wall_seconds": record.wall_seconds,
+            }
+        )
+        if comparison["complete"]:
+            outcome.append("\n".join(filter(None, [standing_verdict(record), _register(sweep, record, run_id)])))
+        else:
+            done = sweep.search.complete_generations()
+            outcome.append(f"The search goes on: {done} of {sweep.generations} generations are done; run it again.")
+    sweep.finish(search=comparison["complete"])
     say("\n" + "\n\n".join(outcome))
     say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
 
@@ -440,28 +457,24 @@ def _register(sweep: Sweep, record: "SweepRecord", run_id: str) -> str:
     return f"models:/{name}/{version} is registered; models:/{name}@champion was moved by somebody else in between"
 
 
-def _track_outcome(sweep: Sweep, trainings: Sequence[Mapping[str, Any]]) -> str:
+def _track_outcome(sweep: Sweep, trainings: Sequence[Mapping[str, Any]], champion: Mapping[str, Path]) -> str:
     """Tell MLflow of the champion and the baselines; returns the id of the champion's run."""
     from taylorglo.record import by_contender
     from taylorglo.statistics import mean_curve
 
     runs: dict[str, str] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / name for name in (LOSS, NETWORK)}
-        for name, path in files.items():
-            sweep.store.download(sweep.key(f"champion/{name}"), path)
-        for own in by_contender(trainings):
-            contender, accuracies = own[0]["contender"], [t["test_accuracy"] for t in own]
-            champion = contender["name"] == "champion"
-            runs[contender["name"]] = sweep.tracker.log_final(
-                "champion" if champion else "baseline",
-                contender["name"],
-                params=contender,
-                metrics={"test_accuracy": fmean(accuracies)},
-                curves={
-                    "validation_accuracy": [point[:2] for point in mean_curve([t["curve"] for t in own])],
-                    "test_accuracy_by_seed": list(enumerate(accuracies)),
-                },
-                files=files if champion else {},
-            )
+    for own in by_contender(trainings):
+        contender, accuracies = own[0]["contender"], [t["test_accuracy"] for t in own]
+        name = contender["name"]
+        runs[name] = sweep.tracker.log_final(
+            "champion" if name == "champion" else "baseline",
+            name,
+            params=contender,
+            metrics={"test_accuracy": fmean(accuracies)},
+            curves={
+                "validation_accuracy": [point[:2] for point in mean_curve([t["curve"] for t in own])],
+                "test_accuracy_by_seed": list(enumerate(accuracies)),
+            },
+            files=champion if name == "champion" else {},
+        )
     return runs["champion"]

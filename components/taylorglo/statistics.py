@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+_ROUNDING = 1e-12  # accuracies that differ by less are the same
+
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float:
     """The p value of Welch's two-sided test of equal means; two constant samples differ (0) or do not (1)."""
@@ -13,12 +15,15 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> float:
-    """The p value of the two-sided paired t-test; differences that are all the same are none (1) or certain (0)."""
+    """The p value of the two-sided paired t-test.
+
+    Where all differences are the same, there is no spread to test by: 1 if there is none, else that of the sign test.
+    """
     from scipy.stats import ttest_rel
 
-    differences = {a - b for a, b in zip(first, second, strict=True)}
-    if len(differences) == 1:
-        return float(differences == {0.0})
+    differences = [a - b for a, b in zip(first, second, strict=True)]
+    if max(differences) - min(differences) < _ROUNDING:
+        return 1.0 if abs(differences[0]) < _ROUNDING else 2.0 ** (1 - len(differences))
     return float(ttest_rel(first, second).pvalue)
 
 

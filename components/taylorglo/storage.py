@@ -311,7 +311,7 @@ def version(uri: str) -> str:
     else:
         bucket, prefix = location
         lines = sorted(S3Store(bucket).versions(prefix.rstrip("/")))
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def _parsed(uri: str) -> Path | tuple[str, str]:

@@ -11,11 +11,11 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from taylorglo.errors import InputError, ServiceError, TaylorgloError
+from taylorglo.errors import InputError, ServiceError
 from taylorglo.mlflow_connection import Connection, redacted
 from taylorglo.polynomial import checked_theta
 
@@ -263,6 +263,7 @@ class Tracker:
             found = {key: run.data.metrics.get(key) for key in wanted[1]}
             if run.info.status == "FINISHED" and (run.data.params, found) == wanted:
                 self._connection.upload(run.info.run_id, files)
+                self._delete(other for other in earlier if other is not run)
                 return str(run.info.run_id)
         run_id = self._create_nested(name, {"taylorglo.stage": stage, "taylorglo.name": name}, now)
         for curve, points in curves.items():
@@ -272,9 +273,12 @@ class Tracker:
         self._connection.upload(run_id, files)
         self._connection.call(self._client.set_terminated, run_id, "FINISHED")
         # Params cannot be changed and points would be doubled, so a run is replaced: last, so that none is missing.
-        for run in earlier:
-            self._connection.call(self._client.delete_run, run.info.run_id)
+        self._delete(earlier)
         return run_id
+
+    def _delete(self, runs: "Iterable[Run]") -> None:
+        for run in runs:
+            self._connection.call(self._client.delete_run, run.info.run_id)
 
     def log_files(self, files: Mapping[str, Path]) -> None:
         """Store local files as artifacts of the parent.
@@ -310,14 +314,13 @@ class Tracker:
             return None
         where = f"models:/{name}/{version.version}"
         with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
-            try:
-                content = json.loads(self._connection.download_loss(where, Path(folder)).read_text())
-                theta, _ = checked_theta(content["theta"])
-                rate = (content.get("provenance") or {}).get("learning_rate")
-            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-                if isinstance(error, TaylorgloError):
-                    raise
-                raise InputError(f"{where}: is not a saved loss: {error}") from None
+            text = self._connection.download_loss(where, Path(folder)).read_bytes()
+        try:
+            content = json.loads(text)
+            theta, _ = checked_theta(content["theta"])
+            rate = (content.get("provenance") or {}).get("learning_rate")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:  # of which InputError is one
+            raise InputError(f"{where}: is not a saved loss: {error}") from None
         study = str(version.tags.get("taylorglo.study", "unknown"))
         return {"version": str(version.version), "study": study, "theta": theta, "learning_rate": rate}
 
@@ -347,6 +350,8 @@ class Tracker:
             bearer = self._connection.call(self._client.get_model_version_by_alias, name, CHAMPION).version
         except InputError:
             bearer = None
+        if bearer is not None and str(bearer) == version:  # of a report that is written again
+            return True
         if (bearer and str(bearer)) != former:
             return False
         self._connection.call(self._client.set_registered_model_alias, name, CHAMPION, version)

@@ -103,9 +103,11 @@ def _run_pipeline(config: Config, runner: Any, root: Path) -> None:
     shutil.rmtree(root, ignore_errors=True)  # what passed between the tasks of an earlier run, data and all
     _folder(root)  # which a container engine would make as root's
     local.init(runner, pipeline_root=str(root))
+    # Bad input should be told at once, and whoever waits at a terminal tries again by hand.
+    at_once = config.model_copy(update={"pipeline": config.pipeline.model_copy(update={"retries": 0})})
     printer = builtins.print
     try:
-        sweep_pipeline(config)()
+        sweep_pipeline(at_once)()
     finally:
         builtins.print = printer  # kfp replaces it while a task runs; of two tasks side by side, one forgets
 

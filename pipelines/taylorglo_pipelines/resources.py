@@ -18,12 +18,14 @@ def uncached(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
     return task.set_display_name(name).set_caching_options(False)
 
 
-def place(task: dsl.PipelineTask, name: str, settings: PipelineSettings, *, cached: bool = False) -> dsl.PipelineTask:
+def place(
+    task: dsl.PipelineTask, name: str, settings: PipelineSettings, *, cached: bool = False, retried: bool = True
+) -> dsl.PipelineTask:
     """Name a task that is one container, and give it image, credentials, URIs, labels and limits."""
     task.set_display_name(name).set_caching_options(cached)
     if settings.image:
         task.set_container_image(settings.image)
-    if settings.retries:
+    if settings.retries and retried:
         task.set_retry(settings.retries, backoff_duration="30s", backoff_factor=2.0, backoff_max_duration="300s")
     for use, source, needed, optional in (
         (kubernetes.use_secret_as_env, settings.secret, SECRET_KEYS, OPTIONAL_SECRET_KEYS),

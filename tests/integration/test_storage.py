@@ -408,6 +408,8 @@ def test_the_version_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
     changes[3]()
     assert version(str(tmp_path)) == seen[0]
     assert version(str(tmp_path / "nowhere")) not in seen
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")).write_bytes(b"a name from another time")
+    assert version(str(tmp_path)) not in seen
 
 
 def test_boto3_is_imported_for_buckets_only(tmp_path: Path) -> None:

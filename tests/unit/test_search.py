@@ -13,6 +13,7 @@ from typing import Any
 
 import cmaes
 import numpy as np
+import optuna
 import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
@@ -546,6 +547,25 @@ def test_a_warm_started_search_draws_the_same_from_any_process(tmp_path):
     whole = begin(tmp_path / "other")
     run_generation(whole, 1)
     assert facts(run_generation(whole, 2)) == second
+
+
+def test_where_a_search_begins_does_not_depend_on_what_becomes_of_the_former_one(tmp_path):
+    former = begin(tmp_path / "db")
+    run_generation(former, 1)
+    other_data = {**IDENTITY, "data": "new"}
+    second = begin(tmp_path / "db", other_data)
+    assert second.study == "s.2"
+    run_generation(former, 2)  # its own run is still at it
+    expected = facts(run_generation(second, 1))
+    optuna.delete_study(study_name="s", storage=url_of(tmp_path / "db"))
+    again = begin(tmp_path / "db", other_data)
+    assert (again.study, again.source) == ("s.2", "s")
+    assert len(facts(run_generation(again, 2))) == 4
+
+    run_generation(begin(tmp_path / "undisturbed"), 1)
+    undisturbed = begin(tmp_path / "undisturbed", other_data)
+    assert facts(run_generation(undisturbed, 1)) == expected
+    assert facts(run_generation(undisturbed, 2)) == facts(again.candidates(2))
 
 
 @pytest.mark.parametrize("number", [1, 2, 4, 9, 49])

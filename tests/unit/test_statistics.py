@@ -51,7 +51,10 @@ def test_paired_is_a_test_of_the_differences_against_zero() -> None:
 
 def test_paired_of_equal_differences() -> None:
     assert paired([0.5, 0.75], [0.5, 0.75]) == 1.0
-    assert paired([0.5, 0.75], [0.25, 0.5]) == 0.0
+    # No spread to estimate, so no certainty either: n differences of one sign are as likely as n heads or n tails.
+    assert paired([0.5, 0.75], [0.25, 0.5]) == 0.5
+    assert paired([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]) == 0.25  # equal but for rounding
+    assert paired([0.1] * 10, [0.2] * 10) == 2**-9
 
 
 @settings(deadline=None, derandomize=True)

@@ -1,6 +1,6 @@
 """Tells what the sweep found: one HTML page, a table in the log, and the end of the MLflow run."""
 
-from kfp.dsl import HTML, Artifact, Input, Output
+from kfp.dsl import HTML, Artifact, Input, Model, Output
 
 from taylorglo.components import component
 
@@ -11,11 +11,16 @@ def report(
     tuning: Input[Artifact],
     comparison: Input[Artifact],
     robustness: Input[Artifact],
+    loss: Input[Artifact],
+    model: Input[Model],
     page: Output[HTML],
 ) -> None:
     """Write the report (page)."""
+    from pathlib import Path
+
     from taylorglo import environment
-    from taylorglo.stages import write_report
+    from taylorglo.mlflow_connection import LOSS
+    from taylorglo.stages import NETWORK, write_report
 
     with environment.task():
         write_report(
@@ -23,5 +28,6 @@ def report(
             environment.read_json(tuning.path),
             environment.read_json(comparison.path),
             environment.read_json(robustness.path),
+            {LOSS: Path(loss.path), NETWORK: Path(model.path)},
             page.path,
         )

@@ -26,13 +26,13 @@ START_SECONDS = 60
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests marked ``long``, unless the command line chooses by marker itself."""
+    """Leave out the tests that are not for every day, unless the command line chooses by marker itself."""
     if config.option.markexpr:
         return
-    long = [item for item in items if item.get_closest_marker("long")]
-    if long:
-        config.hook.pytest_deselected(items=long)
-        items[:] = [item for item in items if not item.get_closest_marker("long")]
+    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in ("long", "cluster"))]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if item not in left_out]
 
 
 def _skips(config: pytest.Config) -> list[str]:

@@ -1,4 +1,4 @@
-"""The overlays of k8s/ as objects, and what has to hold for them; run as a program, it says so per overlay and version."""
+"""The overlays of k8s/ as objects, and what has to hold for them; as a program, says so per overlay and version."""
 
 import re
 import shutil
@@ -9,9 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import kubectl
+import yaml
 
 K8S = Path(__file__).parents[1] / "k8s"
 OVERLAYS = ("local", "gpu")

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import pytest
-
 import kubectl
 import manifests
+import pytest
 from manifests import K8S, OVERLAYS, PIPELINES, SERVICES, VERSIONS, faults, name_of, pods, reachable, render
 
 pytestmark = pytest.mark.skipif(kubectl.find() is None, reason="needs kubectl 1.27 or newer (make .venv/bin/kubectl)")

@@ -18,6 +18,7 @@ from taylorglo.data import Dataset
 from taylorglo.errors import InputError
 from taylorglo.loss import Loss, TaylorLoss, classic
 from taylorglo.models import build
+from taylorglo.polynomial import checked_theta
 from taylorglo.settings import SweepSettings
 from taylorglo.sources import digest_of
 from taylorglo.training import build_network, derived_seed, train, validate
@@ -49,10 +50,10 @@ class Contender:
     theta: list[float] = field(default_factory=list)
     label_smoothing: float = 0.0
 
-    def build(self, settings: SweepSettings) -> Loss:
+    def build(self) -> Loss:
         """The loss itself."""
         if self.theta:
-            return TaylorLoss(self.theta, settings.search.order)
+            return TaylorLoss(self.theta, checked_theta(self.theta)[1])
         return classic(self.loss, self.label_smoothing)
 
 
@@ -147,7 +148,7 @@ def train_in_full(contender: Contender, seed: int, dataset: Dataset, settings: S
     network = build_network(settings, dataset, seed)
     training = train(
         network,
-        contender.build(settings),
+        contender.build(),
         dataset,
         settings.training,
         steps=settings.training.steps,
@@ -207,7 +208,6 @@ def _weights(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> b
 def _key(contender: Contender, seed: int, dataset: Dataset, settings: SweepSettings) -> str:
     decisive = {
         "loss": {k: v for k, v in asdict(contender).items() if k != "name"},
-        "order": settings.search.order,
         "seed": seed,
         "data": dataset.fingerprint,
         "test": digest_of(test=dataset.test),

@@ -10,14 +10,14 @@ import select
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from taylorglo.errors import InputError, TaylorgloError
+from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo.settings import Scalar, SweepSettings
 
 if TYPE_CHECKING:
@@ -30,6 +30,11 @@ STUDY_URL, STORE_URI, TRACKING_URI = "TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI
 LOCAL_RUN, STARTED = "TAYLORGLO_LOCAL_RUN", "TAYLORGLO_STARTED"
 PREFIX = "taylorglo: "
 ERROR = "error: "
+_RETRY_SECONDS = 10
+# Settings that say where, how hard and how long to search, and so do not decide a candidate's fitness.
+_INDECISIVE = ("training_device", "training_threads", "search_max_draws", "search_generations", "search_renew")
+
+Result = TypeVar("Result")
 
 
 @contextmanager
@@ -44,6 +49,21 @@ def task() -> Iterator[None]:
         sys.exit(2)
 
 
+def retried(retries: int, action: Callable[[], Result]) -> Result:
+    """Do something that can be done again, as many times more as ``retries`` where a service fails.
+
+    Raises:
+        ServiceError: the last try's.
+    """
+    for retry in range(retries):
+        try:
+            return action()
+        except ServiceError as error:
+            say(f"{error}; trying again ({retry + 1} of {retries})")
+            time.sleep(_RETRY_SECONDS)
+    return action()
+
+
 def say(text: str) -> None:
     """Print lines of progress for a person; the local runner passes them on to the terminal."""
     for line in text.splitlines():
@@ -54,17 +74,22 @@ def say(text: str) -> None:
 class Sweep:
     """One pipeline run of a sweep, as prepare_dataset begins it and every later task finds it in an artifact.
 
-    ``run_id`` is MLflow's parent run, ``started`` in seconds since the epoch, ``fingerprint`` and
-    ``provenance`` those of the data.
+    ``study`` is the study that it searches in, ``generations`` how many that search has in all and ``first`` the number
+    of the one that this run begins with; ``run_id`` is MLflow's parent run, ``started`` in seconds since the epoch,
+    ``fingerprint`` and ``provenance`` those of the data. ``standing`` is the version of the loss that is the champion
+    in MLflow's model registry, as :meth:`taylorglo.tracking.Tracker.standing_champion` gives it, or None.
     """
 
     settings: SweepSettings
+    study: str
     generations: int
+    first: int
     num_classes: int
     fingerprint: str
     provenance: Mapping[str, str]
     run_id: str
     started: float
+    standing: Mapping[str, Any] | None = None
 
     def write(self, path: str) -> None:
         """Write it as JSON, the settings as the scalars that the pipeline was given."""
@@ -82,7 +107,7 @@ class Sweep:
         """The study, which prepare_dataset created."""
         from taylorglo.search import Search
 
-        return Search(variable(STUDY_URL), self.settings.name, self.settings.search, self.settings.seed)
+        return Search(variable(STUDY_URL), self.study, self.settings.search, self.settings.seed)
 
     @cached_property
     def store(self) -> "Store":
@@ -96,16 +121,27 @@ class Sweep:
 
         return Tracker.attach(variable(TRACKING_URI), self.run_id)
 
+    def generation(self, number: int) -> int:
+        """Which generation of the search the run's generation of this number is, both from 1."""
+        return self.first + number - 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether the search has all its generations, so that nothing is left for a later run."""
+        return self.search.complete_generations() >= self.generations
+
     def tracked(self) -> int:
         """The last generation of which MLflow has been told."""
         return int(json.loads(self.store.read(self.key("run.json")) or b"{}").get("tracked", 0))
 
     def set_tracked(self, generation: int) -> None:
         """Remember that MLflow has been told up to this generation."""
-        self.store.write(self.key("run.json"), json.dumps({"unfinished": self.run_id, "tracked": generation}).encode())
+        _write_run(self.store, self.settings.name, self.run_id, self.study, generation)
 
     def finish(self) -> None:
-        """Mark the pipeline run as finished, in MLflow and for the next run of the sweep."""
+        """Mark the pipeline run as finished, in MLflow and for the next run of the sweep, and the search if it is."""
+        if self.complete:
+            self.search.finish()
         self.tracker.finish()
         self.store.write(self.key("run.json"), b"{}")
 
@@ -160,39 +196,39 @@ def open_store() -> "Store":
     return open_uri(variable(STORE_URI))
 
 
-def create_search(settings: SweepSettings, fingerprint: str) -> "Search":
-    """Open or create the study that the environment names; what decides a candidate's fitness is fixed there.
+def begin_search(settings: SweepSettings, fingerprint: str) -> "Search":
+    """Open or create the study of a run; what decides a candidate's fitness is fixed there.
 
     Raises:
-        InputError: the study was begun with other settings or other data.
+        InputError: the study was begun with other settings or other data, and ``search.renew`` is not set.
     """
     from taylorglo.search import Search
 
     identity: dict[str, Scalar] = {
         key: value
         for key, value in settings.parameters().items()
-        if key.partition("_")[0] in ("seed", "model", "training", "evaluation", "search")
-        and key not in ("training_device", "training_threads", "search_max_draws")  # where and how hard, not what
+        if key.partition("_")[0] in ("seed", "model", "training", "evaluation", "search") and key not in _INDECISIVE
     }
     identity["data"] = f"{settings.data.name} {fingerprint[:12]}"
-    return Search(variable(STUDY_URL), settings.name, settings.search, settings.seed, identity)
+    return Search.begin(variable(STUDY_URL), settings.name, settings.search, settings.seed, identity)
 
 
-def open_tracker(settings: SweepSettings) -> "Tracker":
-    """The MLflow parent run of this pipeline run; an interrupted run of the sweep goes on in its own.
+def open_tracker(settings: SweepSettings, study: str) -> "Tracker":
+    """The MLflow parent run of this pipeline run; an interrupted run of the same search goes on in its own.
 
     Where that one was deleted, or MLflow is another one now, a new run is begun.
     """
     from taylorglo.tracking import Tracker
 
-    store, key = open_store(), f"{settings.name}/run.json"
-    unfinished = json.loads(store.read(key) or b"{}").get("unfinished")
+    store = open_store()
+    known = json.loads(store.read(f"{settings.name}/run.json") or b"{}")
+    unfinished = known.get("unfinished") if known.get("study") == study else None
 
     def opened(resume_run_id: str | None) -> "Tracker":
         return Tracker.open(
             variable(TRACKING_URI),
             settings.name,
-            run_name=f"{settings.name} {time.strftime('%Y-%m-%d %H:%M')}",
+            run_name=f"{study} {time.strftime('%Y-%m-%d %H:%M')}",
             artifact_location=f"{store.uri}/mlflow",
             resume_run_id=resume_run_id,
         )
@@ -204,8 +240,18 @@ def open_tracker(settings: SweepSettings) -> "Tracker":
             raise
         tracker = opened(None)
     if unfinished != tracker.run_id:
-        store.write(key, json.dumps({"unfinished": tracker.run_id, "tracked": 0}).encode())
+        _write_run(store, settings.name, tracker.run_id, study, 0)
     return tracker
+
+
+def _write_run(store: "Store", name: str, run_id: str, study: str, tracked: int) -> None:
+    content = {"unfinished": run_id, "study": study, "tracked": tracked}
+    store.write(f"{name}/run.json", json.dumps(content).encode())
+
+
+def registered_name(sweep: str) -> str:
+    """The name of a sweep's loss in MLflow's model registry."""
+    return f"{sweep}-loss"
 
 
 def dataset_of(path: str, sweep: Sweep) -> "Dataset":

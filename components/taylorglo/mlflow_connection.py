@@ -22,6 +22,8 @@ from taylorglo.errors import InputError, ServiceError
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+LOSS = "loss.json"  # the artifact that is the loss, of a run and of a model version
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -31,6 +33,7 @@ _ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 _MAX_REASON = 300
 _CREDENTIALS = re.compile(
@@ -58,6 +61,7 @@ class Connection:
         # It prints a traceback for every locked database, which is retried here, and raised in one line if in vain.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.name = redacted(uri)
+        self._uri = uri
         self._delays = _RETRY_DELAYS if path else ()  # over http, MLflow itself retries
         if path and _is_empty(path):
             try:
@@ -127,6 +131,25 @@ class Connection:
                 f"experiment {name!r}: was deleted in MLflow at {self.name}; restore it or rename the sweep"
             )
         return str(found.experiment_id)
+
+    def download_loss(self, uri: str, folder: Path) -> Path:
+        """Fetch the saved loss of a model version (``models:/NAME/VERSION``, ``models:/NAME@ALIAS``) into a folder.
+
+        Raises:
+            InputError: there is no such version, or no loss in it.
+            ServiceError: the server, the database or the artifact store fails.
+        """
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        try:
+            path = download_artifacts(
+                artifact_uri=f"{uri.rstrip('/')}/{LOSS}", dst_path=str(folder), tracking_uri=self._uri
+            )
+        except Exception as error:  # every artifact store (S3, ...) raises its own library's errors
+            code = error.error_code if isinstance(error, MlflowException) else ""
+            raise self.error(error, code) from None
+        return Path(path)
 
     def upload(self, run_id: str, files: Mapping[str, Path]) -> None:
         """Store local files as artifacts of a run, under the names that are the keys."""

@@ -12,11 +12,12 @@ from taylorglo.report import (
     ComparisonRow,
     GenerationRecord,
     RobustnessRow,
+    StandingRecord,
     SweepRecord,
     TuningRow,
 )
 from taylorglo.search import summary
-from taylorglo.statistics import covered, mean_curve, welch
+from taylorglo.statistics import covered, mean_curve, paired, welch
 
 
 def sweep_record(
@@ -58,7 +59,7 @@ def sweep_record(
     stages = {
         "candidate training": spans_of(c.result for c in candidates if c.result),
         "baseline tuning": spans_of(tuning),
-        "final training": spans_of([*comparison["finalists"], *trainings]),
+        "final training": spans_of([*comparison["finalists"], *trainings, *comparison["standing"]]),
     }
     inside = covered(span for spans in stages.values() for span in spans)
     stages["attack"] = spans_of([robustness])
@@ -88,7 +89,15 @@ def sweep_record(
         notes=_notes(
             sweep, [*tuning, *comparison["finalists"], *trainings], [c.result for c in candidates if c.result]
         ),
+        standing=_standing(sweep, champion, comparison["standing"]),
     )
+
+
+def _standing(sweep: Sweep, champion: Sequence[float], trainings: Sequence[Mapping[str, Any]]) -> StandingRecord | None:
+    if not trainings or sweep.standing is None:
+        return None
+    accuracies = [training["test_accuracy"] for training in trainings]
+    return StandingRecord(sweep.standing["version"], sweep.standing["study"], accuracies, paired(champion, accuracies))
 
 
 def _notes(sweep: Sweep, trainings: Sequence[Mapping[str, Any]], results: Sequence[Mapping[str, Any]]) -> list[str]:

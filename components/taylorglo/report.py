@@ -21,20 +21,23 @@ from taylorglo.report_record import (
     ComparisonRow,
     GenerationRecord,
     RobustnessRow,
+    StandingRecord,
     SweepRecord,
     TuningRow,
+    beats_standing,
     best_baseline,
     comparison_cells,
     count,
     number,
     percent,
+    standing_verdict,
     table,
     verdict,
 )
 
 __all__ = [
-    "ChampionRecord", "ComparisonRow", "GenerationRecord", "RobustnessRow", "SweepRecord", "TuningRow",
-    "loss_figure", "render", "table", "verdict",
+    "ChampionRecord", "ComparisonRow", "GenerationRecord", "RobustnessRow", "StandingRecord", "SweepRecord",
+    "TuningRow", "beats_standing", "loss_figure", "render", "standing_verdict", "table", "verdict",
 ]  # fmt: skip
 
 _ATTACKS = {"fgsm": "FGSM", "pgd-ce": "PGD, cross-entropy", "pgd-dlr": "PGD, DLR", "worst": "worst of all"}
@@ -50,7 +53,7 @@ def render(record: SweepRecord) -> str:
     return page.substitute(
         title=escape(f"Loss-function sweep: {record.name}"),
         byline=escape(f"TaylorGLO · {record.created} · {record.num_classes} classes"),
-        verdict=escape(verdict(record)),
+        verdict=escape(f"{verdict(record)} {standing_verdict(record)}".rstrip()),
         headline=_headline(record),
         notes=_notes(record.notes),
         comparison=_comparison(record),
@@ -307,8 +310,9 @@ def _usage(record: SweepRecord) -> str:
     numbers = ", ".join(repr(float(value)) for value in record.champion.theta)
     rate = f" with learning rate {number(record.comparison[0].learning_rate)}" if record.comparison else ""
     code = (
-        "from taylorglo.loss import TaylorLoss\n\n"
-        f'loss = TaylorLoss.load("loss.json")  # or TaylorLoss([{numbers}], order={record.champion.order})\n'
+        "import taylorglo\n\n"
+        'loss = taylorglo.load_loss("loss.json")\n'
+        f"# or taylorglo.loss.TaylorLoss([{numbers}], order={record.champion.order})\n"
         "loss(model(images), labels).backward()\n"
     )
     return (

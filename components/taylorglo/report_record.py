@@ -84,6 +84,20 @@ class RobustnessRow:
 
 
 @dataclass(frozen=True)
+class StandingRecord:
+    """The champion of an earlier search, trained and tested again beside the new one, on the same data.
+
+    ``accuracies`` are test accuracies in [0, 1], in the order of the champion's and from the same seeds; ``p_value`` is
+    that of the two-sided paired t-test.
+    """
+
+    version: str
+    study: str
+    accuracies: list[float]
+    p_value: float
+
+
+@dataclass(frozen=True)
 class SweepRecord:
     """All that a report tells. The first row of ``comparison`` is the champion.
 
@@ -106,6 +120,7 @@ class SweepRecord:
     wall_seconds: float
     training_share: float
     notes: list[str]
+    standing: StandingRecord | None = None
 
 
 def verdict(record: SweepRecord) -> str:
@@ -133,6 +148,28 @@ def verdict(record: SweepRecord) -> str:
         return f"No significant difference: the champion is {_above(points)} {name.rstrip(',')} {evidence}."
     side = "ahead of" if points > 0 else "behind"
     return f"The champion is {side} {name} by {abs(points):.2f} points {evidence}."
+
+
+def beats_standing(record: SweepRecord) -> bool:
+    """Whether the new champion is significantly better than the standing one, by the paired test."""
+    return bool(record.standing and record.standing.p_value < SIGNIFICANCE and _gain(record, record.standing) > 0)
+
+
+def standing_verdict(record: SweepRecord) -> str:
+    """In one sentence, whether the new champion beats the standing one; empty where there is none to beat."""
+    if record.standing is None:
+        return ""
+    standing, points = record.standing, _gain(record, record.standing)
+    outcome = "beats" if beats_standing(record) else "does not beat"
+    return (
+        f"The new champion {outcome} the standing one (version {standing.version}, of search {standing.study!r}, "
+        f"{percent(standing.accuracies)} %): it is {_above(points)} it (paired t-test, "
+        f"p {_p_text(standing.p_value, equals=True)}, n = {len(standing.accuracies)} seeds)."
+    )
+
+
+def _gain(record: SweepRecord, standing: StandingRecord) -> float:
+    return 100 * float(np.mean(record.comparison[0].accuracies) - np.mean(standing.accuracies))
 
 
 def table(record: SweepRecord) -> str:

@@ -138,6 +138,8 @@ class SearchSettings(Section):
     filters: Names = ["learnable", "stable"]
     on_reject: Literal["resample", "penalize"] = "resample"
     max_draws: int = Field(1000, ge=2, description="most candidates drawn for one generation")
+    generations: int = Field(0, ge=0, description="of the whole search, in as many runs as it takes; 0: those of one")
+    renew: bool = Field(False, description="when the search is finished, begin another, warm-started from it")
 
     @field_validator("filters")
     @classmethod

@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from taylorglo import environment
 from taylorglo.environment import Sweep, say
-from taylorglo.errors import InputError
-from taylorglo.settings import AttackSettings, Scalar, SweepSettings
+from taylorglo.errors import InputError, ServiceError
+from taylorglo.mlflow_connection import LOSS
+from taylorglo.settings import AttackSettings, DataSettings, Scalar, SweepSettings
 
-LOSS, NETWORK = "loss.json", "model.safetensors"
+NETWORK = "model.safetensors"
+_OTHERS_SECONDS = 1.0  # between looks at what another run is training
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,78 +24,144 @@ if TYPE_CHECKING:
     from taylorglo.comparison import Trained
     from taylorglo.data import Dataset
     from taylorglo.loss import TaylorLoss
+    from taylorglo.report import SweepRecord
     from taylorglo.search import Candidate
 
 
-def prepare(parameters: Mapping[str, Scalar], generations: int, sweep: str, search_data: str, full_data: str) -> None:
-    """Check the parameters, prepare the data and open the study and the MLflow run, before anything is trained.
+def check(parameters: Mapping[str, Scalar], settings: str) -> str:
+    """Check every parameter before anything is computed; returns the version of the data as they are now.
 
     Args:
         parameters: ``SweepSettings.parameters()``.
-        generations: how many the pipeline has.
-        sweep: where to write the :class:`~taylorglo.environment.Sweep`.
+        settings: where to write them.
+    """
+    from importlib.metadata import version as release
+
+    from taylorglo.storage import version
+
+    checked = SweepSettings.from_parameters(parameters)
+    environment.write_json(settings, checked.parameters())
+    if checked.data.name == "digits":
+        return f"scikit-learn {release('scikit-learn')}"
+    if checked.data.download and not Path(checked.data.root).exists():
+        return "to be downloaded"
+    return version(checked.data.root)
+
+
+def prepare(
+    data_settings: DataSettings, seed: int, model: str, description: str, search_data: str, full_data: str
+) -> None:
+    """Read and split the data, and check that the network fits them. It depends on nothing but its arguments.
+
+    Args:
+        data_settings: the section ``data``.
+        seed: of the splits.
+        model: the network's name.
+        description: where to write what later tasks have to know of the data.
         search_data: where to write the data without the test split.
         full_data: where to write the data with it.
     """
     from taylorglo import data, models
     from taylorglo.storage import fetch
 
-    started = float(os.environ.get(environment.STARTED) or time.time())
-    settings = SweepSettings.from_parameters(parameters)
     with tempfile.TemporaryDirectory() as folder:
-        root = settings.data.root
-        local = fetch(root, Path(folder)) if "://" in root else None
-        dataset = data.load(settings.data, settings.seed, local)
-    models.check(settings.model.name, dataset.image_shape, dataset.num_classes)
-    environment.create_search(settings, dataset.fingerprint)
+        local = fetch(data_settings.root, Path(folder)) if "://" in data_settings.root else None
+        dataset = data.load(data_settings, seed, local)
+    models.check(model, dataset.image_shape, dataset.num_classes)
     data.save(data.without_test(dataset), Path(search_data))
     data.save(dataset, Path(full_data))
-    environment.open_store().upload(Path(full_data), f"{settings.name}/data.safetensors")
-    tracker = environment.open_tracker(settings)
-    tracker.log_settings({**settings.parameters(), "generations": generations})
     splits = {"train": len(dataset.train), "validation": len(dataset.validation)}
     if dataset.test:
         splits["test"] = len(dataset.test)
+    content = {
+        "name": dataset.name,
+        "num_classes": dataset.num_classes,
+        "splits": splits,
+        "fingerprint": dataset.fingerprint,
+        "provenance": dataset.provenance,
+    }
+    environment.write_json(description, content)
+
+
+def open_sweep(
+    parameters: Mapping[str, Scalar], description: Mapping[str, Any], full_data: str, generations: int, sweep: str
+) -> None:
+    """Open the study and the MLflow run, before anything is trained.
+
+    Args:
+        parameters: ``SweepSettings.parameters()``.
+        description: of the data, as :func:`prepare` wrote it.
+        full_data: the data with the test split, which are kept in the store.
+        generations: how many the pipeline has.
+        sweep: where to write the :class:`~taylorglo.environment.Sweep`.
+    """
+    started = float(os.environ.get(environment.STARTED) or time.time())
+    settings = SweepSettings.from_parameters(parameters)
+    search = environment.begin_search(settings, description["fingerprint"])
+    total = max(settings.search.generations, generations)
+    # A run begins where the last one stopped, but ends no later than the search: what is known is shown again.
+    first = min(search.complete_generations() + 1, max(1, total - generations + 1))
+    environment.open_store().upload(Path(full_data), f"{settings.name}/data.safetensors")
+    tracker = environment.open_tracker(settings, search.study)
+    tracker.log_settings({**settings.parameters(), "study": search.study, "generations": total})
     tracker.log_dataset(
-        name=dataset.name,
-        fingerprint=dataset.fingerprint,
-        source=dataset.provenance["source"],
-        splits=splits,
-        num_classes=dataset.num_classes,
+        name=description["name"],
+        fingerprint=description["fingerprint"],
+        source=description["provenance"]["source"],
+        splits=description["splits"],
+        num_classes=description["num_classes"],
     )
     Sweep(
         settings=settings,
-        generations=generations,
-        num_classes=dataset.num_classes,
-        fingerprint=dataset.fingerprint,
-        provenance=dataset.provenance,
+        study=search.study,
+        generations=total,
+        first=first,
+        num_classes=description["num_classes"],
+        fingerprint=description["fingerprint"],
+        provenance=description["provenance"],
         run_id=tracker.run_id,
         started=started,
+        standing=tracker.standing_champion(environment.registered_name(settings.name)),
     ).write(sweep)
-    sizes = ", ".join(f"{size} {name}" for name, size in splits.items())
-    say(f"data: {dataset.name}, {dataset.num_classes} classes, {sizes} images; network: {settings.model.name}")
+    sizes = ", ".join(f"{size} {name}" for name, size in description["splits"].items())
+    say(
+        f"data: {description['name']}, {description['num_classes']} classes, {sizes} images; "
+        f"network: {settings.model.name}"
+    )
+    if search.source:
+        say(f"search {search.study!r}, warm-started from {search.source!r}")
+    if first > 1 or total > generations:
+        say(f"this run: generations {first} to {min(first + generations - 1, total)} of {total}")
 
 
 def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_data: str) -> "list[Candidate]":
-    """Train those of the candidates that have no result yet, telling the study each one at once."""
-    wanted = set(trials)
-    own = [c for c in sweep.search.candidates(generation) if c.trial in wanted]
-    waiting = [c for c in own if not c.finished]
-    for candidate in waiting:
-        if candidate.result is not None:  # of a process that was killed before it could tell
-            sweep.search.tell(candidate.trial, candidate.result["fitness"], candidate.result)
-    untrained = [c for c in waiting if c.result is None]
-    if untrained:  # torch, and the data, only for a shard that has to train
-        from taylorglo.training import evaluate_candidate
+    """Train those of the candidates that have no result yet, telling the study each one at once.
 
-        dataset = environment.dataset_of(search_data, sweep)
-        for candidate in untrained:
-            evaluation = evaluate_candidate(candidate.theta, generation, dataset, sweep.settings)
-            sweep.search.tell(candidate.trial, evaluation.fitness, {**evaluation.as_dict(), "run": sweep.run_id})
+    A candidate that another run of the sweep is training is left to it, and waited for.
+    """
+    wanted = set(trials)
+    waiting = [c for c in sweep.search.candidates(generation) if c.trial in wanted and not c.finished]
+    new, dataset = bool(waiting), None
+    while waiting:
+        for trial in (c.trial for c in waiting):
+            with sweep.search.claimed(trial) as candidate:
+                if candidate is None or candidate.finished:
+                    continue
+                result = candidate.result
+                if result is None:  # else of a process that was killed before it could tell
+                    from taylorglo.training import evaluate_candidate  # torch, only for a shard that has to train
+
+                    dataset = dataset or environment.dataset_of(search_data, sweep)
+                    evaluation = evaluate_candidate(candidate.theta, generation, dataset, sweep.settings)
+                    result = {**evaluation.as_dict(), "run": sweep.run_id}
+                sweep.search.tell(trial, result["fitness"], result)
+        waiting = [c for c in sweep.search.candidates(generation) if c.trial in wanted and not c.finished]
+        if waiting:
+            time.sleep(_OTHERS_SECONDS)
     everybody = sweep.search.candidates(generation)
     trained = [c for c in everybody if c.result is not None]
     if trained and all(c.finished for c in everybody) and max(trained, key=lambda c: c.ended or "").trial in wanted:
-        _tell_generation(sweep, generation, everybody, new=bool(waiting))
+        _tell_generation(sweep, generation, everybody, new=new)
     return [c for c in everybody if c.trial in wanted]
 
 
@@ -111,7 +179,10 @@ def _tell_generation(sweep: Sweep, generation: int, candidates: "Sequence[Candid
         f"rejected {numbers['rejected']:.0f} of {numbers['drawn']:.0f}  "
         f"diverged {numbers['diverged']:.0f}  {spent if new else 'known from before'}"
     )
-    track_generations(sweep, generation, patience=30)
+    try:
+        track_generations(sweep, generation, patience=30)
+    except ServiceError as error:  # what counts is in the study
+        say(f"{error}; the results are kept, and MLflow is told of them once it answers")
 
 
 def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:
@@ -119,7 +190,15 @@ def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:
 
     Connecting to MLflow takes a task seconds, so short generations are told together: not before the oldest news has
     waited for ``patience`` seconds.
+
+    Raises:
+        ServiceError: MLflow, the study or the store still fails after a few tries.
     """
+    with sweep.search.exclusively():
+        _track_generations(sweep, last, patience)
+
+
+def _track_generations(sweep: Sweep, last: int, patience: float) -> None:
     from taylorglo.search import summary
 
     first = sweep.tracked() + 1
@@ -145,12 +224,17 @@ def _tracked(candidate: "Candidate", num_classes: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The champion, and every training in full that chose it (finalists) or compares it (trainings)."""
+    """The champion, and every training in full that chose it (finalists) or compares it (trainings).
+
+    ``standing`` are those of the champion in MLflow's model registry, on the same data and from the same seeds; none
+    where there is no such one, where it is the same loss, and where the search goes on in a later run.
+    """
 
     champion: "Candidate"
     loss: "TaylorLoss"
     finalists: "list[Trained]"
     trainings: "list[Trained]"
+    standing: "list[Trained]"
     network: bytes
 
     @property
@@ -170,6 +254,7 @@ class Outcome:
             },
             "finalists": [training.as_dict() for training in self.finalists],
             "trainings": [training.as_dict() for training in self.trainings],
+            "standing": [training.as_dict() for training in self.standing],
         }
 
     def save_network(self, path: str) -> None:
@@ -207,18 +292,25 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
         *(comparison.best_contender([t for t in tuned if t.contender.name == name]) for name in names),
     ]
     dataset = environment.dataset_of(full_data, sweep)
-    trainings = []
-    for contender in contenders:
+
+    def compared(contender: "comparison.Contender") -> "list[Trained]":
         own = comparison.compare(contender, dataset, settings, memo)
-        trainings += own
         mean = fmean(t.test_accuracy or 0.0 for t in own)
         say(f"{contender.name}: trained in full {len(own)} times, test accuracy {mean:.2%}")
+        return own
+
+    trainings = [training for contender in contenders for training in compared(contender)]
+    standing: list[Trained] = []
+    if sweep.standing and sweep.standing["theta"] != champion.theta and sweep.complete:
+        rate = sweep.standing["learning_rate"] or settings.training.learning_rate
+        standing = compared(comparison.Contender("standing champion", "taylor", rate, theta=sweep.standing["theta"]))
     loss = TaylorLoss(
         champion.theta,
         settings.search.order,
         classes=sweep.num_classes,
         provenance={
             "sweep": settings.name,
+            "study": sweep.study,
             "seed": settings.seed,
             "data": settings.data.name,
             "fingerprint": sweep.fingerprint,
@@ -230,7 +322,7 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
             **environment.software(),
         },
     )
-    outcome = Outcome(champion, loss, finalists, trainings, memo.weights(trainings[0].key))
+    outcome = Outcome(champion, loss, finalists, trainings, standing, memo.weights(trainings[0].key))
     with tempfile.TemporaryDirectory() as folder:
         for name, save in ((LOSS, loss.save), (NETWORK, outcome.save_network)):
             save(path := str(Path(folder) / name))
@@ -305,13 +397,13 @@ def write_report(
 ) -> None:
     """Write the report, keep it in the store, tell MLflow what came out and end its run, print the table."""
     from taylorglo.record import sweep_record
-    from taylorglo.report import render, table, verdict
+    from taylorglo.report import render, standing_verdict, table, verdict
 
-    track_generations(sweep, sweep.generations)
     record = sweep_record(sweep, tuning, comparison, robustness)
     Path(page).write_text(render(record))
     sweep.store.upload(Path(page), sweep.key("report.html"))
-    _track_outcome(sweep, comparison["trainings"])
+    track_generations(sweep, sweep.generations)
+    run_id = _track_outcome(sweep, comparison["trainings"])
     sweep.tracker.log_files({"report.html": Path(page)})
     sweep.tracker.log_metrics(
         {
@@ -323,15 +415,39 @@ def write_report(
             "wall_seconds": record.wall_seconds,
         }
     )
+    outcome = [table(record), verdict(record)]
+    if sweep.complete:
+        outcome.append("\n".join(filter(None, [standing_verdict(record), _register(sweep, record, run_id)])))
+    else:
+        done = sweep.search.complete_generations()
+        outcome.append(f"The search goes on: {done} of {sweep.generations} generations are done; run it again.")
     sweep.finish()
-    say("\n" + table(record) + "\n\n" + verdict(record))
+    say("\n" + "\n\n".join(outcome))
     say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
 
 
-def _track_outcome(sweep: Sweep, trainings: Sequence[Mapping[str, Any]]) -> None:
+def _register(sweep: Sweep, record: "SweepRecord", run_id: str) -> str:
+    """Register the champion in MLflow; it becomes the standing one if there is none, or if it beats that."""
+    from taylorglo.report import beats_standing
+
+    name = environment.registered_name(sweep.settings.name)
+    version = sweep.tracker.register_loss(name, run_id, sweep.study, record.champion.theta)
+    known = sweep.standing["version"] if sweep.standing else None
+    if version == known:
+        return f"models:/{name}@champion is version {version}, as before"
+    if known is not None and not beats_standing(record):
+        return f"models:/{name}/{version} is registered; models:/{name}@champion stays version {known}"
+    if sweep.tracker.move_champion(name, version, former=known):
+        return f"models:/{name}@champion is version {version} now"
+    return f"models:/{name}/{version} is registered; models:/{name}@champion was moved by somebody else in between"
+
+
+def _track_outcome(sweep: Sweep, trainings: Sequence[Mapping[str, Any]]) -> str:
+    """Tell MLflow of the champion and the baselines; returns the id of the champion's run."""
     from taylorglo.record import by_contender
     from taylorglo.statistics import mean_curve
 
+    runs: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         files = {name: Path(folder) / name for name in (LOSS, NETWORK)}
         for name, path in files.items():
@@ -339,7 +455,7 @@ def _track_outcome(sweep: Sweep, trainings: Sequence[Mapping[str, Any]]) -> None
         for own in by_contender(trainings):
             contender, accuracies = own[0]["contender"], [t["test_accuracy"] for t in own]
             champion = contender["name"] == "champion"
-            sweep.tracker.log_final(
+            runs[contender["name"]] = sweep.tracker.log_final(
                 "champion" if champion else "baseline",
                 contender["name"],
                 params=contender,
@@ -350,3 +466,4 @@ def _track_outcome(sweep: Sweep, trainings: Sequence[Mapping[str, Any]]) -> None
                 },
                 files=files if champion else {},
             )
+    return runs["champion"]

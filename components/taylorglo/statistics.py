@@ -12,6 +12,16 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     return float(ttest_ind(first, second, equal_var=False).pvalue)
 
 
+def paired(first: Sequence[float], second: Sequence[float]) -> float:
+    """The p value of the two-sided paired t-test; differences that are all the same are none (1) or certain (0)."""
+    from scipy.stats import ttest_rel
+
+    differences = {a - b for a, b in zip(first, second, strict=True)}
+    if len(differences) == 1:
+        return float(differences == {0.0})
+    return float(ttest_rel(first, second).pvalue)
+
+
 def mean_curve(curves: Sequence[Sequence[tuple[int, float, float]]]) -> list[tuple[int, float, float]]:
     """The mean of several learning curves of (step, accuracy, loss), as far as all of them go."""
     return [

@@ -6,6 +6,7 @@ first opened.
 """
 
 import errno
+import hashlib
 import os
 import re
 import shutil
@@ -151,12 +152,21 @@ class S3Store:
 
     def keys(self) -> Iterator[str]:
         """Every key of this store, folder markers left out."""
+        return (entry["Key"].removeprefix(self._prefix) for entry in self._entries(self._prefix))
+
+    def versions(self, name: str) -> list[str]:
+        """Key, checksum and size of the object ``name``, and of every object below it, folder markers left out."""
+        entries = self._entries(self._prefix + name)
+        return [
+            f"{entry['Key']} {entry['ETag']} {entry['Size']}"
+            for entry in entries
+            if not name or entry["Key"] == self._prefix + name or entry["Key"].startswith(f"{self._prefix}{name}/")
+        ]
+
+    def _entries(self, prefix: str) -> Iterator[dict[str, Any]]:
         with self._explained():
-            pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=self._prefix)
-            for page in pages:
-                for entry in page.get("Contents", []):
-                    if not entry["Key"].endswith("/"):
-                        yield entry["Key"].removeprefix(self._prefix)
+            for page in self._client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+                yield from (entry for entry in page.get("Contents", []) if not entry["Key"].endswith("/"))
 
     def _name(self, key: str) -> str:
         return self._prefix + _checked(key)
@@ -281,6 +291,26 @@ def fetch(uri: str, folder: Path) -> Path:
     for key in keys:
         below.download(key, target / key)
     return target
+
+
+def version(uri: str) -> str:
+    """What changes when the content of a file, a folder or an S3 prefix does: a checksum over names, sizes and dates.
+
+    Nothing is read but listings, so that a task can be kept from its cache as soon as its data are other ones.
+
+    Raises:
+        InputError: the URI is malformed, or access is denied.
+        ServiceError: the service still fails after a few tries.
+    """
+    location = _parsed(uri)
+    if isinstance(location, Path):
+        with _local(location):
+            paths = sorted(path for path in (location, *location.rglob("*")) if path.is_file())
+            lines = [f"{path.relative_to(location)} {(s := path.stat()).st_size} {s.st_mtime_ns}" for path in paths]
+    else:
+        bucket, prefix = location
+        lines = sorted(S3Store(bucket).versions(prefix.rstrip("/")))
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _parsed(uri: str) -> Path | tuple[str, str]:

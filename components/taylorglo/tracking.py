@@ -9,16 +9,20 @@ import json
 import logging
 import math
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo.mlflow_connection import Connection, redacted
+from taylorglo.polynomial import checked_theta
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
+CHAMPION = "champion"  # the alias, in MLflow's model registry, of the loss to use
 _MAX_PARAM, _MAX_TAG, _MAX_DIGEST = 6000, 5000, 36  # characters that MLflow accepts
 _MOST_RUNS = 50_000  # of one search in MLflow; a generation has at most 10 000 candidates
 _logger = logging.getLogger(__name__)
@@ -280,6 +284,72 @@ class Tracker:
         """Set the status of the parent, unless a scheduler injected the run: then it is the scheduler's to set."""
         if self._owns_run:
             self._connection.call(self._client.set_terminated, self.run_id, status)
+
+    def standing_champion(self, name: str) -> dict[str, Any] | None:
+        """The version of a registered loss that bears the alias ``champion``, or None.
+
+        Returns:
+            ``version`` and ``study`` (str), ``theta`` (list of float) and ``learning_rate`` (float, or None where its
+            file does not tell).
+
+        Raises:
+            InputError: its file is not a saved loss.
+            ServiceError: the server, the database or the artifact store fails.
+        """
+        try:
+            version = self._connection.call(self._client.get_model_version_by_alias, name, CHAMPION)
+        except InputError:  # no such model, or no such alias
+            return None
+        where = f"models:/{name}/{version.version}"
+        with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
+            try:
+                content = json.loads(self._connection.download_loss(where, Path(folder)).read_text())
+                theta, _ = checked_theta(content["theta"])
+                rate = (content.get("provenance") or {}).get("learning_rate")
+            except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+                if isinstance(error, TaylorgloError):
+                    raise
+                raise InputError(f"{where}: is not a saved loss: {error}") from None
+        study = str(version.tags.get("taylorglo.study", "unknown"))
+        return {"version": str(version.version), "study": study, "theta": theta, "learning_rate": rate}
+
+    def register_loss(self, name: str, run_id: str, study: str, theta: Sequence[float]) -> str:
+        """Register the loss among the artifacts of a nested run as a version of the model ``name``.
+
+        A version of the same study with the same theta, whose run is still there, is that version already.
+
+        Returns:
+            The version.
+        """
+        call, client = self._connection.call, self._client
+        try:
+            call(client.create_registered_model, name)
+        except (InputError, ServiceError):  # it exists, or there is more to it, which the next call tells
+            call(client.get_registered_model, name)
+        tags = {"taylorglo.study": study, "taylorglo.theta": json.dumps(list(theta))[:_MAX_TAG]}
+        for version in call(client.search_model_versions, f"name = '{name}'"):
+            if tags.items() <= version.tags.items() and self._is_active(version.run_id):
+                return str(version.version)
+        source = call(client.get_run, run_id).info.artifact_uri
+        return str(call(client.create_model_version, name, source, run_id, tags=tags).version)
+
+    def move_champion(self, name: str, version: str, former: str | None) -> bool:
+        """Give the alias ``champion`` to a version, unless another one than ``former`` bears it by now."""
+        try:
+            bearer = self._connection.call(self._client.get_model_version_by_alias, name, CHAMPION).version
+        except InputError:
+            bearer = None
+        if (bearer and str(bearer)) != former:
+            return False
+        self._connection.call(self._client.set_registered_model_alias, name, CHAMPION, version)
+        return True
+
+    def _is_active(self, run_id: str | None) -> bool:
+        try:
+            self._connection.run(run_id or "", "run")
+        except InputError:
+            return False
+        return True
 
     def _create_nested(self, name: str, tags: Mapping[str, str], started: int) -> str:
         run = self._connection.call(

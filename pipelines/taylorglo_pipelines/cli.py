@@ -109,10 +109,12 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _compile(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines import config
-    from taylorglo_pipelines.compiling import compile_sweep
+    from taylorglo_pipelines import compiling, config
 
-    size = compile_sweep(config.load(given.config, given.overrides), given.output)
+    settings = config.load(given.config, given.overrides)
+    size = compiling.compile_sweep(settings, given.output)
+    for warning in compiling.warnings(settings):
+        print(f"taylorglo: warning: {warning}", file=sys.stderr)
     print(f"{given.output}: {size / 1000:.0f} kB")
 
 

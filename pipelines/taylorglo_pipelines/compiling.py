@@ -9,6 +9,23 @@ from taylorglo.errors import InputError
 from taylorglo_pipelines.config import Config
 
 _ARGO_LIMIT = 700_000  # bytes; past about this, Argo's workflow no longer fits into one Kubernetes object
+# Argo keeps the state of every task in that object too: 475 iterations of a loop were too many (kubeflow/pipelines
+# issue 12131), whatever the size of the compiled file.
+_ARGO_TASKS = 400
+
+
+def warnings(config: Config) -> list[str]:
+    """What is legal in a configuration, but may not work on Kubeflow Pipelines; a line each."""
+    layout = config.pipeline
+    tasks = layout.generations * (layout.shards + 2)
+    if tasks <= _ARGO_TASKS:
+        return []
+    fitting = max(1, _ARGO_TASKS // (layout.shards + 2))
+    return [
+        f"{layout.generations} generations of {layout.shards} shards are {tasks} tasks, and Argo fails at about "
+        f"{_ARGO_TASKS}: chain runs with search.generations={max(config.search.generations, layout.generations)} and "
+        f"pipeline.generations={fitting}; each run of the pipeline then goes on where the last one stopped"
+    ]
 
 
 def compile_sweep(config: Config, output: Path) -> int:
@@ -31,7 +48,7 @@ def compile_sweep(config: Config, output: Path) -> int:
     if len(content) > _ARGO_LIMIT:
         raise InputError(
             f"the pipeline is {len(content) / 1000:.0f} kB, and Argo takes about {_ARGO_LIMIT / 1000:.0f}; "
-            f"lower pipeline.generations ({config.pipeline.generations})"
+            f"lower pipeline.generations ({config.pipeline.generations}), and chain runs with search.generations"
         )
     partial = output.with_name(f".{output.name}.{os.getpid()}")
     try:

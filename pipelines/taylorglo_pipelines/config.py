@@ -12,21 +12,60 @@ from taylorglo.environment import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.errors import InputError
 from taylorglo.settings import Section, SweepSettings, validated
 
+_CPU = r"^(\d+(\.\d+)?|\d+m)?$"
+_MEMORY = r"^(\d+(\.\d+)?[KMGT]i?)?$"
+_OBJECT_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+
+
+class Toleration(Section):
+    """A taint of nodes that tasks which train put up with, as in a pod's specification."""
+
+    key: str = ""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    value: str = ""
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Toleration":
+        if self.operator == "Exists" and self.value:
+            raise ValueError("value: should be empty where the operator is Exists")
+        if self.operator == "Equal" and not self.key:
+            raise ValueError("key: should be given where the operator is Equal")
+        return self
+
 
 class PipelineSettings(Section):
-    """What has to be known when the pipeline is compiled."""
+    """What has to be known when the pipeline is compiled; what is asked of Kubernetes has no effect on a laptop."""
 
-    generations: int = Field(8, ge=1, description="unrolled; about 50 of them are more than Argo can hold")
-    shards: int = Field(2, ge=1, description="tasks that share the candidates of a generation")
-    image: str = Field("", description="container image of all tasks; empty: the component's own")
-    cpu: str = Field(
-        "",
-        pattern=r"^(\d+(\.\d+)?|\d+m)?$",
-        coerce_numbers_to_str=True,
-        description="requested for a task that trains, such as 2",
+    generations: int = Field(8, ge=1, description="in one run, unrolled; search.generations chains runs")
+    shards: int = Field(
+        2, ge=1, description="tasks that share the candidates of a generation; two at a time on a laptop"
     )
-    memory: str = Field("", pattern=r"^(\d+(\.\d+)?[KMGT]i?)?$", description="likewise, such as 4Gi")
-    accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field("", description="one of these for such a task")
+    image: str = Field("", description="container image of all tasks; empty: taylorglo:VERSION")
+    cpu: str = Field(
+        "", pattern=_CPU, coerce_numbers_to_str=True, description="requested for a task that trains: 2, 500m"
+    )
+    cpu_limit: str = Field("", pattern=_CPU, coerce_numbers_to_str=True, description="likewise, the limit")
+    memory: str = Field("", pattern=_MEMORY, description="requested for a task that trains, such as 4Gi")
+    memory_limit: str = Field("", pattern=_MEMORY, description="likewise, the limit")
+    accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field("", description="for each task that trains")
+    accelerators: int = Field(1, ge=1, description="how many of them, requested and limit")
+    shared_memory: str = Field(
+        "1Gi", pattern=_MEMORY, description="size of /dev/shm in a task that trains; empty: 64 MiB"
+    )
+    node_selector: dict[str, str] = Field({}, description="labels of the nodes for tasks that train")
+    tolerations: list[Toleration] = Field(
+        [], description="key, operator, value, effect of taints, for tasks that train"
+    )
+    timeout: int = Field(86_400, ge=0, description="seconds after which Kubernetes ends a task; 0: never")
+    retries: int = Field(2, ge=0, le=10, description="of a task that fails; in a loop, of a service that fails it")
+    service_account: str = Field("", description="of the pods; empty: the one that Kubeflow takes")
+    secret: str = Field(
+        "taylorglo", pattern=_OBJECT_NAME, description="the Secret with the credentials of the services"
+    )
+    config_map: str = Field(
+        "taylorglo", pattern=_OBJECT_NAME, description="the ConfigMap with the URIs of the services"
+    )
 
 
 class ServiceSettings(Section):
@@ -60,9 +99,11 @@ class Config(SweepSettings):
         return SweepSettings(**{name: getattr(self, name) for name in SweepSettings.model_fields})
 
     @model_validator(mode="after")
-    def _shards_have_work(self) -> "Config":
+    def _layout_fits_search(self) -> "Config":
         if self.pipeline.shards > self.search.popsize:
             raise ValueError(f"pipeline.shards: should be at most search.popsize ({self.search.popsize})")
+        if 0 < self.search.generations < self.pipeline.generations:
+            raise ValueError(f"pipeline.generations: should be at most search.generations ({self.search.generations})")
         return self
 
 

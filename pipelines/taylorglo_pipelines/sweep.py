@@ -1,6 +1,6 @@
 """The sweep as a Kubeflow pipeline: wiring only, from top to bottom.
 
-prepare -> baselines, tuned
+check -> prepare (cached) -> open -> baselines, tuned
         -> generation 1..G: propose -> filter -> shards: evaluate -> ... -> champion -> attack -> report
 """
 
@@ -11,9 +11,11 @@ from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input
 
 from taylorglo.components.attack import attack
+from taylorglo.components.check_inputs import check_inputs
 from taylorglo.components.evaluate_baselines import evaluate_baselines
 from taylorglo.components.evaluate_candidates import evaluate_candidates
 from taylorglo.components.filter_candidates import filter_candidates
+from taylorglo.components.open_sweep import open_sweep
 from taylorglo.components.prepare_dataset import prepare_dataset
 from taylorglo.components.propose_candidates import propose_candidates
 from taylorglo.components.report import report
@@ -21,6 +23,7 @@ from taylorglo.components.train_champion import train_champion
 from taylorglo.settings import Scalar
 from taylorglo_pipelines.config import Config, PipelineSettings
 from taylorglo_pipelines.resources import place, place_training, uncached
+from taylorglo_pipelines.sharing import shared
 
 
 def sweep_pipeline(config: Config) -> Any:
@@ -30,12 +33,30 @@ def sweep_pipeline(config: Config) -> Any:
     defaults = config.sweep.parameters()
 
     def sweep(*values: Any) -> None:
+        given = dict(zip(defaults, values, strict=True))
+        checked = place(check_inputs(**given), "Check inputs", layout).outputs
         prepared = place(
-            prepare_dataset(generations=layout.generations, **dict(zip(defaults, values, strict=True))),
+            prepare_dataset(
+                version=checked["Output"],
+                seed=given["seed"],
+                model_name=given["model_name"],
+                **{name: value for name, value in given.items() if name.startswith("data_")},
+            ),
             "Prepare data set",
             layout,
+            cached=True,
         ).outputs
-        context, search_data, full_data = prepared["sweep"], prepared["search_data"], prepared["full_data"]
+        search_data, full_data = prepared["search_data"], prepared["full_data"]
+        context = place(
+            open_sweep(
+                settings=checked["settings"],
+                description=prepared["description"],
+                full_data=full_data,
+                generations=layout.generations,
+            ),
+            "Open study and MLflow run",
+            layout,
+        ).outputs["sweep"]
         baselines = place_training(
             evaluate_baselines(sweep=context, search_data=search_data), "Tune baselines", layout
         ).outputs
@@ -72,7 +93,8 @@ def sweep_pipeline(config: Config) -> Any:
         )
 
     sweep.__signature__ = _signature(defaults)  # type: ignore[attr-defined]
-    return dsl.pipeline(name=f"taylorglo-{config.name}", description="Search for a loss function with TaylorGLO")(sweep)
+    describe = dsl.pipeline(name=f"taylorglo-{config.name}", description="Search for a loss function with TaylorGLO")
+    return shared(describe(sweep))
 
 
 def _generations(layout: PipelineSettings) -> tuple[Any, Any]:
@@ -91,6 +113,7 @@ def _generations(layout: PipelineSettings) -> tuple[Any, Any]:
                     screened=screened,
                     shard=shard,
                     shards=layout.shards,
+                    retries=layout.retries,
                 ),
                 "Evaluate candidates",
                 layout,

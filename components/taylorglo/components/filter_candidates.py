@@ -19,7 +19,7 @@ def filter_candidates(
     with environment.task():
         context = environment.Sweep.read(sweep.path)
         proposed = environment.read_json(candidates.path)
-        judged = context.search.screen(generation, context.num_classes)
+        judged = context.search.screen(context.generation(generation), context.num_classes)
         environment.write_json(screened.path, [candidate.as_dict() for candidate in judged])
         metrics.log_metric("proposed", len(proposed))
         metrics.log_metric("drawn", len(judged))

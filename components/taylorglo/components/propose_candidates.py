@@ -14,11 +14,15 @@ def propose_candidates(
     candidates: Output[Artifact],
     previous: Input[List[Artifact]] = None,  # noqa: UP006
 ) -> None:
-    """Write popsize candidates (candidates); they follow from the results of the former generation (previous)."""
+    """Write popsize candidates (candidates); they follow from the results of the former generation (previous).
+
+    ``generation`` counts from 1 in every pipeline run; in the search, a run goes on where the last one stopped.
+    """
     from taylorglo import environment
 
     with environment.task():
-        search = environment.Sweep.read(sweep.path).search
-        environment.write_json(candidates.path, [candidate.as_dict() for candidate in search.propose(generation)])
+        context = environment.Sweep.read(sweep.path)
+        proposed = context.search.propose(context.generation(generation))
+        environment.write_json(candidates.path, [candidate.as_dict() for candidate in proposed])
         if previous:
             candidates.metadata["follows"] = [results.uri for results in previous]

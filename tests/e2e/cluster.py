@@ -61,11 +61,22 @@ class Cluster:
             conditions = {each["type"] for each in status.get("conditions", []) if each["status"] == "True"}
             if "Complete" in conditions:
                 return self.log(namespace, f"job/{job}")
-            if "Failed" in conditions:
+            if "Failed" in conditions or self._cannot_start(namespace, job):
                 break
             time.sleep(0.5)
         told = self.attempt("-n", namespace, "describe", "pods", "-l", f"job-name={job}").stdout
         raise AssertionError(f"job {job}: {status}\n{self.log(namespace, f'job/{job}')[-4000:]}\n{told[-2500:]}")
+
+    def _cannot_start(self, namespace: str, job: str) -> bool:
+        pods = self.get("-n", namespace, "pods", "-l", f"job-name={job}")["items"]
+        containers = [
+            status
+            for pod in pods
+            for kind in ("initContainerStatuses", "containerStatuses")
+            for status in pod["status"].get(kind, [])
+        ]
+        reasons = {each["state"].get("waiting", {}).get("reason") for each in containers}
+        return bool(reasons & {"ImagePullBackOff", "ErrImageNeverPull", "CreateContainerConfigError"})
 
     def log(self, namespace: str, name: str) -> str:
         """What the containers of a pod printed."""

@@ -6,6 +6,7 @@ cluster that cannot pull PostgreSQL's and SeaweedFS's, TAYLORGLO_E2E_BUILD_IMAGE
 is taylorglo:VERSION.
 """
 
+import base64
 import io
 import json
 import os
@@ -269,6 +270,23 @@ def test_wrong_credentials_are_refused(installed: Installed) -> None:
         installed.psql("optuna", "mlflow", "SELECT 1")
     with pytest.raises(AssertionError, match="permission denied for database"):
         installed.psql("mlflow", "optuna", "SELECT 1")
+
+
+def test_a_changed_password_is_set_by_applying_anew(installed: Installed) -> None:
+    cluster = installed.cluster
+    job, secret = (
+        next(each for each in installed.objects if each["kind"] == kind and each["metadata"]["name"] == "databases")
+        for kind in ("Job", "Secret")
+    )
+    former, changed = installed.values["OPTUNA_PASSWORD"], "another"
+    for password, refused in ((changed, former), (former, changed)):
+        data = {**secret["data"], "OPTUNA_PASSWORD": base64.b64encode(password.encode()).decode()}
+        cluster.kubectl("-n", SERVICES, "delete", "job", "databases", "--ignore-not-found")
+        cluster.apply([{**secret, "data": data}, job])
+        cluster.finished(SERVICES, "databases")
+        assert installed.psql("optuna", "optuna", "SELECT 1", password=password) == "1"
+        with pytest.raises(AssertionError, match="password authentication failed"):
+            installed.psql("optuna", "optuna", "SELECT 1", password=refused)
 
 
 def test_mlflow_answers_to_its_own_names_only(installed: Installed) -> None:

@@ -15,6 +15,9 @@ import manifests
 import pytest
 from manifests import K8S, OVERLAYS, PIPELINES, SERVICES, VERSIONS, faults, name_of, pods, reachable, render
 
+from taylorglo_pipelines import resources
+from taylorglo_pipelines.config import PipelineSettings, load
+
 pytestmark = pytest.mark.skipif(kubectl.find() is None, reason="needs kubectl 1.27 or newer (make .venv/bin/kubectl)")
 
 
@@ -111,19 +114,9 @@ def test_each_secret_goes_where_it_is_needed_and_nowhere_else(rendered, overlay)
 def test_a_pipeline_finds_the_keys_that_it_refers_to(rendered, overlay):
     config = found(rendered[overlay], f"ConfigMap {PIPELINES}/taylorglo")["data"]
     secret = found(rendered[overlay], f"Secret {PIPELINES}/taylorglo")
-    assert set(config) == {
-        "TAYLORGLO_STUDY_URL",
-        "TAYLORGLO_STORE_URI",
-        "MLFLOW_TRACKING_URI",
-        "AWS_ENDPOINT_URL",
-        "AWS_DEFAULT_REGION",
-    }
-    assert {*secret["data"], *secret["stringData"]} == {
-        "PGUSER",
-        "PGPASSWORD",
-        "AWS_ACCESS_KEY_ID",
-        "AWS_SECRET_ACCESS_KEY",
-    }
+    assert set(config) == {*resources.CONFIG_KEYS, *resources.OPTIONAL_CONFIG_KEYS}
+    assert {*secret["data"], *secret["stringData"]} == set(resources.SECRET_KEYS)
+    assert PipelineSettings().config_map == PipelineSettings().secret == "taylorglo"
     hosts = found(rendered[overlay], f"ConfigMap {SERVICES}/services")["data"]
     assert re.search(r"//([^/]+)$", config["MLFLOW_TRACKING_URI"])[1] in hosts["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
     assert config["TAYLORGLO_STORE_URI"].startswith(f"s3://{hosts['S3_BUCKET']}/")
@@ -137,7 +130,7 @@ def test_who_reaches_whom(rendered):
         for thing, template in pods(objects)
         if thing["metadata"]["namespace"] == SERVICES
     }
-    pipeline = (PIPELINES, {"app.kubernetes.io/part-of": "taylorglo"})
+    pipeline = (PIPELINES, resources.LABELS)
     strangers = {"a neighbour of the pipelines": (PIPELINES, {}), "another namespace": ("default", pipeline[1])}
     ports = {"mlflow": 5000, "postgresql": 5432, "seaweedfs": 8333}
     ways = {
@@ -190,10 +183,16 @@ def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered):
     for thing in objects:
         if thing["kind"] == "ServiceAccount":
             assert thing["imagePullSecrets"] == [{"name": "registry"}]
+    # The pod that checks for a GPU is placed as the tasks of a sweep with the sample of a configuration are.
     check = found(objects, f"Job {PIPELINES}/gpu-check")["spec"]["template"]["spec"]
-    assert check["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
-    assert check["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
-    assert check["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    layout = load(K8S / "overlays/gpu/sweep.yaml").pipeline
+    assert check["nodeSelector"] == layout.node_selector != {}
+    assert check["tolerations"] == [each.model_dump(exclude_defaults=True) for each in layout.tolerations] != []
+    assert check["containers"][0]["resources"]["limits"][layout.accelerator] == str(layout.accelerators)
+    assert check["containers"][0]["image"] == layout.image
+    assert check["serviceAccountName"] == layout.service_account
+    quota = found(objects, f"ResourceQuota {PIPELINES}/gpus")["spec"]["hard"]
+    assert list(quota) == [f"requests.{layout.accelerator}"]
 
 
 def test_without_a_secrets_file_nothing_is_rendered(tmp_path):

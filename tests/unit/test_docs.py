@@ -46,7 +46,9 @@ def test_documented_defaults_are_the_defaults() -> None:
         assert f"| `{key}` | {shown or '(empty)'} |" in text, path
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/configuration.md", "docs/method.md", "docs/results.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/cluster.md", "docs/configuration.md", "docs/method.md", "docs/results.md"]
+)
 def test_links_to_files_lead_somewhere(document: str) -> None:
     text = (ROOT / document).read_text()
     assert "@@" not in text
@@ -55,7 +57,7 @@ def test_links_to_files_lead_somewhere(document: str) -> None:
 
 
 def test_the_commands_of_the_readme_exist() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/cluster.md").read_text()
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"\bmake ([a-z0-9-]+)", text)) <= set(targets)
     help_text = _parser().format_help()

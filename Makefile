@@ -32,6 +32,9 @@ e2e-cluster: $(BIN)/kubectl ## apply k8s/ to the cluster of KUBECONFIG and run a
 golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden anew
 	@$(BIN)/python tests/golden/write.py
 
+docs: $(VENV)/.installed ## write the tables in docs/configuration.md anew
+	@$(BIN)/python docs/generate.py
+
 clean: ## remove the virtual environment and the results of all runs
 	rm -rf $(VENV) runs
 
@@ -50,4 +53,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long manifests-check e2e-cluster golden clean
+.PHONY: help sweep ui test test-long manifests-check e2e-cluster golden docs clean

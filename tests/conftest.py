@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import new_database
 
 # Read by torch when it is imported, here or in a subprocess; importing torch here would slow down every light test.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -179,9 +180,4 @@ def postgres() -> Iterator[str]:
 @pytest.fixture
 def postgres_url(postgres: str) -> str:
     """The URL of a new, empty database."""
-    import psycopg
-
-    name = f"test_{secrets.token_hex(6)}"
-    with psycopg.connect(postgres, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
-    return postgres.replace("/postgres?", f"/{name}?")
+    return new_database(postgres)

@@ -51,11 +51,14 @@ class Claims:
     def _take(self, number: int) -> bool:
         if self._engine.dialect.name == "postgresql":
             return self._take_in_postgresql(number)
-        if self._engine.url.database in (None, "", ":memory:"):
-            return True  # nobody else can see it
         if self._file is None:
+            with self._engine.connect() as connection:
+                databases = connection.exec_driver_sql("PRAGMA database_list").all()
+            path = next(path for _, name, path in databases if name == "main")
+            if not path:
+                return True  # a database in memory, which nobody else can see
             # One handle for good: closing any handle of a file gives up all of a process's locks on it.
-            self._file = Path(f"{self._engine.url.database}.claims").open("ab")  # noqa: SIM115
+            self._file = Path(f"{path}.claims").open("ab")  # noqa: SIM115
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset(number))
         except OSError:

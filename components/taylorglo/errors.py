@@ -4,6 +4,8 @@
 class TaylorgloError(Exception):
     """Base of every error whose message alone tells the user what to do."""
 
+    exit_status = 2  # of the command that it ends
+
 
 class InputError(TaylorgloError, ValueError):
     """Bad input: the message says what is wrong, where, and what would be right."""

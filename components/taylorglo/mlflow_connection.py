@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LOSS = "loss.json"  # the artifact that is the loss, of a run and of a model version
 
+_MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
@@ -136,19 +138,25 @@ class Connection:
         """Fetch the saved loss of a model version (``models:/NAME/VERSION``, ``models:/NAME@ALIAS``) into a folder.
 
         Raises:
-            InputError: there is no such version, or no loss in it.
+            InputError: the URI is malformed, or there is no such version, or no loss in it.
             ServiceError: the server, the database or the artifact store fails.
         """
         from mlflow.artifacts import download_artifacts
-        from mlflow.exceptions import MlflowException
 
+        parts = _MODEL.fullmatch(uri)
+        if parts is None:
+            raise InputError(f"{uri}: should be models:/NAME@ALIAS or models:/NAME/VERSION")
+        name, alias, version = parts.groups()
+        if alias:
+            version = self.call(self.client.get_model_version_by_alias, name, alias).version
+        source = self.call(self.client.get_model_version_download_uri, name, str(version))
+        # Not by the model's URI: MLflow would look it up in whatever registry the environment names.
         try:
             path = download_artifacts(
-                artifact_uri=f"{uri.rstrip('/')}/{LOSS}", dst_path=str(folder), tracking_uri=self._uri
+                artifact_uri=f"{source.rstrip('/')}/{LOSS}", dst_path=str(folder), tracking_uri=self._uri
             )
         except Exception as error:  # every artifact store (S3, ...) raises its own library's errors
-            code = error.error_code if isinstance(error, MlflowException) else ""
-            raise self.error(error, code) from None
+            raise self.error(error) from None
         return Path(path)
 
     def upload(self, run_id: str, files: Mapping[str, Path]) -> None:

@@ -396,7 +396,9 @@ class Search:
             # Not before: only a task that draws needs the trials of the study that this one is warm-started from.
             seed = self._seed + _number(self.study) - 1
             trials = self._source_trials()
-            self._study.sampler = _GenerationalCmaEs(self.space, self.settings.popsize, seed, trials)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of source_trials
+                self._study.sampler = _GenerationalCmaEs(self.space, self.settings.popsize, seed, trials)
 
         def draw() -> bool:
             trials = self._study.get_trials(deepcopy=False)

@@ -64,14 +64,20 @@ class DataSettings(Section):
     """Which images, and how they are split (fractions are stratified by class)."""
 
     name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder", "safetensors"] = (
-        "digits"
+        Field("digits", description="scikit-learn's digits, one of torchvision's, or your own (the last two)")
     )
-    root: str = Field("", description="folder, file or s3:// URI of the data; not used by digits")
-    download: bool = Field(False, description="let torchvision download what is not under root")
-    sha256: str = Field("", pattern=r"^([0-9a-f]{64})?$", description="expected checksum of the source, if known")
+    root: str = Field("", description="folder, file or `s3://` URI of the data; needed by all but `digits`")
+    download: bool = Field(False, description="let torchvision download what is not under `root`")
+    sha256: str = Field(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="expected checksum of the source, 64 hexadecimal digits; the report names the one found",
+    )
     validation_fraction: Fraction = Field(0.2, description="held out of the training images, for fitness and tuning")
     test_fraction: Fraction = Field(0.25, description="held out first, where the source has no test split")
-    train_fraction: float = Field(1.0, gt=0, le=1, description="of the remaining training images, how many are used")
+    train_fraction: float = Field(
+        1.0, gt=0, le=1, description="of the remaining training images, how many are used (studies with little data)"
+    )
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "DataSettings":
@@ -83,22 +89,31 @@ class DataSettings(Section):
 class ModelSettings(Section):
     """The network: a built-in name, torchvision:NAME, or the user's own package.module:factory."""
 
-    name: str = Field("mlp", min_length=1)
+    name: str = Field(
+        "mlp",
+        min_length=1,
+        description="`mlp`, `cnn`, `mnist-cnn`, `allcnn-c`; torchvision's classifiers, such as `torchvision:resnet18`; "
+        "or `package.module:factory`",
+    )
 
 
 class TrainingSettings(Section):
     """A training in full: SGD, as it is done for the champion and the baselines."""
 
-    steps: int = Field(1500, ge=1)
-    batch_size: int = Field(64, ge=1)
-    learning_rate: float = Field(0.1, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    nesterov: bool = True
-    weight_decay: float = Field(5e-4, ge=0)
-    schedule: Literal["constant", "step", "cosine", "one-cycle"] = "cosine"
-    milestones: Numbers = Field([], description="step schedule: where the rate drops, as fractions of the training")
-    decay: float = Field(0.1, gt=0, lt=1, description="step schedule: what the rate is multiplied by")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    steps: int = Field(1500, ge=1, description="of a training in full")
+    batch_size: int = Field(64, ge=1, description="samples per step")
+    learning_rate: float = Field(0.1, gt=0, description="of candidates and champion; a loss's scale acts on it too")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
+    nesterov: bool = Field(True, description="Nesterov's form of the momentum, which has to be above 0 then")
+    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = Field("cosine", description="of the learning rate")
+    milestones: Numbers = Field(
+        [], description="of `step`, which needs them: where the rate drops, as fractions of the training, ascending"
+    )
+    decay: float = Field(0.1, gt=0, lt=1, description="of `step`: what the rate is multiplied by")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="`auto`: CUDA where there is a GPU, else the CPU"
+    )
     threads: int = Field(1, ge=1, description="CPU threads per task; results on CPU are exact for a given number")
 
     @field_validator("milestones")
@@ -120,26 +135,49 @@ class TrainingSettings(Section):
 class EvaluationSettings(Section):
     """The short training that gives a candidate its fitness."""
 
-    steps: int = Field(300, ge=1)
-    attempts: int = Field(2, ge=1, le=100, description="trainings from different seeds, averaged")
-    anneal: bool = Field(True, description="the whole schedule in these steps; false: its first steps, as published")
-    give_up_step: int = Field(100, ge=0, description="stop a candidate that has not learned by then; 0: never")
-    give_up_gain: float = Field(0.05, ge=0, lt=1, description="what counts as learned: accuracy above chance")
+    steps: int = Field(300, ge=1, description="of the short training, at most `training.steps`")
+    attempts: int = Field(
+        2, ge=1, le=100, description="such trainings per candidate, averaged; a generation's candidates share the seeds"
+    )
+    anneal: bool = Field(True, description="the whole schedule in these steps; `false`: its first steps, as published")
+    give_up_step: int = Field(100, ge=0, description="stop a candidate that has not learned by this step; 0: never")
+    give_up_gain: float = Field(
+        0.05, ge=0, lt=1, description="what counts as learned: validation accuracy above chance by this much"
+    )
 
 
 class SearchSettings(Section):
     """CMA-ES over the coefficients of the loss."""
 
-    coordinates: Literal["reduced", "theta"] = "reduced"
-    order: int = Field(3, ge=2, le=8)
-    popsize: int = Field(12, ge=2, le=10_000)
-    sigma: float = Field(1.2, gt=0)
-    mean: Numbers = Field([], description="start of the search; empty: near cross-entropy (reduced) or 0 (theta)")
-    filters: Names = ["learnable", "stable"]
-    on_reject: Literal["resample", "penalize"] = "resample"
-    max_draws: int = Field(1000, ge=2, description="most candidates drawn for one generation")
-    generations: int = Field(0, ge=0, description="of the whole search, in as many runs as it takes; 0: those of one")
-    renew: bool = Field(False, description="when the search is finished, begin another, warm-started from it")
+    coordinates: Literal["reduced", "theta"] = Field(
+        "reduced",
+        description="`reduced`: the four numbers that decide a training (cy', chy, ch, chh); "
+        "`theta`: all k(k+1)/2 + 2 of theta for order k, as published",
+    )
+    order: int = Field(3, ge=2, le=8, description="of the polynomial; `reduced` is for order 3")
+    popsize: int = Field(12, ge=2, le=10_000, description="evaluated candidates per generation")
+    sigma: float = Field(1.2, gt=0, description="of the first generation")
+    mean: Numbers = Field(
+        [],
+        description="of the first generation, a number per coordinate; "
+        "empty: near cross-entropy (`reduced`: 4, -4, -1, 0) or 0 (`theta`)",
+    )
+    filters: Names = Field(
+        ["learnable", "stable"], description="one or more of `learnable`, `stable`, `published`; or `none`"
+    )
+    on_reject: Literal["resample", "penalize"] = Field(
+        "resample",
+        description="`resample`: draw again, up to `max_draws`; `penalize`: count it with fitness 0, as published",
+    )
+    max_draws: int = Field(1000, ge=2, description="most candidates drawn for one generation, at least `popsize`")
+    generations: int = Field(
+        0,
+        ge=0,
+        description="of the whole search, in as many runs as it takes; 0: `pipeline.generations`, else no fewer",
+    )
+    renew: bool = Field(
+        False, description="when the search is finished, the next run begins another one, warm-started from it"
+    )
 
     @field_validator("filters")
     @classmethod
@@ -171,9 +209,13 @@ class SearchSettings(Section):
 class BaselineSettings(Section):
     """The losses to beat, each with its learning rate tuned on the validation split."""
 
-    learning_rates: Numbers = [0.01, 0.03, 0.1, 0.3]
-    attempts: int = Field(2, ge=1, le=100, description="trainings in full per learning rate, averaged")
-    label_smoothing: Fraction = 0.1
+    learning_rates: Numbers = Field(
+        [0.01, 0.03, 0.1, 0.3], description="the grid that every baseline is tuned over; above 0, ascending"
+    )
+    attempts: int = Field(
+        2, ge=1, le=100, description="trainings in full per learning rate, averaged; also for the finalists"
+    )
+    label_smoothing: Fraction = Field(0.1, description="alpha of the smoothed cross-entropy")
 
     @field_validator("learning_rates")
     @classmethod
@@ -186,18 +228,25 @@ class BaselineSettings(Section):
 class ChampionSettings(Section):
     """The final comparison, on the test split."""
 
-    finalists: int = Field(3, ge=1, le=100, description="best candidates trained in full to choose the champion")
-    seeds: int = Field(10, ge=2, le=1000, description="trainings in full of the champion and of each baseline")
+    finalists: int = Field(
+        3,
+        ge=1,
+        le=100,
+        description="best candidates that are trained in full to choose the champion, on the validation split",
+    )
+    seeds: int = Field(10, ge=2, le=1000, description="trainings in full of the champion and of each baseline, tested")
 
 
 class AttackSettings(Section):
     """FGSM and PGD (l-infinity, pixel space) on the champion and the baselines."""
 
-    epsilons: Annotated[list[Epsilon], BeforeValidator(_split)] = [0.0, 0.02, 0.05, 0.1]
-    pgd_steps: int = Field(20, ge=1)
-    pgd_restarts: int = Field(2, ge=1)
+    epsilons: Annotated[list[Epsilon], BeforeValidator(_split)] = Field(
+        [0.0, 0.02, 0.05, 0.1], description="radii in pixel space; 0 is always added"
+    )
+    pgd_steps: int = Field(20, ge=1, description="steps of PGD")
+    pgd_restarts: int = Field(2, ge=1, description="starts of PGD, the first at the image itself")
     images: int = Field(500, ge=1, description="test images attacked, at most")
-    seeds: int = Field(3, ge=1, description="trained networks attacked per loss")
+    seeds: int = Field(3, ge=1, description="trained networks attacked per loss, at most `champion.seeds`")
 
     @field_validator("epsilons")
     @classmethod
@@ -208,8 +257,14 @@ class AttackSettings(Section):
 class SweepSettings(Section):
     """Everything that decides what a sweep computes."""
 
-    name: str = Field("digits", pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")
-    seed: int = Field(0, ge=0, lt=2**31)
+    name: str = Field(
+        "digits",
+        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
+        description="of the study, the MLflow experiment and the folder in the store; a-z, 0-9 and hyphens, at most 63",
+    )
+    seed: int = Field(
+        0, ge=0, lt=2**31, description="of all randomness: splits, candidates, initial weights, order of the samples"
+    )
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()

@@ -296,7 +296,8 @@ def fetch(uri: str, folder: Path) -> Path:
 def version(uri: str) -> str:
     """What changes when the content of a file, a folder or an S3 prefix does: a checksum over names, sizes and dates.
 
-    Nothing is read but listings, so that a task can be kept from its cache as soon as its data are other ones.
+    Nothing is read but listings, so that a task can be kept from its cache as soon as its data are other ones. Whether
+    there is anything at all is for the task to tell.
 
     Raises:
         InputError: the URI is malformed, or access is denied.

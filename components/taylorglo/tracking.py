@@ -236,6 +236,8 @@ class Tracker:
     ) -> str:
         """Log a nested run for the champion or a baseline, in place of an earlier one of this stage and name.
 
+        An earlier one that is the same is kept: a version in the model registry may point to it.
+
         Args:
             stage: for example ``champion`` or ``baseline``; not ``candidate``.
             name: of the loss, and of the run.
@@ -255,8 +257,14 @@ class Tracker:
             run for run in self._nested({"taylorglo.stage": stage}) if run.data.tags.get("taylorglo.name") == name
         ]
         now = _milliseconds(time.time())
-        run_id = self._create_nested(name, {"taylorglo.stage": stage, "taylorglo.name": name}, now)
         batch = _metrics(metrics, now)
+        wanted = {param.key: param.value for param in _params(params)}, {metric.key: metric.value for metric in batch}
+        for run in earlier:
+            found = {key: run.data.metrics.get(key) for key in wanted[1]}
+            if run.info.status == "FINISHED" and (run.data.params, found) == wanted:
+                self._connection.upload(run.info.run_id, files)
+                return str(run.info.run_id)
+        run_id = self._create_nested(name, {"taylorglo.stage": stage, "taylorglo.name": name}, now)
         for curve, points in curves.items():
             for step, value in points:
                 batch += _metrics({curve: value}, now, step)

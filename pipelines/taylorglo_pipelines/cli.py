@@ -1,4 +1,4 @@
-"""The command line: ``taylorglo run | compile | inspect | attack``."""
+"""The command line: ``taylorglo run | compile | submit | schedule | inspect | attack``."""
 
 import argparse
 import os
@@ -6,13 +6,21 @@ import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from taylorglo import __version__
 from taylorglo.errors import TaylorgloError
 
+if TYPE_CHECKING:
+    from taylorglo_pipelines.config import Config
+    from taylorglo_pipelines.kubeflow import Connection
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status: 0, or 2 after one clear line (or one per problem) about what is wrong."""
+    """Run a command; returns the exit status: 0, or 2 after one clear line (or one per problem) about what is wrong.
+
+    1: the run that was waited for did not succeed.
+    """
     words = sys.argv[1:] if arguments is None else arguments
     sys.path.insert(0, "")  # the user's own networks, as `python -m` finds them
     # argparse takes a theta that begins with a minus for an option, unless there is a space in it.
@@ -22,11 +30,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except TaylorgloError as error:
         for line in str(error).splitlines():
             print(f"taylorglo: error: {line}", file=sys.stderr)
-        return 2
+        return error.exit_status
     except BrokenPipeError:  # of `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except KeyboardInterrupt:
-        print("taylorglo: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print("; ".join(["taylorglo: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     return 0
 
@@ -46,6 +54,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_config(compile_)
     compile_.add_argument("-o", "--output", required=True, metavar="FILE", type=Path, help="the pipeline, .yaml")
     compile_.set_defaults(command=_compile)
+
+    submit = commands.add_parser("submit", help="run a sweep on Kubeflow Pipelines")
+    _add_config(submit)
+    _add_access(submit)
+    submit.add_argument("--wait", action="store_true", help="follow the run; exit status 1 unless it succeeds")
+    submit.set_defaults(command=_submit)
+
+    _add_schedule(commands.add_parser("schedule", help="sweeps that recur on Kubeflow Pipelines"))
 
     inspect = commands.add_parser("inspect", help="what a loss does in training, from its coefficients alone")
     inspect.add_argument(
@@ -85,6 +101,49 @@ def _add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_access(parser: argparse.ArgumentParser, experiment: str = "the sweep's name") -> None:
+    parser.add_argument(
+        "--host",
+        default="",
+        metavar="URL",
+        help="of Kubeflow Pipelines (default: KF_PIPELINES_ENDPOINT, the cluster that this is a pod of, or the "
+        "kubeconfig's)",
+    )
+    parser.add_argument(
+        "--namespace", default="", metavar="NS", help="of the runs, and of Kubeflow without --host (default: kubeflow)"
+    )
+    parser.add_argument("--experiment", default="", metavar="NAME", help=f"of the runs (default: {experiment})")
+    parser.add_argument(
+        "--token-file", type=Path, metavar="FILE", help="read for every call (default: KF_PIPELINES_SA_TOKEN_PATH)"
+    )
+    parser.add_argument("--ca-cert", type=Path, metavar="FILE", help="of the authority that the server's is signed by")
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, dest="verb")
+
+    create = verbs.add_parser("create", help="let a sweep recur; again with the same name: change it")
+    _add_config(create)
+    create.add_argument("--name", default="", help="of the schedule (default: the sweep's)")
+    when = create.add_mutually_exclusive_group(required=True)
+    when.add_argument("--cron", metavar="FIELDS", help='in UTC, seconds first, such as "0 0 3 * * *"; or five fields')
+    when.add_argument("--every", metavar="TIME", help="such as 30m, 12h or 2d")
+    _add_access(create)
+
+    _add_access(verbs.add_parser("list", help="all schedules and when they fire next"), experiment="any")
+    for verb, help_ in (
+        ("show", "what it is, and its next firings"),
+        ("pause", "let it not fire until it is resumed"),
+        ("resume", "let it fire again; what it missed stays missed"),
+        ("delete", "remove it; its runs stay"),
+        ("run-now", "start a run besides its own ones"),
+    ):
+        one = verbs.add_parser(verb, help=help_)
+        one.add_argument("name", metavar="NAME")
+        _add_access(one, experiment="any")
+    parser.set_defaults(command=_schedule)
+
+
 def _run(given: argparse.Namespace) -> None:
     from taylorglo_pipelines import config, local
 
@@ -109,13 +168,65 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _compile(given: argparse.Namespace) -> None:
+    from taylorglo_pipelines.compiling import compile_sweep
+
+    print(f"{given.output}: {compile_sweep(_config_for_kubeflow(given), given.output) / 1000:.0f} kB")
+
+
+def _config_for_kubeflow(given: argparse.Namespace) -> "Config":
     from taylorglo_pipelines import compiling, config
 
     settings = config.load(given.config, given.overrides)
-    size = compiling.compile_sweep(settings, given.output)
     for warning in compiling.warnings(settings):
         print(f"taylorglo: warning: {warning}", file=sys.stderr)
-    print(f"{given.output}: {size / 1000:.0f} kB")
+    return settings
+
+
+def _connection(given: argparse.Namespace) -> "Connection":
+    from taylorglo_pipelines.kubeflow import Access, Connection
+
+    return Connection(Access(given.host, given.namespace, given.token_file, given.ca_cert))
+
+
+def _submit(given: argparse.Namespace) -> None:
+    from taylorglo_pipelines import kubeflow
+    from taylorglo_pipelines.waiting import wait
+
+    settings = _config_for_kubeflow(given)
+    connection = _connection(given)
+    run = kubeflow.submit(settings, connection, given.experiment)
+    print(connection.link(f"runs/details/{run.run_id}"), flush=True)
+    if given.wait:
+        wait(connection, run.run_id, lambda line: print(line, flush=True))
+        print("the run has succeeded")
+
+
+def _schedule(given: argparse.Namespace) -> None:
+    from taylorglo_pipelines import cron, schedules
+
+    where = given.experiment
+    if given.verb == "create":
+        trigger = cron.parse(given.cron) if given.cron is not None else cron.interval(given.every)
+        settings = _config_for_kubeflow(given)
+        done, lines = schedules.create(settings, _connection(given), given.name, where, trigger)
+        lines = [f"schedule {given.name or settings.name!r} {done}", *lines]
+    elif given.verb == "list":
+        lines = schedules.listing(_connection(given), where)
+    elif given.verb == "show":
+        lines = schedules.show(_connection(given), given.name, where)
+    elif given.verb == "run-now":
+        connection = _connection(given)
+        run = schedules.run_now(connection, given.name, where)
+        lines = [connection.link(f"runs/details/{run.run_id}")]
+    elif given.verb == "resume":
+        lines = schedules.resume(_connection(given), given.name, where)
+    elif given.verb == "pause":
+        schedules.pause(_connection(given), given.name, where)
+        lines = [f"schedule {given.name!r} is paused"]
+    else:
+        schedules.delete(_connection(given), given.name, where)
+        lines = [f"schedule {given.name!r} is deleted"]
+    print("\n".join(lines))
 
 
 def _inspect(given: argparse.Namespace) -> None:

@@ -20,10 +20,10 @@ _OBJECT_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 class Toleration(Section):
     """A taint of nodes that tasks which train put up with, as in a pod's specification."""
 
-    key: str = ""
-    operator: Literal["Equal", "Exists"] = "Equal"
-    value: str = ""
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = ""
+    key: str = Field("", description="of the taint; empty, with `Exists`: any")
+    operator: Literal["Equal", "Exists"] = Field("Equal", description="`Exists`: whatever the value")
+    value: str = Field("", description="of the taint, for `Equal`")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="empty: any")
 
     @model_validator(mode="after")
     def _consistent(self) -> "Toleration":
@@ -37,28 +37,46 @@ class Toleration(Section):
 class PipelineSettings(Section):
     """What has to be known when the pipeline is compiled; what is asked of Kubernetes has no effect on a laptop."""
 
-    generations: int = Field(8, ge=1, description="in one run, unrolled; search.generations chains runs")
+    generations: int = Field(
+        8,
+        ge=1,
+        description="of one run, unrolled when compiling, which warns near Argo's limit; see `search.generations`",
+    )
     shards: int = Field(
-        2, ge=1, description="tasks that share the candidates of a generation; two at a time on a laptop"
+        2,
+        ge=1,
+        description="tasks that share a generation's candidates, at most `search.popsize`; two at a time on a laptop",
     )
-    image: str = Field("", description="container image of all tasks; empty: taylorglo:VERSION")
+    image: str = Field("", description="container image of all tasks; empty: `taylorglo:VERSION`")
     cpu: str = Field(
-        "", pattern=_CPU, coerce_numbers_to_str=True, description="requested for a task that trains: 2, 500m"
+        "",
+        pattern=_CPU,
+        coerce_numbers_to_str=True,
+        description="requested for a task that trains, such as `2` or `500m`; empty: nothing",
     )
-    cpu_limit: str = Field("", pattern=_CPU, coerce_numbers_to_str=True, description="likewise, the limit")
-    memory: str = Field("", pattern=_MEMORY, description="requested for a task that trains, such as 4Gi")
-    memory_limit: str = Field("", pattern=_MEMORY, description="likewise, the limit")
-    accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field("", description="for each task that trains")
+    cpu_limit: str = Field("", pattern=_CPU, coerce_numbers_to_str=True, description="likewise, the limit; empty: none")
+    memory: str = Field(
+        "", pattern=_MEMORY, description="requested for a task that trains, such as `4Gi`; empty: nothing"
+    )
+    memory_limit: str = Field("", pattern=_MEMORY, description="likewise, the limit; empty: none")
+    accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field(
+        "", description="kind of GPU for a task that trains"
+    )
     accelerators: int = Field(1, ge=1, description="how many of them, requested and limit")
     shared_memory: str = Field(
-        "1Gi", pattern=_MEMORY, description="size of /dev/shm in a task that trains; empty: 64 MiB"
+        "1Gi",
+        pattern=_MEMORY,
+        description="size of /dev/shm in a task that trains; empty: 64 MiB, as containers have it",
     )
     node_selector: dict[str, str] = Field({}, description="labels of the nodes for tasks that train")
-    tolerations: list[Toleration] = Field(
-        [], description="key, operator, value, effect of taints, for tasks that train"
-    )
+    tolerations: list[Toleration] = Field([], description="of tasks that train")
     timeout: int = Field(86_400, ge=0, description="seconds after which Kubernetes ends a task; 0: never")
-    retries: int = Field(2, ge=0, le=10, description="of a task that fails; in a loop, of a service that fails it")
+    retries: int = Field(
+        2,
+        ge=0,
+        le=10,
+        description="how often a task that fails is tried again; in a shard, only where a service failed it",
+    )
     service_account: str = Field("", description="of the pods; empty: the one that Kubeflow takes")
     secret: str = Field(
         "taylorglo", pattern=_OBJECT_NAME, description="the Secret with the credentials of the services"
@@ -71,10 +89,14 @@ class PipelineSettings(Section):
 class ServiceSettings(Section):
     """Where a local run keeps things. What is empty is taken from the environment, or else lies under work_dir."""
 
-    work_dir: str = Field("runs", min_length=1)
-    study_url: str = Field("", description="sqlite:///FILE or postgresql://HOST/DATABASE, without a password")
-    store_uri: str = Field("", description="folder or s3://BUCKET/PREFIX")
-    tracking_uri: str = Field("", description="sqlite:///FILE or http(s)://HOST of an MLflow server")
+    work_dir: str = Field("runs", min_length=1, description="folder in which everything lies that is not elsewhere")
+    study_url: str = Field(
+        "", description="`sqlite:///FILE` or `postgresql://HOST/DATABASE`, never with a password; else `study.db`"
+    )
+    store_uri: str = Field("", description="a folder or `s3://BUCKET/PREFIX`; else `store/`")
+    tracking_uri: str = Field(
+        "", description="`sqlite:///FILE`, or `http(s)://HOST` of an MLflow server; else `mlruns.db`"
+    )
 
     def variables(self) -> dict[str, str]:
         """The environment of a task of a local run."""

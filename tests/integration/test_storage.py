@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taylorglo.errors import InputError, ServiceError
-from taylorglo.storage import FolderStore, Store, fetch, open_store
+from taylorglo.storage import FolderStore, Store, fetch, open_store, version
 
 
 @pytest.fixture
@@ -198,6 +198,20 @@ class TestBucket:
             fetch(f"{bucket}/absent", tmp_path)
         assert list(tmp_path.iterdir()) == []
 
+    def test_the_version_changes_with_the_objects(self, bucket: str, tmp_path: Path) -> None:
+        store = open_store(bucket)
+        store.write("data/1.png", b"one")
+        seen = [version(f"{bucket}/data")]
+        assert version(f"{bucket}/data/") == seen[0]
+        store.write("data-2/1.png", b"of another set")
+        assert version(f"{bucket}/data") == seen[0]
+        for key, content in (("data/2.png", b"two"), ("data/2.png", b"TWO")):
+            store.write(key, content)
+            seen.append(version(f"{bucket}/data"))
+        assert len(set(seen)) == 3
+        assert version(f"{bucket}/data/2.png") != version(f"{bucket}/data/1.png")
+        assert version(f"{bucket}/nothing") not in seen
+
     def test_a_bucket_without_prefix(self, s3, bucket: str) -> None:
         store = open_store(f"s3://{s3.bucket}")
         assert store.write("root.txt", b"x") == f"s3://{s3.bucket}/root.txt"
@@ -374,6 +388,26 @@ def test_fetch_leaves_a_local_path_where_it_is(tmp_path: Path) -> None:
     assert not (tmp_path / "elsewhere").exists()
     with pytest.raises(InputError, match="no such"):
         fetch(str(tmp_path / "absent"), tmp_path)
+
+
+def test_the_version_of_a_folder_changes_with_its_files(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/1.png").write_bytes(b"one")
+    seen = [version(str(tmp_path)), version(str(tmp_path / "a/1.png"))]
+    assert version(tmp_path.as_uri()) == seen[0]
+    changes = (
+        lambda: (tmp_path / "a/2.png").write_bytes(b"two"),
+        lambda: (tmp_path / "a/2.png").rename(tmp_path / "a/3.png"),
+        lambda: os.utime(tmp_path / "a/3.png", ns=(1, 1)),
+        lambda: (tmp_path / "a/3.png").unlink(),
+    )
+    for change in changes[:3]:
+        change()
+        seen.append(version(str(tmp_path)))
+    assert len(set(seen)) == 5
+    changes[3]()
+    assert version(str(tmp_path)) == seen[0]
+    assert version(str(tmp_path / "nowhere")) not in seen
 
 
 def test_boto3_is_imported_for_buckets_only(tmp_path: Path) -> None:

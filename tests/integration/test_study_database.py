@@ -161,6 +161,77 @@ def test_a_database_that_goes_away_and_comes_back(postgres_url, expected, admin)
     assert run(search, 2) == expected
 
 
+@pytest.mark.usefixtures("impatient")
+def test_in_the_middle_of_a_search_a_server_has_time_to_start_again(postgres_url, admin, monkeypatch):
+    name = name_of(postgres_url)
+    open_search(postgres_url).propose(1)
+    task = Search(postgres_url, "s", SETTINGS, 3)  # as a task does that comes after the front door
+    admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+    admin(TERMINATE, [name])
+    pauses: list[float] = []
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 10:
+            admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+    monkeypatch.setattr(module, "_PAUSE", 0.5)
+    monkeypatch.setattr(module.time, "sleep", pause)
+    assert len(task.candidates(1)) == 4
+    assert pauses == [0.5, 1, 2, 4, 8, 16, 16, 16, 16, 16]
+
+
+# Two runs at once
+
+
+def test_a_claim_is_one_process_s_and_ends_with_its_connection(postgres_url, admin):
+    mine, theirs = open_search(postgres_url), open_search(postgres_url)
+    trial = mine.propose(1)[0].trial
+    with mine.claimed(trial) as candidate:
+        assert candidate is not None
+        with theirs.claimed(trial) as taken:
+            assert taken is None
+        with theirs.claimed(trial + 1) as other:
+            assert other is not None
+        admin(TERMINATE, [name_of(postgres_url)])  # as when a process is killed, or the server restarted
+        with theirs.claimed(trial) as freed:
+            assert freed is not None
+    with mine.claimed(trial) as again:
+        assert again is not None
+
+
+def test_claims_on_another_study_are_others(postgres_url):
+    first, second = open_search(postgres_url), Search(postgres_url, "s.2", SETTINGS, 3, {"seed": 3})
+    trial = first.propose(1)[0].trial
+    assert second.propose(1)[0].trial == trial
+    with first.claimed(trial) as mine, second.claimed(trial) as other:
+        assert mine is not None
+        assert other is not None
+
+
+def test_two_runs_that_draw_at_once_draw_one_generation(postgres_url, expected):
+    open_search(postgres_url)
+    searches = [Search(postgres_url, "s", SETTINGS, 3) for _ in range(4)]
+    barrier = threading.Barrier(len(searches))
+    failures: list[BaseException] = []
+
+    def draw(search: Search) -> None:
+        try:
+            barrier.wait(30)
+            search.propose(1)
+            search.screen(1, CLASSES)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=draw, args=(search,)) for search in searches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert run(open_search(postgres_url), 2) == expected
+
+
 # What is said
 
 

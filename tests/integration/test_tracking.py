@@ -12,8 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -21,8 +19,11 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from servers import mlflow_server
 
+import taylorglo
 from taylorglo.errors import InputError, ServiceError
+from taylorglo.loss import TaylorLoss
 from taylorglo.tracking import Tracker
 
 PASSWORD = "hunter2"
@@ -401,6 +402,14 @@ class TestFinal:
         assert runs["cross-entropy"].info.run_id == second
         assert runs["cross-entropy"].data.metrics["test_accuracy"] == 0.97
 
+    def test_the_same_again_is_the_first(self, uri: str, tracker: Tracker) -> None:
+        first = log_final(tracker, Path(__file__))
+        assert log_final(tracker, Path(__file__)) == first
+        assert history(uri, first, "validation_accuracy") == [(100, 0.5), (200, 0.97)]
+        MlflowClient(tracking_uri=uri).update_run(first, status="RUNNING")  # cut off half-way
+        assert log_final(tracker, Path(__file__)) != first
+        assert set(nested(uri, tracker)) == {"cross-entropy"}
+
     def test_a_failed_upload_leaves_the_earlier_run(self, uri: str, tracker: Tracker, tmp_path: Path) -> None:
         first = log_final(tracker, Path(__file__))
         with pytest.raises(InputError, match="there is no file"):
@@ -558,31 +567,8 @@ def free_port() -> int:
 @pytest.fixture
 def server(uri: str, tmp_path: Path) -> Iterator[str]:
     """A real tracking server, which also stores the artifacts."""
-    port = free_port()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", uri, "--artifacts-destination", str(tmp_path / "served")]
-    environment = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    log = (tmp_path / "server.log").open("wb")
-    process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
-        deadline = time.monotonic() + 90
-        while True:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
-                    break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "server.log").read_text()
-                assert time.monotonic() < deadline, (tmp_path / "server.log").read_text()
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, 15)
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, 9)
-            process.wait(20)
-        log.close()
+    with mlflow_server(uri, str(tmp_path / "served"), tmp_path / "server.log") as running:
+        yield running.uri
 
 
 class TestHttp:
@@ -616,3 +602,93 @@ class TestHttp:
             Tracker.open(f"http://user:{PASSWORD}@127.0.0.1:{port}", "digits", run_name="x")
         assert PASSWORD not in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+THETA = [0.0, 0.0, 0.5, -1.25, 0.0, 2.0, 0.25, 0.0]
+
+
+def logged_loss(tracker: Tracker, folder: Path, theta: list[float]) -> str:
+    """A champion's run with its loss; returns its id."""
+    path = folder / "loss.json"
+    TaylorLoss(theta, classes=10, provenance={"learning_rate": 0.3}).save(path)
+    return tracker.log_final("champion", "champion", params={}, metrics={}, curves={}, files={"loss.json": path})
+
+
+class TestRegistry:
+    """Registered on SQLite, and through a server, which is where the two ways of storing artifacts differ."""
+
+    @pytest.fixture(params=["sqlite", "server"])
+    def mlflow(self, request: pytest.FixtureRequest) -> str:
+        return str(request.getfixturevalue({"sqlite": "uri", "server": "server"}[request.param]))
+
+    def test_a_loss_is_registered_once_crowned_and_loaded(
+        self, mlflow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+    ) -> None:
+        location = str(tmp_path / "artifacts") if mlflow.startswith("sqlite") else None
+        tracker = Tracker.open(mlflow, "digits", run_name="first", artifact_location=location)
+        assert tracker.standing_champion("digits-loss") is None
+        run_id = logged_loss(tracker, tmp_path, THETA)
+        for _ in range(2):  # a report that is written again
+            assert tracker.register_loss("digits-loss", run_id, "digits", THETA) == "1"
+        assert tracker.standing_champion("digits-loss") is None
+        assert tracker.move_champion("digits-loss", "1", former=None)
+        assert tracker.standing_champion("digits-loss") == {
+            "version": "1", "study": "digits", "theta": THETA, "learning_rate": 0.3
+        }  # fmt: skip
+
+        better = [*THETA[:-1], 1.0]
+        other = logged_loss(Tracker.open(mlflow, "digits", run_name="second"), tmp_path, better)
+        assert tracker.register_loss("digits-loss", other, "digits.2", better) == "2"
+        assert not tracker.move_champion("digits-loss", "2", former=None), "somebody else's is not moved"
+        assert not tracker.move_champion("digits-loss", "2", former="7")
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+        assert taylorglo.load_loss("models:/digits-loss@champion").theta.tolist() == THETA
+        assert tracker.move_champion("digits-loss", "2", former="1")
+        assert taylorglo.load_loss("models:/digits-loss@champion").theta.tolist() == better
+        assert taylorglo.load_loss("models:/digits-loss/1").theta.tolist() == THETA
+        for name, problem in (
+            ("digits-loss@nobody", "alias nobody not found"),
+            ("nobody/1", "not found"),
+            ("digits-loss/9", "not found"),
+            ("digits-loss", "should be models:/NAME@ALIAS or models:/NAME/VERSION"),
+        ):
+            with pytest.raises(InputError, match=problem):
+                taylorglo.load_loss(f"models:/{name}")
+        output = capfd.readouterr()
+        assert (output.out, output.err) == ("", "")
+
+    def test_a_version_whose_run_was_deleted_is_registered_anew(
+        self, uri: str, tracker: Tracker, tmp_path: Path
+    ) -> None:
+        first = logged_loss(tracker, tmp_path, THETA)
+        assert tracker.register_loss("digits-loss", first, "digits", THETA) == "1"
+        MlflowClient(tracking_uri=uri).delete_run(first)
+        again = logged_loss(tracker, tmp_path, THETA)
+        assert tracker.register_loss("digits-loss", again, "digits", THETA) == "2"
+
+    def test_a_champion_that_is_no_loss_is_named(self, tracker: Tracker, tmp_path: Path) -> None:
+        path = tmp_path / "loss.json"
+        for content in ("", "[]", "{}", '{"theta": [1, 2]}', '{"theta": "x"}'):
+            path.write_text(content)
+            run_id = tracker.log_final("champion", "c", params={}, metrics={}, curves={}, files={"loss.json": path})
+            version = tracker.register_loss("digits-loss", run_id, content, THETA)
+            bearer = str(int(version) - 1) if version != "1" else None
+            assert tracker.move_champion("digits-loss", version, former=bearer)
+            with pytest.raises(InputError, match=rf"^(models:/digits-loss/{version}: is not a saved loss|theta )"):
+                tracker.standing_champion("digits-loss")
+
+    def test_without_mlflow_there_is_nothing_to_load_from(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is not set"):
+            taylorglo.load_loss("models:/digits-loss@champion")
+
+
+def test_a_loss_is_loaded_from_files_and_importing_the_package_is_light(tmp_path: Path) -> None:
+    TaylorLoss(THETA).save(tmp_path / "champion.json")
+    assert taylorglo.load_loss(tmp_path / "champion.json").theta.tolist() == THETA
+    assert taylorglo.load_loss(f"file://{tmp_path}/champion.json").theta.tolist() == THETA
+    with pytest.raises(InputError, match="no such file"):
+        taylorglo.load_loss(tmp_path / "nothing.json")
+    code = "import sys, taylorglo; print(sorted({'torch', 'mlflow', 'boto3', 'kfp'} & set(sys.modules)))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout == "[]\n"

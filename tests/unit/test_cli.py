@@ -12,7 +12,19 @@ from taylorglo.loss import TaylorLoss
 from taylorglo_pipelines.cli import main
 
 PUBLISHED = "-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513"  # TaylorGLO paper, evolved on MNIST
-HEAVY = ("torch", "kfp", "mlflow", "optuna", "pydantic", "numpy", "boto3", "matplotlib", "sklearn", "yaml")
+HEAVY = (
+    "torch",
+    "kfp",
+    "kubernetes",
+    "mlflow",
+    "optuna",
+    "pydantic",
+    "numpy",
+    "boto3",
+    "matplotlib",
+    "sklearn",
+    "yaml",
+)
 
 
 def numbers(output: str) -> dict[str, float]:
@@ -38,7 +50,9 @@ def test_help_imports_nothing_heavy(code: str) -> None:
     assert (process.returncode, process.stderr) == (0, "[]\n")
 
 
-@pytest.mark.parametrize("words", [[], ["run"], ["compile"], ["inspect"], ["attack"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [[], ["run"], ["compile"], ["submit"], ["schedule", "create"], ["inspect"], ["attack"]], ids=" ".join
+)
 def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*words, "--help"])

@@ -164,7 +164,6 @@ def test_the_key_is_made_of_everything_that_decides(digits, full, monkeypatch, t
         "tested": key(dataset=full),
         "test images": key(dataset=moved),
         "test labels": key(dataset=relabelled),
-        "order": key(search={"coordinates": "theta", "order": 4}),
         "model": key(model={"name": "cnn"}),
         "user's model": key(model={"name": "compared_networks:other"}),
         "steps": training(steps=13),
@@ -197,7 +196,7 @@ def test_a_changed_test_split_is_tested_anew(full):
 
 def test_the_baselines():
     rate, settings = 0.3, sweep()
-    losses = {c.name: c.build(settings) for c in baselines(settings, rate)}
+    losses = {c.name: c.build() for c in baselines(settings, rate)}
     assert list(losses) == ["cross-entropy", "label-smoothed cross-entropy", "squared error"]
     assert {c.learning_rate for c in baselines(settings, rate)} == {rate}
     plain, smoothed, squared = losses.values()
@@ -228,7 +227,7 @@ def test_finalists_are_trained_as_the_baselines_are_tuned(digits):
     assert [t.contender.theta for t in found] == [THETA, THETA, other, other]
     assert [t.seed for t in found[:2]] == [t.seed for t in found[2:]] == [t.seed for t in tuning[:2]]
     assert {t.contender.learning_rate for t in found} == {0.07}
-    loss = found[0].contender.build(settings)
+    loss = found[0].contender.build()
     assert isinstance(loss, TaylorLoss)
     assert loss.theta.tolist() == THETA
     assert loss.order == 3

@@ -24,10 +24,13 @@ from taylorglo.report import (
     ComparisonRow,
     GenerationRecord,
     RobustnessRow,
+    StandingRecord,
     SweepRecord,
     TuningRow,
+    beats_standing,
     loss_figure,
     render,
+    standing_verdict,
     table,
     verdict,
 )
@@ -257,6 +260,29 @@ def test_verdict_without_enough_to_go_by(rows: list[ComparisonRow], expected: st
 
 
 @pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("points", "p", "beats"), [(0.5, 0.01, True), (0.5, 0.049, True), (0.5, 0.05, False), (-0.5, 0.001, False)]
+)
+def test_the_standing_champion_is_beaten_by_a_significant_gain_alone(points: float, p: float, beats: bool) -> None:
+    ours = record().comparison[0].accuracies
+    standing = StandingRecord("3", "digits.2", [accuracy - points / 100 for accuracy in ours], p)
+    found = record(standing=standing)
+    assert beats_standing(found) == beats
+    sentence = standing_verdict(found)
+    assert sentence.startswith(
+        f"The new champion {'beats' if beats else 'does not beat'} the standing one (version 3, "
+    )
+    assert f"0.50 points {'above' if points > 0 else 'below'} it (paired t-test, p = 0.0" in sentence
+    assert "n = 5 seeds" in sentence
+    assert unescape(render(found)).count(sentence) == 1
+
+
+def test_no_standing_champion_is_not_a_word() -> None:
+    assert standing_verdict(record()) == ""
+    assert not beats_standing(record())
+    assert "standing" not in default_page()
+
+
 def test_a_record_with_nothing_in_it_renders() -> None:
     empty = record(
         settings={}, provenance={}, environment={}, generations=[], tuning=[], comparison=[], robustness=[], seconds={},

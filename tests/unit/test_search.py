@@ -18,7 +18,7 @@ from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
 from taylorglo.dynamics import coefficients
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, ServiceError
 from taylorglo.filters import all_of
 from taylorglo.search import Candidate, Search, summary
 from taylorglo.settings import SearchSettings
@@ -474,3 +474,141 @@ def test_the_database_holds_no_pickle_and_none_is_loaded(tmp_path):
     for generation in (1, 2, 3):
         run_generation(clean, generation)
     assert [c.theta for c in found] == [c.theta for c in clean.propose(4)]
+
+
+# Searches that follow each other
+
+
+RENEW = {"popsize": 4, "filters": ["none"], "renew": True}
+
+
+def begin(path: Path, identity: dict[str, Any] = IDENTITY, **settings: Any) -> Search:
+    return Search.begin(url_of(path), "s", SearchSettings(**{**RENEW, **settings}), 0, identity)
+
+
+def test_a_run_goes_on_with_the_search_until_it_is_finished(tmp_path):
+    first = begin(tmp_path / "db")
+    assert (first.study, first.source, first.finished, first.complete_generations()) == ("s", None, False, 0)
+    run_generation(first, 1)
+    again = begin(tmp_path / "db")
+    assert (again.study, again.complete_generations()) == ("s", 1)
+    again.propose(2)
+    assert again.complete_generations() == 1  # proposed, but without results
+    again.finish()
+    assert begin(tmp_path / "db", renew=False).study == "s"
+    renewed = begin(tmp_path / "db")
+    assert (renewed.study, renewed.source, renewed.complete_generations()) == ("s.2", "s", 0)
+    assert begin(tmp_path / "db").study == "s.2"
+    assert begin(tmp_path / "db", renew=False).study == "s.2"
+
+
+def test_other_data_begin_another_search_where_that_is_wanted_and_are_refused_where_not(tmp_path):
+    run_generation(begin(tmp_path / "db"), 1)
+    other = {**IDENTITY, "data": "new"}
+    with pytest.raises(InputError, match="sweep 's' was begun with data None, now 'new'"):
+        begin(tmp_path / "db", other, renew=False)
+    assert begin(tmp_path / "db", other).study == "s.2"
+    assert begin(tmp_path / "db", other).study == "s.2"
+
+
+def test_only_the_studies_of_this_sweep_count(tmp_path):
+    for name in ("s.x", "s.1", "s.02", "sweep.7", "another.9"):
+        Search(url_of(tmp_path / "db"), name, SearchSettings(), 0, IDENTITY)
+    assert begin(tmp_path / "db").study == "s"
+
+
+def test_a_warm_started_search_begins_where_the_former_one_ended(tmp_path):
+    first = begin(tmp_path / "db", popsize=20)
+    for generation in range(1, 13):
+        run_generation(first, generation)
+    first.finish()
+    results = sorted((c for c in first.candidates()), key=lambda c: -c.fitness)
+    best = np.array([point(c.theta) for c in results[: len(results) // 10]])
+    drawn = np.array([point(c.theta) for c in begin(tmp_path / "db", popsize=20).propose(1)])
+    # WS-CMA-ES (arXiv 2012.06932, eq. 8-10): the moments of the best tenth, and a prior of a tenth of the domain (6
+    # sigma) in every direction. Five standard errors each.
+    covariance = np.cov(best.T, bias=True) + (0.1 * 6 * 1.2) ** 2 * np.eye(4)
+    error = np.sqrt(np.diag(covariance) / len(drawn))
+    assert (np.abs(drawn.mean(axis=0) - best.mean(axis=0)) < 5 * error).all()
+    whitened = (drawn - best.mean(axis=0)) @ np.linalg.inv(np.linalg.cholesky(covariance)).T
+    assert abs(whitened.var() - 1) < 5 * math.sqrt(2 / whitened.size)
+    cold = np.array([point(c.theta) for c in open_search(tmp_path / "cold", popsize=20).propose(1)])
+    assert np.linalg.norm(drawn - OPTIMUM, axis=1).mean() < np.linalg.norm(cold - OPTIMUM, axis=1).mean() / 2
+
+
+def test_a_warm_started_search_draws_the_same_from_any_process(tmp_path):
+    run_generation(first := begin(tmp_path / "db"), 1)
+    first.finish()
+    run_generation(begin(tmp_path / "db"), 1)
+    second = facts(run_generation(begin(tmp_path / "db"), 2))
+    run_generation(other := begin(tmp_path / "other"), 1)
+    other.finish()
+    whole = begin(tmp_path / "other")
+    run_generation(whole, 1)
+    assert facts(run_generation(whole, 2)) == second
+
+
+@pytest.mark.parametrize("number", [1, 2, 4, 9, 49])
+def test_few_results_are_enough_for_a_warm_start(tmp_path, number):
+    first = begin(tmp_path / "db", popsize=50)
+    for candidate in first.propose(1)[:number]:
+        first.tell(candidate.trial, fitness(candidate.theta), {"status": "ok"})
+    first.finish()
+    assert begin(tmp_path / "db").source == "s"
+    assert np.isfinite([c.theta for c in begin(tmp_path / "db").propose(1)]).all()
+
+
+def test_a_search_in_other_coordinates_begins_afresh(tmp_path):
+    run_generation(first := begin(tmp_path / "db"), 1)
+    first.finish()
+    other = begin(tmp_path / "db", coordinates="theta")
+    assert (other.study, other.source) == ("s.2", None)
+    assert len(other.propose(1)) == 4
+
+
+# Two runs at once
+
+
+def test_a_candidate_is_claimed_by_one_process_at_a_time(tmp_path):
+    mine, theirs = open_search(tmp_path / "db"), open_search(tmp_path / "db")
+    trial = mine.propose(1)[0].trial
+    with mine.claimed(trial) as first:
+        assert first is not None
+        assert first.trial == trial
+        with mine.claimed(trial) as twice:
+            assert twice is None
+        with mine.claimed(trial + 1) as other:
+            assert other is not None
+            assert claimed_elsewhere(tmp_path / "db", trial + 1)
+        assert not claimed_elsewhere(tmp_path / "db", trial + 1)
+        assert claimed_elsewhere(tmp_path / "db", trial)
+    assert not claimed_elsewhere(tmp_path / "db", trial)
+    with pytest.raises(ZeroDivisionError), theirs.claimed(trial):
+        raise ZeroDivisionError
+    assert not claimed_elsewhere(tmp_path / "db", trial)
+
+
+def claimed_elsewhere(path: Path, trial: int) -> bool:
+    """Whether another process finds the candidate taken."""
+    code = f"""
+from pathlib import Path
+from test_search import open_search
+with open_search(Path({str(path)!r})).claimed({trial}) as candidate:
+    print(candidate is None)
+"""
+    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return process.stdout == "True\n"
+
+
+def test_what_another_run_keeps_to_itself_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
+    monkeypatch.setattr("taylorglo.search._EXCLUSIVE_SECONDS", 0.3)
+    search = open_search(tmp_path / "db")
+    with (
+        search.exclusively(),
+        pytest.raises(ServiceError, match=r"^another run has kept study 's' to itself for 0\.3 s"),
+    ):
+        search.exclusively().__enter__()
+    with search.exclusively():
+        pass

@@ -331,14 +331,23 @@ def test_every_filter_can_be_named() -> None:
 
 
 def test_the_front_door_of_a_pipeline_takes_every_parameter() -> None:
+    from taylorglo.components.check_inputs import check_inputs
     from taylorglo.components.prepare_dataset import prepare_dataset
 
-    signature = inspect.signature(prepare_dataset.python_func)
-    outputs = {"sweep", "search_data", "full_data"}
-    taken = {name: p.annotation for name, p in signature.parameters.items() if name not in outputs}
     expected = {name: type(value) for name, value in SweepSettings().parameters().items()}
-    assert taken == {"generations": int, **expected}
-    assert set(prepare_dataset.component_spec.inputs) == set(taken)
-    assert set(prepare_dataset.component_spec.outputs) == outputs
-    # Nothing has a default of its own beside those of the settings.
-    assert all(not each.optional for each in prepare_dataset.component_spec.inputs.values())
+    data = {name: kind for name, kind in expected.items() if name.startswith("data_")}
+    for component, outputs, wanted in (
+        (check_inputs, {"settings"}, expected),
+        (
+            prepare_dataset,
+            {"description", "search_data", "full_data"},
+            {"version": str, "seed": int, "model_name": str, **data},
+        ),
+    ):
+        signature = inspect.signature(component.python_func)
+        taken = {name: p.annotation for name, p in signature.parameters.items() if name not in outputs}
+        assert taken == wanted
+        assert set(component.component_spec.inputs) == set(taken)
+        assert set(component.component_spec.outputs) - {"Output"} == outputs
+        # Nothing has a default of its own beside those of the settings.
+        assert all(not each.optional for each in component.component_spec.inputs.values())

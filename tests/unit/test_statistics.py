@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from taylorglo.statistics import covered, mean_curve, welch
+from taylorglo.statistics import covered, mean_curve, paired, welch
 
 GRID = st.integers(0, 20)
 
@@ -34,6 +34,24 @@ def test_welch_of_constant_samples() -> None:
 def test_welch_of_one_constant_sample_is_a_test_against_a_number() -> None:
     other = [0.1, 0.4, 0.3, 0.7]
     assert welch([0.25] * 9, other) == pytest.approx(stats.ttest_1samp(other, 0.25).pvalue, rel=1e-10)
+
+
+def test_paired_is_a_test_of_the_differences_against_zero() -> None:
+    rng = np.random.default_rng(3)
+    seeds = rng.normal(0, 5, 12)  # what the seeds have in common, and a paired test takes out
+    first, second = seeds + rng.normal(1.0, 0.3, 12), seeds + rng.normal(0, 0.3, 12)
+    p = paired(first.tolist(), second.tolist())
+    differences = first - second
+    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(12))
+    assert p == pytest.approx(2 * stats.t.sf(abs(t), 11), rel=1e-10)
+    assert p < 1e-4 < 0.2 < welch(first.tolist(), second.tolist())
+    with pytest.raises(ValueError, match="zip"):
+        paired([0.1, 0.2], [0.1])
+
+
+def test_paired_of_equal_differences() -> None:
+    assert paired([0.5, 0.75], [0.5, 0.75]) == 1.0
+    assert paired([0.5, 0.75], [0.25, 0.5]) == 0.0
 
 
 @settings(deadline=None, derandomize=True)

@@ -1,0 +1,77 @@
+"""MLflow's own server, which a test may stop and start again, and databases of a PostgreSQL that runs."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+START_SECONDS = 90
+
+
+class MlflowServer:
+    """A tracking server on a port of its own; its artifacts are kept where ``destination`` says."""
+
+    def __init__(self, backend: str, destination: str, log: Path, env: Mapping[str, str] | None = None) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._log = log
+        self._command = [
+            *(sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1"),
+            *(f"--backend-store-uri={backend}", f"--artifacts-destination={destination}"),
+        ]
+        quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        self._env = {**os.environ, **quiet, **(env or {})}
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command, env=self._env, stdout=output, stderr=output, start_new_session=True
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            assert self._process.poll() is None, self._log.read_text()
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=5):
+                return
+            assert time.monotonic() < deadline, self._log.read_text()
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """End it, with all its workers."""
+        for kind in (signal.SIGTERM, signal.SIGKILL):
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, kind)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(20)
+                return
+
+
+@contextmanager
+def mlflow_server(
+    backend: str, destination: str, log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[MlflowServer]:
+    """A running server, stopped at the end of the block."""
+    server = MlflowServer(backend, destination, log, env)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def new_database(postgres: str) -> str:
+    """Create an empty database beside that of the URL; returns its URL."""
+    import psycopg
+
+    name = f"test_{secrets.token_hex(6)}"
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+    return postgres.replace("/postgres?", f"/{name}?")

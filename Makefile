@@ -4,6 +4,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+REVISION = $(shell git rev-parse --short=12 HEAD)$(shell git diff --quiet HEAD || echo -dirty)
+# Whichever engine answers. BUILD_FLAGS is for what a site's builds need, such as --volume for a CA of its own.
+CONTAINER ?= $(shell docker version >/dev/null 2>&1 && echo docker || echo podman)
+BASE_IMAGE ?= python:3.11-slim
+TORCH ?= cuda
+BUILD_FLAGS ?=
+build = DOCKER_BUILDKIT=1 $(CONTAINER) build --file images/$(1)/Dockerfile \
+	--tag taylorglo$(2):$(VERSION) --tag taylorglo$(2):$(VERSION)-$(REVISION) \
+	--build-arg BASE_IMAGE=$(BASE_IMAGE) --build-arg VERSION=$(VERSION) --build-arg REVISION=$(REVISION) $(BUILD_FLAGS)
+LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --constraint constraints.txt \
+	--generate-hashes --no-annotate --custom-compile-command 'make lock'
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -32,8 +45,23 @@ e2e-cluster: $(BIN)/kubectl ## apply k8s/ to the cluster of KUBECONFIG and run a
 golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden anew
 	@$(BIN)/python tests/golden/write.py
 
-docs: $(VENV)/.installed ## write the tables in docs/configuration.md anew
+docs: $(VENV)/.installed ## write the tables of the configuration in the documentation anew
 	@$(BIN)/python docs/generate.py
+
+e2e-docker: $(VENV)/.installed-dev ## run a sweep in containers; skips where there is no engine
+	@$(BIN)/pytest -m docker
+
+images: ## build the images of the components and of the MLflow server, with docker or podman
+	@$(call build,taylorglo) --build-arg TORCH=$(TORCH) .
+	@$(call build,mlflow,-mlflow) .
+
+lock: $(VENV)/.installed-dev ## write the locks of the images anew, from pyproject.toml and constraints.txt
+	@$(LOCK) pyproject.toml --output-file images/taylorglo/cuda.lock
+	@echo 'setuptools>=77' | $(LOCK) - --output-file images/taylorglo/build.lock
+	@$(LOCK) images/mlflow/requirements.in --output-file images/mlflow/requirements.lock
+
+lock-cpu: $(VENV)/.installed-dev ## the same for TORCH=cpu, from the index that PyTorch keeps of its builds without CUDA
+	@$(LOCK) pyproject.toml --torch-backend cpu --emit-index-url --output-file images/taylorglo/cpu.lock
 
 clean: ## remove the virtual environment and the results of all runs
 	rm -rf $(VENV) runs
@@ -53,4 +81,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long manifests-check e2e-cluster golden docs clean
+.PHONY: help sweep ui test test-long golden docs manifests-check e2e-cluster e2e-docker images lock lock-cpu clean

@@ -24,13 +24,14 @@ for _name in [name for name in os.environ if name.startswith("AWS_") and name !=
     del os.environ[_name]
 
 START_SECONDS = 60
+OWN_TARGET = ("long", "docker", "cluster")  # markers of tests that make has a target of their own for
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that are not for every day, unless the command line chooses by marker itself."""
+    """Leave out the tests that have a target of their own, unless the command line chooses by marker itself."""
     if config.option.markexpr:
         return
-    left_out = [item for item in items if any(item.get_closest_marker(marker) for marker in ("long", "cluster"))]
+    left_out = [item for item in items if any(map(item.get_closest_marker, OWN_TARGET))]
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]

@@ -48,6 +48,12 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="run a sweep on this machine, or go on with an interrupted one")
     _add_config(run)
+    run.add_argument(
+        "--runner",
+        choices=("subprocess", "docker"),
+        default="subprocess",
+        help="what a task is: a process (the default), or a container of the image (docker's engine, or podman's)",
+    )
     run.set_defaults(command=_run)
 
     compile_ = commands.add_parser("compile", help="compile a sweep for Kubeflow Pipelines")
@@ -153,7 +159,7 @@ def _run(given: argparse.Namespace) -> None:
         f"{settings.search.popsize} candidates, in {settings.services.work_dir}/",
         flush=True,
     )
-    places = local.run(settings)
+    places = local.run(settings, given.runner)
     mlflow = Path(sys.executable).with_name("mlflow")
     look = (
         f"{mlflow} ui --backend-store-uri {places.tracking}"

@@ -1,4 +1,4 @@
-"""The pipeline on this machine: kfp's local runner, a process per task, and no server to start."""
+"""The pipeline on this machine: kfp's local runner, a process or a container per task, and no server to start."""
 
 import builtins
 import contextlib
@@ -16,12 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from taylorglo.environment import ERROR, LOCAL_RUN, PREFIX, STARTED, STORE_URI, TRACKING_URI
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.mlflow_connection import redacted
 from taylorglo_pipelines.config import Config
+
+Runner = Literal["subprocess", "docker"]
 
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _COLOUR = re.compile(r"\x1b\[\d*m")
@@ -36,8 +38,12 @@ class Places:
     log: Path
 
 
-def run(config: Config) -> Places:
+def run(config: Config, runner: Runner = "subprocess") -> Places:
     """Run the sweep to its end; after an interruption, the same call goes on where it was.
+
+    Args:
+        config: the sweep.
+        runner: what a task is: a process of this installation, or a container of the image (``docker``).
 
     Raises:
         InputError: another run of the sweep is going on, or a task found bad input.
@@ -50,13 +56,22 @@ def run(config: Config) -> Places:
         redacted(variables[TRACKING_URI]),
         _folder(work / "logs") / f"{config.name}.log",
     )
-    with _only_run(work, config.name), _environment(variables), _opened(places.log, "a") as log:
+    root = work / "pipeline" / config.name
+    with (
+        _only_run(work, config.name),
+        _environment(variables),
+        _opened(places.log, "a") as log,
+        _prepared(runner, config, work) as (kfp_runner, prepared),
+    ):
         output = _TaskOutput(log, sys.stdout)
         with _interruptible(config, places):
             try:
                 with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output), warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    _run_pipeline(config, work)
+                    _run_pipeline(prepared, kfp_runner, root)
+                    # kfp takes a container that is gone before its exit status is asked for as successful.
+                    if output.errors or not any(root.glob("*/report/page")):
+                        raise RuntimeError("there is no report")
             except Exception as error:
                 _end_tracking(config, "FAILED")
                 if output.errors:
@@ -66,14 +81,28 @@ def run(config: Config) -> Places:
     return places
 
 
-def _run_pipeline(config: Config, work: Path) -> None:
+@contextlib.contextmanager
+def _prepared(runner: Runner, config: Config, work: Path) -> Iterator[tuple[Any, Config]]:
+    """The runner for kfp, and the configuration with the image as that runner knows it."""
+    if runner == "docker":
+        from taylorglo_pipelines.containers import containers
+
+        with containers(config, work) as prepared:
+            yield prepared
+    else:
+        from kfp.local import SubprocessRunner
+
+        yield SubprocessRunner(use_venv=False), config
+
+
+def _run_pipeline(config: Config, runner: Any, root: Path) -> None:
     from kfp import local
 
     from taylorglo_pipelines.sweep import sweep_pipeline
 
-    root = work / "pipeline" / config.name
     shutil.rmtree(root, ignore_errors=True)  # what passed between the tasks of an earlier run, data and all
-    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(root))
+    _folder(root)  # which a container engine would make as root's
+    local.init(runner, pipeline_root=str(root))
     printer = builtins.print
     try:
         sweep_pipeline(config)()

@@ -36,11 +36,12 @@ class Sweeps:
     work: Path
     overrides: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
+    words: tuple[str, ...] = ()
 
     def start(self, *overrides: str) -> subprocess.Popen[str]:
         """``taylorglo run`` in a process group of its own."""
         settings = [f"services.work_dir={self.work}", *SMALL, *self.overrides, *overrides]
-        command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG)]
+        command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG), *self.words]
         command += [word for setting in settings for word in ("--set", setting)]
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TAYLORGLO_", "MLFLOW_", "AWS_", "PG"))}
         return subprocess.Popen(

@@ -1,0 +1,197 @@
+"""The same sweep, each task a container of the image: ``make e2e-docker``.
+
+The engine is what Docker's client finds (DOCKER_HOST); an image that it does not have is built first.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+from docker.errors import APIError, DockerException, ImageNotFound
+from sweeps import Sweeps
+
+from taylorglo.components import IMAGE
+from taylorglo.loss import TaylorLoss
+from taylorglo.search import Search
+from taylorglo.settings import SearchSettings
+
+ROOT = Path(__file__).parents[2]
+BUILD_SECONDS = 3600
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(BUILD_SECONDS + 300)]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[docker.DockerClient]:
+    """The engine, which has the image."""
+    try:
+        client = docker.from_env(timeout=BUILD_SECONDS)
+    except DockerException as error:
+        pytest.skip(f"needs a container engine: {error}")
+    with contextlib.closing(client):
+        try:
+            client.images.get(IMAGE)
+        except ImageNotFound:
+            built = subprocess.run(
+                ["make", "images"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS
+            )
+            assert built.returncode == 0, built.stderr[-3000:]
+        yield client
+
+
+def in_docker(work: Path, *overrides: str) -> Sweeps:
+    return Sweeps(work, overrides, words=("--runner", "docker"))
+
+
+def running(engine: docker.DockerClient, work: Path) -> list[Any]:
+    """The containers of the sweep in this folder."""
+    label = f"taylorglo.run={work / 'digits'}"
+    return engine.containers.list(all=True, filters={"label": label}, ignore_removed=True)
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.05)
+    return result
+
+
+def started(engine: docker.DockerClient, sweep: Sweeps, process: subprocess.Popen[str]) -> Any:
+    """A container of the sweep that is at work."""
+
+    def one() -> Any:
+        assert process.poll() is None, process.stderr.read()
+        return next((each for each in running(engine, sweep.work) if each.status == "running"), None)
+
+    return wait_until(one, 60, "a container")
+
+
+def outcome(work: Path) -> tuple[Any, ...]:
+    """Every candidate with its result, the champion, and the figures of the comparison."""
+    study = Search(f"sqlite:///{work / 'study.db'}", "digits", SearchSettings(popsize=4), 0)
+    candidates = [(c.generation, c.trial, c.theta, c.fitness) for c in study.candidates()]
+    champion = TaylorLoss.load(work / "store" / "digits" / "champion" / "loss.json").theta.tolist()
+    return candidates, champion
+
+
+def table(output: str) -> list[str]:
+    lines = output.splitlines()
+    return lines[next(index for index, line in enumerate(lines) if line.startswith("loss ")) :][:8]
+
+
+def test_a_sweep_ends_as_it_does_in_processes(engine: docker.DockerClient, tmp_path: Path) -> None:
+    sweep = in_docker(tmp_path / "containers")
+    process = sweep.start()
+    try:
+        container = started(engine, sweep, process)
+        described = container.attrs
+        with contextlib.suppress(APIError):  # it ended in between
+            written = container.exec_run(["touch", "/opt/file"])
+            assert written.exit_code != 0, "the root file system should be read-only"
+        stdout, stderr = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert (process.returncode, stderr) == (0, "")
+
+    host = described["HostConfig"]
+    assert described["Config"]["User"] == f"{os.getuid()}:{os.getgid()}"
+    assert host["ReadonlyRootfs"]
+    assert not host["Privileged"]
+    assert {"no-new-privileges"} <= set(host["SecurityOpt"])
+    strangers = [path for path in sweep.work.rglob("*") if path.lstat().st_uid != os.getuid()]
+    assert strangers == []
+    assert running(engine, sweep.work) == []
+
+    beside = Sweeps(tmp_path / "processes")
+    process = beside.start()
+    try:
+        same, stderr = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert (process.returncode, stderr) == (0, "")
+    assert outcome(sweep.work) == outcome(beside.work)
+    assert table(stdout) == table(same)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL], ids=lambda kind: kind.name)
+def test_no_container_outlives_the_run(engine: docker.DockerClient, tmp_path: Path, kind: signal.Signals) -> None:
+    sweep = in_docker(tmp_path, "training.steps=100000", "evaluation.steps=100000")
+    process = sweep.start()
+    try:
+        started(engine, sweep, process)
+        os.killpg(process.pid, kind)
+        _, stderr = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == (130 if kind == signal.SIGINT else -kind)
+    assert "Traceback" not in stderr
+    wait_until(lambda: not running(engine, tmp_path), 10, "no container of a run that has ended")
+
+
+def test_a_container_that_is_killed_fails_the_run(engine: docker.DockerClient, tmp_path: Path) -> None:
+    sweep = in_docker(tmp_path, "training.steps=100000", "evaluation.steps=100000")
+    process = sweep.start()
+    try:
+        assert any(line.startswith("data: digits") for line in iter(process.stdout.readline, ""))
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            for container in running(engine, tmp_path):
+                with contextlib.suppress(APIError):
+                    container.kill()
+            time.sleep(0.2)
+        stdout, stderr = process.communicate(timeout=10)
+    finally:
+        process.kill()
+    assert process.returncode == 2, stdout
+    (line,) = stderr.splitlines()
+    assert line.startswith("taylorglo: error: a task failed: ")
+    assert line.endswith(f"what it printed is in {tmp_path}/logs/digits.log")
+
+
+def test_containers_that_do_nothing_are_not_taken_for_a_sweep(engine: docker.DockerClient, tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text(f'FROM {engine.images.get(IMAGE).id}\nENTRYPOINT ["true"]\n')
+    engine.images.build(path=str(tmp_path), tag="taylorglo-test:nothing", rm=True)
+    try:
+        process = in_docker(tmp_path / "work", "pipeline.image=taylorglo-test:nothing").run()
+    finally:
+        engine.images.remove("taylorglo-test:nothing")
+    assert process.returncode == 2
+    assert process.stderr.startswith("taylorglo: error: a task failed: ")
+
+
+def test_a_server_on_localhost_and_its_credentials(engine: docker.DockerClient, s3: Any, tmp_path: Path) -> None:
+    small = ("pipeline.generations=1", "search.popsize=2", "baselines.learning_rates=0.3", "champion.finalists=1")
+    store = f"s3://{s3.bucket}/{tmp_path.name}"
+    sweep = Sweeps(tmp_path, (*small, f"services.store_uri={store}"), s3.env(), ("--runner", "docker"))
+    process = sweep.start()
+    try:
+        stdout, stderr = process.communicate(timeout=600)
+    finally:
+        process.kill()
+    assert (process.returncode, stderr) == (0, "")
+    assert f"champion  {store}/digits/champion/loss.json" in stdout.splitlines()
+    assert not (tmp_path / "store").exists()
+    texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
+    assert not [text for text in (*texts, stdout) if s3.secret_key in text]
+
+
+def test_bad_data_is_one_line(engine: docker.DockerClient, tmp_path: Path) -> None:
+    process = in_docker(tmp_path, "data.name=mnist", "data.root=/nowhere").run()
+    assert process.returncode == 2
+    assert process.stderr == "taylorglo: error: data.root: /nowhere should be a folder that holds mnist\n"
+    assert running(engine, tmp_path) == []
+
+
+def test_an_image_that_is_not_there_is_one_line(engine: docker.DockerClient, tmp_path: Path) -> None:
+    process = in_docker(tmp_path, "pipeline.image=taylorglo:no-such").run()
+    assert process.returncode == 2
+    (line,) = process.stderr.splitlines()
+    assert line.startswith("taylorglo: error: image taylorglo:no-such: the container engine does not have it")

@@ -34,12 +34,7 @@ from sweeps import CONFIG
 from taylorglo_pipelines.compiling import compile_sweep
 from taylorglo_pipelines.config import load
 
-REASON = module.reason_for_none()
-pytestmark = [
-    pytest.mark.cluster,
-    pytest.mark.timeout(1800),
-    pytest.mark.skipif(REASON is not None, reason=str(REASON)),
-]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 HERE = Path(__file__).parent
 VERSION = re.search(r'^version = "(.+)"', (K8S.parent / "pyproject.toml").read_text(), re.M)[1]
 IMAGE = os.environ.get("TAYLORGLO_E2E_IMAGE") or f"taylorglo:{VERSION}"
@@ -81,6 +76,8 @@ def own_namespace(cluster: Cluster, name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Installed]:
+    if reason := module.reason_for_none():
+        pytest.skip(reason)
     cluster = Cluster()
     if cluster.exists("namespace", SERVICES) and not own_namespace(cluster, SERVICES):
         pytest.fail(f"the cluster has a namespace {SERVICES} already, which these tests would delete")

@@ -20,7 +20,7 @@ LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-12s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "%-16s %s\n", $$1, $$2}' Makefile
 
 sweep: $(VENV)/.installed ## run the digits sweep on this machine (an interrupted one goes on)
 	@$(BIN)/taylorglo run pipelines/configs/digits.yaml
@@ -29,12 +29,18 @@ ui: $(VENV)/.installed ## open MLflow on http://127.0.0.1:5000 to look at the ru
 	@mkdir -p runs
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlruns.db
 
-test: $(VENV)/.installed-dev ## check style, types and layers, then run the tests
+test: $(BIN)/kubectl ## check style, types and layers, then run the tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/pytest
 
 test-long: $(VENV)/.installed-dev ## run the tests that take minutes
 	@$(BIN)/pytest -m long
+
+manifests-check: $(BIN)/kubectl ## validate the overlays of k8s/ against several versions of Kubernetes
+	@$(BIN)/python tests/manifests.py
+
+e2e-cluster: $(BIN)/kubectl ## apply k8s/ to the cluster of KUBECONFIG and run a sweep's tasks there
+	@$(BIN)/pytest -m cluster
 
 golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden anew
 	@$(BIN)/python tests/golden/write.py
@@ -71,4 +77,8 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-.PHONY: help sweep ui test test-long golden docs e2e-docker images lock lock-cpu clean
+# One that is new enough and on the PATH stays where it is; see tests/kubectl.py.
+$(BIN)/kubectl: $(VENV)/.installed-dev
+	@$(BIN)/python tests/kubectl.py
+
+.PHONY: help sweep ui test test-long golden docs manifests-check e2e-cluster e2e-docker images lock lock-cpu clean

@@ -24,7 +24,7 @@ for _name in [name for name in os.environ if name.startswith("AWS_") and name !=
     del os.environ[_name]
 
 START_SECONDS = 60
-OWN_TARGET = ("long", "docker")  # markers of tests that make has a target of their own for
+OWN_TARGET = ("long", "docker", "cluster")  # markers of tests that make has a target of their own for
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

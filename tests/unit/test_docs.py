@@ -117,9 +117,9 @@ def test_links_to_files_lead_somewhere(document: str) -> None:
 
 
 def test_the_commands_of_the_readme_exist() -> None:
-    text = (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text() + (ROOT / "docs/cluster.md").read_text()
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    assert set(re.findall(r"\bmake ([a-z0-9-]+)", text)) <= set(targets)
+    assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE)) <= set(targets)
     help_text = _parser().format_help()
     for command in re.findall(r"^taylorglo ([a-z]+)", text, re.MULTILINE):
         assert command in help_text

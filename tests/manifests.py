@@ -1,0 +1,276 @@
+"""The overlays of k8s/ as objects, and what has to hold for them; as a program, says so per overlay and version."""
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import kubectl
+import yaml
+
+K8S = Path(__file__).parents[1] / "k8s"
+OVERLAYS = ("local", "gpu")
+VERSIONS = ("1.27", "1.29", "1.31", "1.33", "1.35", "1.37")
+SERVICES, PIPELINES = "taylorglo", "kubeflow"
+TEMPLATED = ("Deployment", "StatefulSet", "Job", "CronJob")
+CONTEXT = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+
+Object = dict[str, Any]
+
+
+def render(overlay: str, patch: Path | None = None, values: dict[str, str] | None = None) -> list[Object]:
+    """What ``kubectl apply -k`` would send, with the example's secrets, each of value ``secret-NAME`` unless given.
+
+    ``patch`` is a kustomization that is laid over the overlay, which it calls ``overlay``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(shutil.copytree(K8S, Path(folder) / "k8s"))
+        target = root / "overlays" / overlay
+        example = (target / "secrets/example.env").read_text()
+        lines = [
+            f"{name}={(values or {}).get(name, 'secret-' + name)}" for name in re.findall(r"^(\w+)=", example, re.M)
+        ]
+        (target / "secrets/secrets.env").write_text("\n".join(lines))
+        for path in target.glob("secrets/example.*.json"):
+            shutil.copy(path, path.with_name(path.name.removeprefix("example.")))
+        if patch:
+            shutil.copytree(patch, root / "overlays/patched")
+            (root / "overlays/patched/overlay").symlink_to(target)
+            target = root / "overlays/patched"
+        program = kubectl.find()
+        assert program, "no kubectl"
+        process = subprocess.run([program, "kustomize", str(target)], capture_output=True, text=True, check=False)
+        if process.returncode:
+            raise RuntimeError(process.stderr.replace(str(root), "k8s"))
+        return list(yaml.safe_load_all(process.stdout))
+
+
+def name_of(thing: Object) -> str:
+    """``Kind NAMESPACE/NAME``."""
+    meta = thing["metadata"]
+    return f"{thing['kind']} {meta.get('namespace', '')}/{meta['name']}"
+
+
+def pods(objects: list[Object]) -> Iterator[tuple[Object, Object]]:
+    """Every object that makes pods, with its pod template."""
+    for thing in objects:
+        if thing["kind"] in TEMPLATED:
+            spec = thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
+            yield thing, spec["template"]
+
+
+def containers(template: Object) -> list[Object]:
+    """All of a pod's containers."""
+    return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
+
+
+def schema_faults(objects: list[Object], version: str) -> list[str]:
+    """Where an object is not what Kubernetes of this version takes."""
+    import kubernetes_validate
+
+    faults = []
+    for thing in objects:
+        try:
+            kubernetes_validate.validate(thing, version, strict=True)
+        except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
+            faults.append(f"{name_of(thing)}: {error.message}")
+    return faults
+
+
+def faults(objects: list[Object]) -> list[str]:
+    """Where an object breaks a rule of the project, in words."""
+    found = []
+    for thing, template in pods(objects):
+        found += [f"{name_of(thing)}: {fault}" for fault in _pod_faults(thing, template, objects)]
+    for thing in objects:
+        found += [f"{name_of(thing)}: {fault}" for fault in _selector_faults(thing, objects)]
+        if thing["kind"] in ("Role", "ClusterRole"):
+            found += [f"{name_of(thing)}: {fault}" for fault in _role_faults(thing)]
+    for policy_type in ("Ingress", "Egress"):
+        if not any(_denies_by_default(thing, policy_type) for thing in objects):
+            found.append(f"namespace {SERVICES}: {policy_type} is not denied by default")
+    return found
+
+
+def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Iterator[str]:
+    spec, namespace = template["spec"], thing["metadata"]["namespace"]
+    context = spec.get("securityContext", {})
+    if context.get("runAsNonRoot") is not True or not isinstance(context.get("runAsUser"), int):
+        yield "should be runAsNonRoot, with a numeric user"
+    if context.get("runAsUser") == 0:
+        yield "runs as root"
+    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
+        yield "seccomp profile should be RuntimeDefault"
+    if any(spec.get(key) for key in ("hostNetwork", "hostPID", "hostIPC")):
+        yield "shares the host's namespaces"
+    if spec.get("automountServiceAccountToken") is not False:
+        yield "mounts a token of Kubernetes' API"
+    for volume in spec.get("volumes", []):
+        if not set(volume) - {"name"} <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}:
+            yield f"volume {volume['name']} is of a kind that is not allowed"
+    for container in containers(template):
+        for fault in _container_faults(container):
+            yield f"container {container['name']} {fault}"
+    if thing["kind"] in ("Deployment", "StatefulSet"):
+        for container in spec["containers"]:
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                if probe not in container:
+                    yield f"container {container['name']} has no {probe}"
+    elif not template["spec"].get("activeDeadlineSeconds") and not _job_spec(thing).get("activeDeadlineSeconds"):
+        yield "may run for ever"
+    known = {name_of(each): each for each in objects}
+    account = known.get(f"ServiceAccount {namespace}/{spec.get('serviceAccountName')}")
+    if account is None:
+        yield f"there is no ServiceAccount {spec.get('serviceAccountName')!r}"
+    for secret in (account or {}).get("imagePullSecrets", []):
+        if f"Secret {namespace}/{secret['name']}" not in known:
+            yield f"there is no Secret {secret['name']!r} to pull images with"
+    for kind, name, key in _references(spec):
+        referred = known.get(f"{kind} {namespace}/{name}")
+        if referred is None:
+            yield f"there is no {kind} {name!r}"
+        elif key and key not in {**referred.get("data", {}), **referred.get("stringData", {})}:
+            yield f"{kind} {name!r} has no key {key!r}"
+
+
+def _job_spec(thing: Object) -> Object:
+    spec: Object = thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
+    return spec
+
+
+def _container_faults(container: Object) -> Iterator[str]:
+    if container.get("securityContext") != CONTEXT:
+        yield f"should have the security context {CONTEXT}"
+    for kind in ("requests", "limits"):
+        if not {"cpu", "memory"} <= set(container.get("resources", {}).get(kind, {})):
+            yield f"has no {kind} of CPU and memory"
+    tag = container["image"].rpartition("/")[2].partition(":")[2]
+    if tag in ("", "latest"):
+        yield f"has an image of no fixed version: {container['image']}"
+    if container.get("imagePullPolicy") != "IfNotPresent":
+        yield "should use an image that is there"
+    for variable in container.get("env", []):
+        if "value" in variable and re.search("PASSWORD|SECRET|TOKEN|ACCESS_KEY", variable["name"]):
+            yield f"has a secret in plain text: {variable['name']}"
+
+
+def _references(spec: Object) -> Iterator[tuple[str, str, str | None]]:
+    """Each ConfigMap and Secret that a pod refers to: kind, name, key."""
+    for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        for source in container.get("envFrom", []):
+            for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
+                if field in source:
+                    yield kind, source[field]["name"], None
+        for variable in container.get("env", []):
+            for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
+                if field in variable.get("valueFrom", {}):
+                    yield kind, variable["valueFrom"][field]["name"], variable["valueFrom"][field]["key"]
+    for volume in spec.get("volumes", []):
+        if "configMap" in volume:
+            yield "ConfigMap", volume["configMap"]["name"], None
+        if "secret" in volume:
+            yield "Secret", volume["secret"]["secretName"], None
+
+
+def _selector_faults(thing: Object, objects: list[Object]) -> Iterator[str]:
+    spec, namespace = thing.get("spec", {}), thing["metadata"].get("namespace")
+    templates = [t for owner, t in pods(objects) if owner["metadata"]["namespace"] == namespace]
+    selectors = {
+        "Service": [spec.get("selector")],
+        "PodDisruptionBudget": [spec.get("selector", {}).get("matchLabels")],
+        "Deployment": [spec.get("selector", {}).get("matchLabels")],
+        "StatefulSet": [spec.get("selector", {}).get("matchLabels")],
+        "NetworkPolicy": [spec.get("podSelector", {}).get("matchLabels", {})] if namespace == SERVICES else [],
+    }.get(thing["kind"], [])
+    for selector in selectors:
+        matching = [template for template in templates if selector is not None and _matches(selector, template)]
+        if not matching:
+            yield f"selects no pod: {selector}"
+        if thing["kind"] == "Service":
+            for port in spec["ports"]:
+                for template in matching:
+                    names = [p["name"] for c in template["spec"]["containers"] for p in c.get("ports", [])]
+                    if port["targetPort"] not in names:
+                        yield f"has a port that its pod has not: {port['targetPort']}"
+
+
+def _matches(selector: Object, template: Object) -> bool:
+    return bool(selector.items() <= template["metadata"]["labels"].items())
+
+
+def _role_faults(role: Object) -> Iterator[str]:
+    for rule in role["rules"]:
+        if "*" in [*rule["verbs"], *rule["resources"], *rule["apiGroups"]]:
+            yield f"allows everything of something: {rule}"
+        if {"secrets", "configmaps"} & set(rule["resources"]) and not rule.get("resourceNames"):
+            yield f"allows every one of {rule['resources']}"
+
+
+def _denies_by_default(thing: Object, policy_type: str) -> bool:
+    return (
+        thing["kind"] == "NetworkPolicy"
+        and thing["metadata"]["namespace"] == SERVICES
+        and thing["spec"]["podSelector"] == {}
+        and policy_type in thing["spec"]["policyTypes"]
+        and policy_type.lower() not in thing["spec"]
+    )
+
+
+def reachable(objects: list[Object], source: tuple[str, Object], target: tuple[str, Object], port: int) -> bool:
+    """Whether the NetworkPolicies let a pod (namespace, labels) connect to another; by the rules of Kubernetes."""
+    return _lets(objects, "Egress", source, target, port) and _lets(objects, "Ingress", target, source, port)
+
+
+def _lets(
+    objects: list[Object], policy_type: str, own: tuple[str, Object], other: tuple[str, Object], port: int
+) -> bool:
+    specs = [
+        thing["spec"]
+        for thing in objects
+        if thing["kind"] == "NetworkPolicy"
+        and thing["metadata"]["namespace"] == own[0]
+        and policy_type in thing["spec"]["policyTypes"]
+        and thing["spec"]["podSelector"].get("matchLabels", {}).items() <= own[1].items()
+    ]
+    rules = [rule for spec in specs for rule in spec.get(policy_type.lower(), [])]
+    peers = "from" if policy_type == "Ingress" else "to"
+    return not specs or any(
+        port in [each["port"] for each in rule["ports"]]
+        and (peers not in rule or any(_is_peer(peer, own[0], other) for peer in rule[peers]))
+        for rule in rules
+    )
+
+
+def _is_peer(peer: Object, own_namespace: str, other: tuple[str, Object]) -> bool:
+    namespace, labels = other
+    if "ipBlock" in peer:
+        return False
+    wanted = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name", own_namespace)
+    return bool(namespace == wanted and peer.get("podSelector", {}).get("matchLabels", {}).items() <= labels.items())
+
+
+def main() -> int:
+    """Print the outcome per overlay and version; 1 if there is a fault."""
+    if not kubectl.find():
+        print("manifests-check: needs kubectl 1.27 or newer", file=sys.stderr)
+        return 1
+    failed = False
+    for overlay in OVERLAYS:
+        objects = render(overlay)
+        for what, found in (
+            ("rules of the project", faults(objects)),
+            *((f"Kubernetes {version}", schema_faults(objects, version)) for version in VERSIONS),
+        ):
+            print(f"{overlay:6} {len(objects)} objects  {what:22} {'ok' if not found else 'FAULTS'}")
+            for fault in found:
+                print(f"       {fault}")
+            failed = failed or bool(found)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,9 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import yaml
@@ -37,6 +39,7 @@ class Jobs:
     spec: Object
     platform: Object
     logs: dict[str, str] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
     _count: int = 0
 
     @classmethod
@@ -59,6 +62,13 @@ class Jobs:
             ]
         )
         self._dag(self.spec["root"], dict(parameters or {}), {}, "")
+
+    def overhead(self) -> str:
+        """Seconds from the start of a task's Job to its end, by component; what does not train is overhead."""
+        return "\n".join(
+            f"{label:<22} n = {len(own)}, {fmean(own):.1f} s, {min(own):.0f} to {max(own):.0f}"
+            for label, own in self.seconds.items()
+        )
 
     def _dag(self, component: Object, parameters: dict[str, Any], artifacts: dict[str, Any], prefix: str) -> Object:
         """The tasks of a DAG, each after those it depends on; returns the DAG's outputs by name."""
@@ -160,6 +170,9 @@ class Jobs:
         self.cluster.apply([self._job(name, label, executor_input, folder, wanted)])
         log = self.cluster.finished(self.namespace, name, seconds=600)
         self.logs[path.strip("/")] = log
+        status = self.cluster.get("-n", self.namespace, "job", name)["status"]
+        started, ended = (datetime.fromisoformat(status[key]) for key in ("startTime", "completionTime"))
+        self.seconds.setdefault(label.removeprefix("exec-"), []).append((ended - started).total_seconds())
         told = dict(re.findall(r"^OUTPUT (\S+) (.*)$", log, re.MULTILINE))
         for key, each in produced.get("parameters", {}).items():
             kind = each["parameterType"]

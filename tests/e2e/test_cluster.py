@@ -375,7 +375,7 @@ def test_a_backup_can_be_put_back(installed: Installed, logged: dict[str, str]) 
     check_runs(installed, logged)
 
 
-def test_a_sweep_task_by_task(installed: Installed, tmp_path: Path) -> None:
+def test_a_sweep_task_by_task(installed: Installed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cluster = installed.cluster
     config = load(
         CONFIG,
@@ -404,6 +404,8 @@ def test_a_sweep_task_by_task(installed: Installed, tmp_path: Path) -> None:
     compile_sweep(config, tmp_path / "sweep.yaml")
     jobs = Jobs.read(cluster, PIPELINES, config.pipeline.service_account, tmp_path / "sweep.yaml")
     jobs.run()
+    with capsys.disabled():  # for the README's account of what a generation costs
+        print(f"\n{jobs.overhead()}")
     everything = "\n".join(jobs.logs.values())
     assert not any(value in everything for value in installed.values.values())
 

@@ -9,148 +9,30 @@ A sweep that recurs has a study per search: NAME, then NAME.2, NAME.3, each warm
 
 import re
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import FloatDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from taylorglo.claims import Claims
+from taylorglo.database import SERVER_TRIES, TRIES, open_storage, retried
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.filters import Verdict, all_of
-from taylorglo.polynomial import from_coefficients
+from taylorglo.sampling import GenerationalCmaEs, Space
 from taylorglo.settings import SearchSettings
 
-if TYPE_CHECKING:
-    import cmaes
-
 WORST_FITNESS = 0.0
-_REDUCED = ("cy", "chy", "ch", "chh")
-_NEAR_CROSS_ENTROPY = (4.0, -4.0, -1.0, 0.0)  # t/h expanded at h = 1/2, and a push back that grows with h
-_BOX = 50.0  # half-width of the search space in units of sigma: CMA-ES walks freely inside it
-_TRIES, _PAUSE = 4, 0.5  # of a failing database: as many tries, the pause in seconds doubled each time
-_SERVER_TRIES, _LONGEST_PAUSE = 13, 16  # of a server in the middle of a search: two minutes, to start again in
-_BUSY_SECONDS = 60  # how long one try waits for an SQLite file that another process is writing
-# A minute after a node is lost or a connection is, both ends know it: the server, so that claims do not outlive theirs.
-_POSTGRESQL = {
-    "connect_timeout": 10,
-    **{"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3},
-    "options": "-c tcp_keepalives_idle=30 -c tcp_keepalives_interval=10 -c tcp_keepalives_count=3",
-}
-_HOPELESS = ("file is not a database", "unable to open database file", "attempt to write a readonly database")
 _GENERATION, _VERDICT, _RESULT = "generation", "verdict", "result"  # of a trial
 _IDENTITY, _START, _FINISHED = "identity", "start", "finished"  # of a study
 DRAWING, TELLING, _FIRST_TRIAL = 0, 1, 2  # the parts of a study that can be claimed; from the third on, its trials
 _EXCLUSIVE_SECONDS, _POLL_SECONDS = 120, 0.1
-_WARM_SHARE, _WARM_WIDTH = 0.1, 6.0  # of the source's results, the best tenth; the domain's width in units of sigma
 
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Space:
-    """What is searched: named coordinates, the mean and sigma of the first generation, and the way to a theta."""
-
-    names: tuple[str, ...]
-    mean: tuple[float, ...]
-    sigma: float
-
-    @classmethod
-    def of(cls, settings: SearchSettings) -> "Space":
-        """The ``reduced`` coordinates (cy', chy, ch, chh), or all of ``theta`` (TaylorGLO paper, section IV)."""
-        if settings.coordinates == "reduced":
-            return cls(_REDUCED, tuple(settings.mean) or _NEAR_CROSS_ENTROPY, settings.sigma)
-        names = tuple(f"theta_{index}" for index in range(settings.dimensions))
-        return cls(names, tuple(settings.mean) or (0.0,) * settings.dimensions, settings.sigma)
-
-    @property
-    def distributions(self) -> dict[str, BaseDistribution]:
-        """The box around the mean, as Optuna wants it."""
-        reach = _BOX * self.sigma
-        return {
-            name: FloatDistribution(centre - reach, centre + reach)
-            for name, centre in zip(self.names, self.mean, strict=True)
-        }
-
-    def theta(self, point: Mapping[str, float]) -> list[float]:
-        """The theta of a point in these coordinates."""
-        values = [point[name] for name in self.names]
-        return from_coefficients(*values) if self.names == _REDUCED else values
-
-    def solution(self, trial: FrozenTrial, width: float) -> tuple[np.ndarray, float]:
-        """A trial as cmaes wants it: the point, in a domain of this width in sigma, and a value to minimize."""
-        assert trial.value is not None
-        point = np.array([trial.params[name] for name in self.names]) - np.array(self.mean)
-        return point / (width * self.sigma) + 0.5, -trial.value
-
-    def warm_start(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-        """Where a search begins that goes on from finished trials: WS-CMA-ES (Nomura et al., arXiv 2012.06932).
-
-        Its prior is a tenth of the domain; the box is far wider than the domain, so it is told of one that is as wide
-        as Optuna takes it to be, 6 sigma.
-
-        Returns:
-            Mean, sigma and covariance of the first generation, in units of the box, as JSON values.
-        """
-        import cmaes
-
-        solutions = [self.solution(trial, _WARM_WIDTH) for trial in trials]
-        share = min(1.0, max(_WARM_SHARE, 1.5 / len(solutions)))  # at least one, after rounding down
-        mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=share)
-        scale = _WARM_WIDTH / (2 * _BOX)
-        inside = np.clip((mean - 0.5) * scale + 0.5, 0.01, 0.99)
-        return {"mean": inside.tolist(), "sigma": float(sigma * scale), "covariance": covariance.tolist()}
-
-
-class _GenerationalCmaEs(optuna.samplers.CmaEsSampler):
-    """Optuna's CMA-ES, from its first candidate on, with its state rebuilt from the trials each time.
-
-    Optuna's own sampler draws uniformly until a trial is complete, and keeps its state in the database as a pickle:
-    whoever can write there could run code in every task. Telling the finished generations again gives the same state.
-    Randomness depends on the seed and the trial's number alone, so it does not matter which process asks.
-    """
-
-    def __init__(self, space: Space, popsize: int, seed: int, start: Mapping[str, Any]) -> None:
-        super().__init__(n_startup_trials=0, popsize=popsize, seed=seed)
-        self._space = space
-        self._start = start
-        self._population_size = popsize
-        self._seed = seed
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return self._space.distributions
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        self._cma_rng.rng.seed(self._seed)
-        return super().sample_relative(study, trial, search_space)
-
-    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> "cmaes.CMA":
-        import cmaes  # with scipy behind it, half a second that only a task which draws has to spend
-
-        dimensions, popsize = len(self._space.names), self._population_size
-        covariance = self._start.get("covariance")
-        with np.errstate(divide="ignore"):  # cmaes warns of infinities that it leaves aside, where popsize is 2 or 3
-            optimizer = cmaes.CMA(
-                mean=np.array(self._start.get("mean", [0.5] * dimensions)),
-                sigma=self._start.get("sigma", 1 / (2 * _BOX)),
-                cov=None if covariance is None else np.array(covariance),
-                bounds=np.array([[0.0, 1.0]] * dimensions),
-                population_size=popsize,
-            )
-        generations: dict[int, list[tuple[np.ndarray, float]]] = {}
-        for trial in sorted(completed_trials, key=lambda trial: trial.number):
-            generation = trial.system_attrs[self._attr_key_generation]
-            generations.setdefault(generation, []).append(self._space.solution(trial, 2 * _BOX))
-        while len(solutions := generations.get(optimizer.generation, [])) >= popsize:
-            optimizer.tell(solutions[:popsize])
-        return optimizer
 
 
 @dataclass(frozen=True)
@@ -204,8 +86,8 @@ class Search:
         self.space = Space.of(settings)
         self._seed = seed
         # Whoever begins is told of a dead server at once; in the middle of a search, a server may be starting again.
-        self._tries = _TRIES if identity is not None or url.startswith("sqlite") else _SERVER_TRIES
-        self._storage = _open_storage(url, identity is not None, self._tries)
+        self._tries = TRIES if identity is not None or url.startswith("sqlite") else SERVER_TRIES
+        self._storage = open_storage(url, identity is not None, self._tries)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = self._retried(
             lambda: optuna.create_study(
@@ -235,8 +117,8 @@ class Search:
             InputError: the URL is malformed, or, without ``renew``, the study was made with other settings.
             ServiceError: the database does not answer, after a bounded number of tries.
         """
-        storage = _open_storage(url, True, _TRIES)
-        names = _retried(lambda: [study.study_name for study in storage.get_all_studies()], _TRIES)
+        storage = open_storage(url, True, TRIES)
+        names = retried(lambda: [study.study_name for study in storage.get_all_studies()], TRIES)
         numbers = [_number(name) for name in names if re.fullmatch(rf"{re.escape(sweep)}(\.[2-9]|\.[1-9]\d+)?", name)]
         latest = max(numbers, default=1)
         if settings.renew and numbers:
@@ -411,9 +293,9 @@ class Search:
 
     def _draw(self, generation: int, total: int) -> None:
         """Draw until the generation has ``total`` candidates."""
-        if not isinstance(self._study.sampler, _GenerationalCmaEs):
+        if not isinstance(self._study.sampler, GenerationalCmaEs):
             seed = self._seed + _number(self.study) - 1
-            self._study.sampler = _GenerationalCmaEs(self.space, self.settings.popsize, seed, self._start())
+            self._study.sampler = GenerationalCmaEs(self.space, self.settings.popsize, seed, self._start())
 
         def draw() -> bool:
             trials = self._study.get_trials(deepcopy=False)
@@ -444,7 +326,7 @@ class Search:
             self._retried(lambda: self._study.tell(candidate.trial, state=TrialState.FAIL, skip_if_finished=True))
 
     def _retried(self, action: Callable[[], Result]) -> Result:
-        return _retried(action, self._tries)
+        return retried(action, self._tries)
 
     def _candidate(self, trial: FrozenTrial) -> Candidate:
         verdict = trial.user_attrs.get(_VERDICT)
@@ -491,60 +373,3 @@ def _sweep(study: str) -> str:
 
 def _number(study: str) -> int:
     return int(study.partition(".")[2] or 1)
-
-
-def _open_storage(url: str, new: bool, tries: int) -> optuna.storages.RDBStorage:
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError, NoSuchModuleError
-
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):  # ValueError: of a port that is no number
-        raise InputError(
-            "the study's URL is malformed; it should be sqlite:///PATH or postgresql://HOST/DATABASE"
-        ) from None
-    shown = parsed.set(query={}).render_as_string(hide_password=True)
-    if parsed.get_backend_name() not in ("sqlite", "postgresql"):
-        raise InputError(f"{shown}: a study is kept in sqlite:///PATH or postgresql://HOST/DATABASE")
-    if parsed.password or any("password" in option for option in parsed.query):
-        raise InputError(f"{shown}: leave the password out of the URL and set PGPASSWORD in the environment")
-    if parsed.drivername == "postgresql":  # which driver that means depends on SQLAlchemy's version
-        parsed = parsed.set(drivername="postgresql+psycopg")
-    arguments = {"timeout": _BUSY_SECONDS} if parsed.get_backend_name() == "sqlite" else _POSTGRESQL
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return _retried(
-                lambda: optuna.storages.RDBStorage(
-                    parsed.render_as_string(hide_password=False),
-                    engine_kwargs={"connect_args": arguments, "pool_pre_ping": True},
-                    skip_compatibility_check=not new,  # a fifth of a second in every task
-                    skip_table_creation=not new,
-                ),
-                tries,
-            )
-    except (InputError, ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise InputError(f"{shown}: {_first_line(error)}") from None
-
-
-def _retried(action: Callable[[], Result], tries: int) -> Result:
-    """Run an action on the database, again after 0.5, 1, 2, ... seconds if the database fails."""
-    from sqlalchemy.exc import DBAPIError
-
-    for attempt in range(tries):
-        try:
-            return action()
-        except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
-            failure = error if isinstance(error, DBAPIError) else error.__cause__
-            # The driver's own error: SQLAlchemy's goes on with the statement and its parameters.
-            message = _first_line((isinstance(failure, DBAPIError) and failure.orig) or error)
-            if any(hopeless in message for hopeless in _HOPELESS):
-                raise InputError(f"the study's database cannot be used: {message}") from None
-            if attempt == tries - 1:
-                raise ServiceError(f"the study's database fails, after {tries} tries: {message}") from None
-            time.sleep(min(_PAUSE * 2**attempt, _LONGEST_PAUSE))
-    raise AssertionError("unreachable")
-
-
-def _first_line(error: BaseException) -> str:
-    return re.sub(r"\s+", " ", str(error)).split(" (Background on this error")[0].strip()[:300]

@@ -15,7 +15,7 @@ from mlflow import MlflowClient
 from servers import MlflowServer
 
 import taylorglo
-from taylorglo import environment, stages
+from taylorglo import environment, stages, telling
 from taylorglo.comparison import Contender, Trained
 from taylorglo.environment import Sweep
 from taylorglo.errors import InputError, ServiceError
@@ -337,18 +337,18 @@ class TestTrackGenerations:
     def test_short_generations_wait_for_each_other(self, sweep: Sweep) -> None:
         now = time.time()
         first = generation(sweep, 1, [result(sweep, 0.5, now - 1, now)] * 4)
-        stages.track_generations(sweep, 1, patience=600)
+        telling.track_generations(sweep, 1, patience=600)
         assert (nested(sweep, sweep.run_id), sweep.tracked()) == ([], 0)
         second = generation(sweep, 2, [result(sweep, 0.6, now - 1, now)] * 4)
-        stages.track_generations(sweep, 2)
+        telling.track_generations(sweep, 2)
         assert nested(sweep, sweep.run_id) == sorted(first + second)
         assert sweep.tracked() == 2
 
     def test_what_a_later_run_trains_is_told_by_it(self, sweep: Sweep) -> None:
         first = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0)] * 4)
-        stages.track_generations(sweep, 20)  # as the report of the first of several runs does
+        telling.track_generations(sweep, 20)  # as the report of the first of several runs does
         second = generation(sweep, 2, [result(sweep, 0.6, 10.0, 11.0)] * 4)
-        stages.track_generations(sweep, 20)
+        telling.track_generations(sweep, 20)
         assert nested(sweep, sweep.run_id) == sorted(first + second)
 
     def test_what_another_run_was_told_does_not_count(self, sweep: Sweep, work: Path) -> None:
@@ -357,20 +357,20 @@ class TestTrackGenerations:
         ).run_id)  # fmt: skip
         trials = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0, other.run_id)] * 4)
         sweep.set_tracked(1)
-        stages.track_generations(other, 1)
+        telling.track_generations(other, 1)
         assert nested(other, other.run_id) == sorted(trials)
 
     def test_old_news_do_not_wait(self, sweep: Sweep) -> None:
         trials = generation(sweep, 1, [result(sweep, 0.5, 10.0, 11.0)] * 4)
-        stages.track_generations(sweep, 1, patience=600)
+        telling.track_generations(sweep, 1, patience=600)
         assert nested(sweep, sweep.run_id) == sorted(trials)
-        stages.track_generations(sweep, 1)
+        telling.track_generations(sweep, 1)
         assert nested(sweep, sweep.run_id) == sorted(trials)
 
     def test_candidates_of_an_earlier_run_are_not_told_again(self, sweep: Sweep) -> None:
         others, own = [result(sweep, 0.5, 10.0, 11.0, "earlier")] * 3, [result(sweep, 0.6, 10.0, 11.0)]
         trials = generation(sweep, 1, others + own)
-        stages.track_generations(sweep, 1)
+        telling.track_generations(sweep, 1)
         assert nested(sweep, sweep.run_id) == [trials[3]]
 
 
@@ -527,7 +527,7 @@ class TestStanding:
         outcome = self.outcome(sweep, work)
         files = champion_files(outcome, work)
         for _ in range(2):  # the second time, as a task that is tried again
-            stages.write_report(sweep, tuning, outcome.as_dict(), ROBUST, files, page)
+            telling.write_report(sweep, tuning, outcome.as_dict(), ROBUST, files, page)
             assert "models:/digits-loss@champion is version 1 now" in capsys.readouterr().out
         assert environment.Sweep.read(str(work / "sweep")).search.finished
 
@@ -539,7 +539,7 @@ class TestStanding:
         content = outcome.as_dict()
         for index, (ours, theirs) in enumerate(zip(content["trainings"], content["standing"], strict=False)):
             theirs["test_accuracy"] = ours["test_accuracy"] - gain - 1e-4 * index
-        stages.write_report(second, tuning, content, ROBUST, champion_files(outcome, work), page)
+        telling.write_report(second, tuning, content, ROBUST, champion_files(outcome, work), page)
         output = capsys.readouterr().out
         assert f"The new champion {'beats' if moved else 'does not beat'} the standing one (version 1, " in output
         loss = taylorglo.load_loss("models:/digits-loss@champion")

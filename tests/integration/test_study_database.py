@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from taylorglo import search as module
+from taylorglo import database as module
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.search import Search
 from taylorglo.settings import SearchSettings

@@ -20,7 +20,8 @@ def report(
 
     from taylorglo import environment
     from taylorglo.mlflow_connection import LOSS
-    from taylorglo.stages import NETWORK, write_report
+    from taylorglo.stages import NETWORK
+    from taylorglo.telling import write_report
 
     with environment.task():
         write_report(

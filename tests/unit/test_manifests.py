@@ -216,7 +216,7 @@ def test_the_images_that_a_developer_builds_are_those_of_this_version(rendered):
     assert {image for image in images if "taylorglo" in image} == {
         f"taylorglo-mlflow:{version}",
         f"registry.example.org/taylorglo-mlflow:{version}",
-        f"registry.example.org/taylorglo:{version}-cuda",
+        f"registry.example.org/taylorglo:{version}",
     }
 
 

@@ -35,11 +35,12 @@ def _own() -> Path:
 
 
 def _version(kubectl: str) -> tuple[int, int]:
-    answer = subprocess.run([kubectl, "version", "--client", "-o", "json"], capture_output=True, text=True, check=False)
+    command = [kubectl, "version", "--client", "-o", "json"]
     try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
         version = json.loads(answer.stdout)["clientVersion"]
         return int(version["major"]), int(version["minor"].rstrip("+"))
-    except (ValueError, KeyError):
+    except (OSError, ValueError, KeyError):
         return (0, 0)
 
 

@@ -1,4 +1,4 @@
-"""MLflow's own server, which a test may stop and start again, and databases of a PostgreSQL that runs."""
+"""MLflow's own server, which a test may stop and start again; databases of a PostgreSQL; processes side by side."""
 
 import os
 import secrets
@@ -65,6 +65,33 @@ def mlflow_server(
         yield server
     finally:
         server.stop()
+
+
+def at_once(code: str, *arguments: str, path: Path | None = None) -> list[tuple[str, str]]:
+    """Run code in two processes that go on from their line ``wait()`` at the same moment; returns output and errors."""
+    wait = "def wait():\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
+    paths = os.pathsep.join(filter(None, [path and str(path), os.environ.get("PYTHONPATH")]))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", f"import sys\n{wait}{code}", *arguments],
+            env={**os.environ, "PYTHONPATH": paths},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
 
 
 def new_database(postgres: str) -> str:

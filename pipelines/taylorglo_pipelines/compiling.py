@@ -12,20 +12,26 @@ _ARGO_LIMIT = 700_000  # bytes; past about this, Argo's workflow no longer fits 
 # Argo keeps the state of every task in that object too: 475 iterations of a loop were too many (kubeflow/pipelines
 # issue 12131), whatever the size of the compiled file.
 _ARGO_TASKS = 400
+_FAR_TOO_MANY = 5 * _ARGO_TASKS  # refused before they are compiled, which takes a time that grows with their square
 
 
 def warnings(config: Config) -> list[str]:
     """What is legal in a configuration, but may not work on Kubeflow Pipelines; a line each."""
+    return [_advice(config)] if _tasks(config) > _ARGO_TASKS else []
+
+
+def _tasks(config: Config) -> int:
+    return config.pipeline.generations * (config.pipeline.shards + 2)
+
+
+def _advice(config: Config) -> str:
     layout = config.pipeline
-    tasks = layout.generations * (layout.shards + 2)
-    if tasks <= _ARGO_TASKS:
-        return []
     fitting = max(1, _ARGO_TASKS // (layout.shards + 2))
-    return [
-        f"{layout.generations} generations of {layout.shards} shards are {tasks} tasks, and Argo fails at about "
-        f"{_ARGO_TASKS}: chain runs with search.generations={max(config.search.generations, layout.generations)} and "
+    return (
+        f"{layout.generations} generations of {layout.shards} shards are {_tasks(config)} tasks, and Argo fails at "
+        f"about {_ARGO_TASKS}: chain runs with search.generations={max(config.search.generations, layout.generations)} and "
         f"pipeline.generations={fitting}; each run of the pipeline then goes on where the last one stopped"
-    ]
+    )
 
 
 def compile_sweep(config: Config, output: Path) -> int:
@@ -40,6 +46,8 @@ def compile_sweep(config: Config, output: Path) -> int:
 
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"{output}: a compiled pipeline should be a .yaml file")
+    if _tasks(config) > _FAR_TOO_MANY:
+        raise InputError(_advice(config))
     logging.getLogger("kfp").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         draft = Path(folder) / "pipeline.yaml"

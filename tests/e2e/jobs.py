@@ -117,7 +117,7 @@ class Jobs:
 
     def _task(self, task: Object, parameters: Object, artifacts: Object, path: str) -> Object:
         if "triggerPolicy" in task:
-            raise NotImplementedError(f"{path}: conditions")
+            raise ValueError(f"{path}: has a condition, which is KFP's to follow")
         component = self.spec["components"][task["componentRef"]["name"]]
         run = self._dag if "dag" in component else self._container
         iterator = task.get("parameterIterator")

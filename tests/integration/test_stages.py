@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +10,7 @@ from typing import Any, ClassVar
 import pytest
 import torch
 from mlflow import MlflowClient
-from servers import MlflowServer
+from servers import MlflowServer, at_once
 
 import taylorglo
 from taylorglo import environment, stages, telling
@@ -206,7 +204,6 @@ def test_two_runs_at_once_share_a_study_and_train_no_candidate_twice(
         monkeypatch.setenv(environment.STUDY_URL, request.getfixturevalue("postgres_url"))
         opened(work)
     code = """
-import sys
 from taylorglo import stages, training
 from taylorglo.environment import Sweep
 
@@ -218,39 +215,18 @@ def counted(theta, *rest):
 
 training.evaluate_candidate = counted
 sweep = Sweep.read(sys.argv[1])
-print("ready", flush=True)
-sys.stdin.readline()
+wait()
 for generation in (1, 2):
     sweep.search.propose(generation)
     trials = [c.trial for c in sweep.search.screen(generation, sweep.num_classes) if not c.rejected]
     stages.evaluate_shard(sweep, generation, trials, sys.argv[2])
 """
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(work / "sweep"), str(work / "search_data")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    outputs = []
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        output, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
-        outputs += [line for line in output.splitlines() if line.startswith("trained")]
+    outputs = at_once(code, str(work / "sweep"), str(work / "search_data"))
+    trained = [line for output, _ in outputs for line in output.splitlines() if line.startswith("trained")]
     candidates = [c for c in Sweep.read(str(work / "sweep")).search.candidates() if not c.rejected]
     assert [c.generation for c in candidates] == [1] * 4 + [2] * 4
     assert all(c.finished and c.result for c in candidates)
-    assert sorted(outputs) == sorted(f"trained {c.theta}" for c in candidates)
+    assert sorted(trained) == sorted(f"trained {c.theta}" for c in candidates)
 
 
 class TestOpenSweep:

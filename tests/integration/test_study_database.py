@@ -1,9 +1,6 @@
 """The study's database: PostgreSQL as on SQLite, connections that break, and what is said when it cannot be used."""
 
-import os
 import sqlite3
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import at_once
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -75,37 +73,14 @@ def test_two_processes_tell_the_same_results_at_once(postgres_url, expected):
     search.propose(1)
     search.screen(1, CLASSES)
     code = """
-import sys
 from test_study_database import *
 search = Search(sys.argv[1], "s", SETTINGS, 3)
 own = [c for c in search.candidates(1) if not c.rejected]
-print("ready", flush=True)
-sys.stdin.readline()
+wait()
 for c in own:
     search.tell(c.trial, 1 / (1 + sum(x * x for x in c.theta)), {"status": "ok"})
 """
-    paths = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, postgres_url],
-            env={**os.environ, "PYTHONPATH": paths},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    for process in processes:
-        out, err = process.communicate(timeout=60)
-        assert (process.returncode, out, err) == (0, "", "")
+    assert at_once(code, postgres_url, path=Path(__file__).parent) == [("", "")] * 2
     assert run(open_search(postgres_url), 2) == expected
 
 

@@ -371,6 +371,12 @@ def test_what_does_not_fit_is_refused_and_not_written(tmp_path: Path, monkeypatc
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
+def test_what_is_far_too_much_is_refused_before_it_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taylorglo_pipelines.sweep.sweep_pipeline", lambda _: pytest.fail("it was compiled"))
+    with pytest.raises(InputError, match=r"are 4000 tasks, .*: chain runs with search\.generations=1000"):
+        compiled(tmp_path, "pipeline.generations=1000")
+
+
 @pytest.mark.parametrize(("generations", "shards", "fitting"), [(40, 8, None), (41, 8, 40), (100, 4, 66)])
 def test_compile_warns_of_too_many_tasks_and_says_how_to_chain_runs(
     generations: int, shards: int, fitting: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -70,11 +70,11 @@ def mlflow_server(
 def at_once(code: str, *arguments: str, path: Path | None = None) -> list[tuple[str, str]]:
     """Run code in two processes that go on from their line ``wait()`` at the same moment; returns output and errors."""
     wait = "def wait():\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
-    paths = os.pathsep.join(filter(None, [path and str(path), os.environ.get("PYTHONPATH")]))
+    folders = [str(Path(__file__).parent), path and str(path), os.environ.get("PYTHONPATH")]
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", f"import sys\n{wait}{code}", *arguments],
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -26,11 +26,11 @@ def _tasks(config: Config) -> int:
 
 def _advice(config: Config) -> str:
     layout = config.pipeline
-    fitting = max(1, _ARGO_TASKS // (layout.shards + 2))
+    whole, fitting = max(config.search.generations, layout.generations), max(1, _ARGO_TASKS // (layout.shards + 2))
     return (
         f"{layout.generations} generations of {layout.shards} shards are {_tasks(config)} tasks, and Argo fails at "
-        f"about {_ARGO_TASKS}: chain runs with search.generations={max(config.search.generations, layout.generations)} and "
-        f"pipeline.generations={fitting}; each run of the pipeline then goes on where the last one stopped"
+        f"about {_ARGO_TASKS}: chain runs with search.generations={whole} and pipeline.generations={fitting}; each run "
+        "of the pipeline then goes on where the last one stopped"
     )
 
 

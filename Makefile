@@ -31,7 +31,7 @@ ui: $(VENV)/.installed ## open MLflow on http://127.0.0.1:5000 to look at the ru
 
 test: $(BIN)/kubectl ## check style, types and layers, then run the tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
-	@$(BIN)/pytest --numprocesses 2 --dist loadfile
+	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-long: $(VENV)/.installed-dev ## run the tests that take minutes
 	@$(BIN)/pytest -m long

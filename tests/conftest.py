@@ -1,5 +1,6 @@
 """Real servers for the tests, one thread per test run, and no silent skips where everything has to run."""
 
+import json
 import os
 import secrets
 import shutil
@@ -62,12 +63,27 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server with one bucket and the only key that opens it."""
+    """A running S3 server with one bucket, the key that opens it, and a key that may only read in it."""
 
     endpoint: str
     access_key: str
     secret_key: str
     bucket: str
+    reader: tuple[str, str]
+
+    def identities(self) -> str:
+        """Who may do what, as SeaweedFS is told."""
+
+        def identity(name: str, access_key: str, secret_key: str, *actions: str) -> dict[str, object]:
+            return {
+                "name": name,
+                "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+                "actions": actions,
+            }
+
+        owner = identity("owner", self.access_key, self.secret_key, "Admin", "Read", "Write", "List", "Tagging")
+        reader = identity("reader", *self.reader, f"Read:{self.bucket}", f"List:{self.bucket}")
+        return json.dumps({"identities": [owner, reader]})
 
     def env(self) -> dict[str, str]:
         """What boto3 has to find in the environment to use this server, and nothing else."""
@@ -105,12 +121,16 @@ def s3() -> Iterator[S3Server]:
     ports = free_ports(2 * len(roles))
     http, grpc = ports[: len(roles)], ports[len(roles) :]
     with tempfile.TemporaryDirectory(prefix="taylorglo-s3-") as folder:
-        server = S3Server(f"http://127.0.0.1:{http[0]}", secrets.token_hex(8), secrets.token_hex(16), "tests")
+        keys = [secrets.token_hex(size) for size in (8, 16, 8, 16)]
+        server = S3Server(f"http://127.0.0.1:{http[0]}", keys[0], keys[1], "tests", (keys[2], keys[3]))
+        identities = Path(folder, "identities.json")
+        identities.write_text(server.identities())
         command = [
             *(weed, f"-logdir={folder}", "mini", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-{role}.port={port}" for role, port in zip(roles, http, strict=True)),
             *(f"-{role}.port.grpc={port}" for role, port in zip(roles, grpc, strict=True)),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
+            f"-s3.config={identities}",
             *(f"-s3.localSocket={folder}/s3.sock", f"-filer.localSocket={folder}/filer.sock"),
             # As AWS does: a bucket that was not created does not exist. And: no calls home from a test.
             *("-s3.autoCreateBucket=false", f"-bucket={server.bucket}", "-master.telemetry=false"),

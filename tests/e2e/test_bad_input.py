@@ -447,6 +447,24 @@ def test_wrong_secret(
     assert "access denied" in line
 
 
+def test_a_key_without_the_right_to_write(
+    tasks: Tasks, s3: Any, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    store = f"s3://{s3.bucket}/{secrets.token_hex(4)}"
+    access_key, secret_key = s3.reader
+    reader = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "TAYLORGLO_STORE_URI": store}
+    for name, value in {**s3.env(), **reader}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as exit_:
+        tasks.prepare()
+    assert exit_.value.code == 2
+    output = capfd.readouterr()
+    (line,) = problems(output.out)
+    assert line.startswith(f"{store}: access denied (AccessDenied); check ")
+    assert line.endswith("the rights of that key on the bucket")
+    assert secret_key not in output.out + output.err
+
+
 def test_changed_settings_of_a_sweep(tasks: Tasks, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = SweepSettings()
     whole = data.load(settings.data, settings.seed)

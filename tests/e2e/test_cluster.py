@@ -29,7 +29,7 @@ from cluster import Cluster, Object
 from jobs import RESTRICTED, Jobs
 from manifests import K8S, PIPELINES, SERVICES, containers, pods, render
 from mlflow import MlflowClient
-from sweeps import CONFIG
+from sweeps import CONFIG, SMALL
 
 from taylorglo_pipelines.compiling import compile_sweep
 from taylorglo_pipelines.config import load
@@ -380,25 +380,13 @@ def test_a_sweep_task_by_task(installed: Installed, tmp_path: Path, capsys: pyte
     config = load(
         CONFIG,
         [
+            *SMALL,
             f"pipeline.image={IMAGE}",
-            "name=cluster",
-            "training.steps=60",
-            "evaluation.steps=60",
-            "evaluation.attempts=1",
-            "evaluation.give_up_step=0",
-            "search.popsize=4",
-            "pipeline.generations=2",
-            "pipeline.shards=2",
-            "baselines.learning_rates=[0.3]",
-            "baselines.attempts=1",
-            "champion.finalists=1",
-            "champion.seeds=2",
-            "attack.epsilons=[0.05]",
-            "attack.images=50",
-            "attack.pgd_steps=3",
-            "attack.pgd_restarts=1",
-            "attack.seeds=1",
             f"pipeline.service_account={ACCOUNT}",
+            "name=cluster",
+            "evaluation.attempts=1",
+            "baselines.learning_rates=[0.3]",
+            "champion.finalists=1",
         ],
     )
     compile_sweep(config, tmp_path / "sweep.yaml")

@@ -8,11 +8,13 @@ business.
 import importlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from taylorglo.errors import InputError
+from taylorglo.residual import preresnet_20, pyramidnet_110_48, wide_resnet
 
 ImageShape = tuple[int, int, int]
 Factory = Callable[[ImageShape, int], nn.Module]
@@ -125,7 +127,54 @@ def allcnn_c(image_shape: ImageShape, num_classes: int) -> nn.Module:
     return network
 
 
-_FACTORIES: dict[str, Factory] = {"mlp": mlp, "cnn": cnn, "mnist-cnn": mnist_cnn, "allcnn-c": allcnn_c}
+def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """AlexNet as it is used for CIFAR-10: five convolutions, and one linear layer in place of three.
+
+    The convolutions have the filters of Krizhevsky 2014 (arXiv 1404.5997); sizes and paddings are those of the version
+    for 32x32 images in bearpaw/pytorch-classification (2.47 M parameters): 11x11 with a stride of 4, then 5x5, each
+    with ReLU and 2x2 max-pooling, then 3x3 three times with ReLU and a last pooling. As there, no normalisation, no
+    dropout, and PyTorch's initialisation. Assumed: that it is the AlexNet of the TaylorGLO papers.
+
+    Raises:
+        InputError: the images are smaller than 29x29.
+    """
+    channels, height, width = image_shape
+    if min(height, width) < 29:
+        raise InputError(f"model 'alexnet': takes images of 29x29 and larger, these are {height}x{width}")
+
+    def pooled(side: int) -> int:
+        return ((side - 1) // 4 + 1) // 8
+
+    return nn.Sequential(
+        nn.Conv2d(channels, 64, 11, stride=4, padding=5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(256 * pooled(height) * pooled(width), num_classes),
+    )
+
+
+_FACTORIES: dict[str, Factory] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "mnist-cnn": mnist_cnn,
+    "allcnn-c": allcnn_c,
+    "alexnet": alexnet,
+    "preresnet-20": preresnet_20,
+    "wrn-16-8": partial(wide_resnet, depth=16, width=8),
+    "wrn-28-5": partial(wide_resnet, depth=28, width=5),
+    "pyramidnet-110-48": pyramidnet_110_48,
+}
 BUILT_IN = tuple(_FACTORIES)
 
 

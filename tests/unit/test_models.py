@@ -9,6 +9,7 @@ from taylorglo import models
 from taylorglo.errors import InputError
 
 DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
+RESIDUAL = ("preresnet-20", "wrn-16-8", "wrn-28-5", "pyramidnet-110-48")
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +79,9 @@ def _parameters(network):
     [
         *((name, shape) for name in ("mlp", "cnn", "mnist-cnn") for shape in (DIGITS, MNIST, CIFAR)),
         *(("allcnn-c", shape) for shape in ((1, 9, 9), MNIST, CIFAR)),
+        *(("alexnet", shape) for shape in ((1, 29, 29), CIFAR, (3, 64, 40))),
+        *((name, shape) for name in RESIDUAL for shape in (DIGITS, (3, 1, 1), CIFAR)),
+        *((name, (1, 9, 13)) for name in ("preresnet-20", "pyramidnet-110-48")),
         *(("torchvision:resnet18", shape) for shape in (DIGITS, CIFAR)),
     ],
 )
@@ -90,7 +94,7 @@ def test_a_network_takes_images_and_returns_logits(name, shape, num_classes):
 
 
 def test_every_built_in_network_is_covered_above():
-    assert set(models.BUILT_IN) == {"mlp", "cnn", "mnist-cnn", "allcnn-c"}
+    assert set(models.BUILT_IN) == {"mlp", "cnn", "mnist-cnn", "allcnn-c", "alexnet", *RESIDUAL}
 
 
 @pytest.mark.parametrize("name", [*models.BUILT_IN, "torchvision:resnet18"])
@@ -143,6 +147,7 @@ def test_the_number_of_parameters_is_that_of_the_layers(num_classes):
     assert _parameters(_built("allcnn-c", CIFAR, n)) == allcnn_c
     if n == 10:
         assert allcnn_c == 1_369_738
+        assert _parameters(_built("mnist-cnn", MNIST, n)) == 3_274_634
 
 
 def test_allcnn_c_averages_over_6x6_and_drops_0_2_then_0_5():
@@ -184,7 +189,11 @@ def test_a_users_factory_is_built_from_the_seed(factories):
         ("user_networks:absent", r"cannot be imported: AttributeError: .*'absent'"),
         ("user_broken:network", r"cannot be imported: LookupError: half installed"),
         ("no_such_package.networks:linear", r"cannot be imported: ModuleNotFoundError: .*no_such_package"),
-        ("resnet18", r"unknown; there are mlp, cnn, mnist-cnn, allcnn-c, torchvision:NAME and package.module:factory"),
+        (
+            "resnet18",
+            r"unknown; there are mlp, cnn, mnist-cnn, allcnn-c, alexnet, preresnet-20, wrn-16-8, wrn-28-5, "
+            r"pyramidnet-110-48, torchvision:NAME and package.module:factory",
+        ),
         ("user_networks:", r"unknown; there are"),
         (":linear", r"unknown; there are"),
         ("torchvision:resnet19", r"there are alexnet, .*resnet18, resnet34"),
@@ -204,6 +213,8 @@ def test_a_network_that_cannot_be_used_is_refused_in_one_line(factories, name, m
     ("name", "shape", "message"),
     [
         ("allcnn-c", (1, 8, 8), "fails on images"),
+        ("alexnet", MNIST, "^model 'alexnet': takes images of 29x29 and larger, these are 28x28$"),
+        ("alexnet", (3, 32, 28), "^model 'alexnet': takes images of 29x29 and larger, these are 32x28$"),
         ("torchvision:resnet18", (2, 32, 32), "takes 1 or 3 channels, the images have 2"),
     ],
 )

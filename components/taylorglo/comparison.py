@@ -213,5 +213,6 @@ def _key(contender: Contender, seed: int, dataset: Dataset, settings: SweepSetti
         "test": digest_of(test=dataset.test),
         "model": settings.model.name,
         "training": settings.training.model_dump(),
+        "augmentation": settings.augmentation.model_dump(),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -31,7 +31,8 @@ LOCAL_RUN, STARTED = "TAYLORGLO_LOCAL_RUN", "TAYLORGLO_STARTED"
 PREFIX = "taylorglo: "
 ERROR = "error: "
 _RETRY_SECONDS = 10
-# Settings that say where, how hard and how long to search, and so do not decide a candidate's fitness.
+_DECISIVE = ("seed", "model", "training", "augmentation", "evaluation", "search")
+# Those that say where, how hard and how long to search, and so do not decide a candidate's fitness.
 _INDECISIVE = ("training_device", "training_threads", "search_max_draws", "search_generations", "search_renew")
 
 Result = TypeVar("Result")
@@ -208,7 +209,7 @@ def begin_search(settings: SweepSettings, fingerprint: str) -> "Search":
     identity: dict[str, Scalar] = {
         key: value
         for key, value in settings.parameters().items()
-        if key.partition("_")[0] in ("seed", "model", "training", "evaluation", "search") and key not in _INDECISIVE
+        if key.partition("_")[0] in _DECISIVE and key not in _INDECISIVE
     }
     identity["data"] = f"{settings.data.name} {fingerprint[:12]}"
     return Search.begin(variable(STUDY_URL), settings.name, settings.search, settings.seed, identity)

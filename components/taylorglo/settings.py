@@ -92,8 +92,8 @@ class ModelSettings(Section):
     name: str = Field(
         "mlp",
         min_length=1,
-        description="`mlp`, `cnn`, `mnist-cnn`, `allcnn-c`; torchvision's classifiers, such as `torchvision:resnet18`; "
-        "or `package.module:factory`",
+        description="`mlp`, `cnn`, `mnist-cnn`, `allcnn-c`, `alexnet`, `preresnet-20`, `wrn-16-8`, `wrn-28-5`, "
+        "`pyramidnet-110-48`; torchvision's classifiers, such as `torchvision:resnet18`; or `package.module:factory`",
     )
 
 
@@ -130,6 +130,21 @@ class TrainingSettings(Section):
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs a momentum above 0")
         return self
+
+
+class AugmentationSettings(Section):
+    """Random changes of the training images, in this order, of candidates, champion and baselines alike."""
+
+    crop_padding: int = Field(
+        0, ge=0, description="black pixels around an image, of which a window of its size is cut at random; 0: no crop"
+    )
+    flip: bool = Field(False, description="mirror an image left to right, or do not, at random")
+    cutout: int = Field(
+        0, ge=0, description="side in pixels of a square that is blanked at a random place (Cutout); 0: none"
+    )
+    cutmix: float = Field(
+        0.0, ge=0, le=1, description="probability that the images of a batch, and their targets, are mixed (CutMix)"
+    )
 
 
 class EvaluationSettings(Section):
@@ -268,6 +283,7 @@ class SweepSettings(Section):
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
+    augmentation: AugmentationSettings = AugmentationSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     search: SearchSettings = SearchSettings()
     baselines: BaselineSettings = BaselineSettings()

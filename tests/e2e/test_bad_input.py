@@ -471,6 +471,7 @@ def test_changed_settings_of_a_sweep(tasks: Tasks, tmp_path: Path, capfd: pytest
     environment.begin_search(settings, whole.fingerprint)
     for parameters, expected in (
         ({"search_popsize": 5}, "search_popsize 12, now 5"),
+        ({"augmentation_cutout": 2}, "augmentation_cutout 0, now 2"),
         ({"training_learning_rate": 0.2, "seed": 3}, "seed 0, now 3, training_learning_rate 0.1, now 0.2"),
         ({"data_train_fraction": 0.5}, f"data 'digits {whole.fingerprint[:12]}', now 'digits "),
     ):

@@ -175,6 +175,10 @@ def test_the_key_is_made_of_everything_that_decides(digits, full, monkeypatch, t
         "milestones": training(schedule="step", milestones=[0.5]),
         "other milestones": training(schedule="step", milestones=[0.6]),
         "decay": training(schedule="step", milestones=[0.5], decay=0.2),
+        "crop": key(augmentation={"crop_padding": 1}),
+        "flip": key(augmentation={"flip": True}),
+        "cutout": key(augmentation={"cutout": 2}),
+        "cutmix": key(augmentation={"cutmix": 0.5}),
     }
     assert [names for names in Counter(keys.values()).items() if names[1] > 1] == []
     assert len(memo.results) == len(keys)

@@ -3,13 +3,14 @@
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import yaml
 from pydantic import Field, model_validator
 
 from taylorglo.environment import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.errors import InputError
+from taylorglo.presets import PRESETS, Name, with_preset
 from taylorglo.settings import Section, SweepSettings, validated
 
 _CPU = r"^(\d+(\.\d+)?|\d+m)?$"
@@ -112,6 +113,9 @@ class ServiceSettings(Section):
 class Config(SweepSettings):
     """The whole file."""
 
+    preset: Literal["", Name] = Field(
+        "", description="a published network and its training, for all keys of theirs that are not set here"
+    )
     pipeline: PipelineSettings = PipelineSettings()
     services: ServiceSettings = ServiceSettings()
 
@@ -119,6 +123,12 @@ class Config(SweepSettings):
     def sweep(self) -> SweepSettings:
         """The part that decides what is computed."""
         return SweepSettings(**{name: getattr(self, name) for name in SweepSettings.model_fields})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled_from_preset(cls, content: Any) -> Any:
+        named = content.get("preset") if isinstance(content, dict) else None
+        return with_preset(cast(Name, named), content) if isinstance(named, str) and named in PRESETS else content
 
     @model_validator(mode="after")
     def _layout_fits_search(self) -> "Config":

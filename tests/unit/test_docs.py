@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from taylorglo.models import build
+from taylorglo.presets import PRESETS
 from taylorglo.settings import Section
 from taylorglo_pipelines import resources
 from taylorglo_pipelines.cli import _parser
@@ -85,6 +87,18 @@ def test_every_key_says_what_it_means() -> None:
 )
 def test_a_row_shows_choices_range_and_default(start: str) -> None:
     assert f"\n{start}" in CONFIGURATION.read_text()
+
+
+def test_the_table_of_networks_is_of_every_preset_and_their_numbers_of_parameters() -> None:
+    rows = re.findall(
+        r"^\| `([a-z0-9-]+)` \| \d+ convolutions[^|]* \| ([\d ]+)", CONFIGURATION.read_text(), re.MULTILINE
+    )
+    counts = {}
+    for name in PRESETS:
+        shape = (1, 28, 28) if name == "mnist-cnn" else (3, 32, 32)
+        network = build(name, shape, 10, (0.5,) * shape[0], (1.0,) * shape[0], seed=0)
+        counts[name] = sum(parameter.numel() for parameter in network.parameters())
+    assert {name: int(number.replace(" ", "")) for name, number in rows} == counts
 
 
 def test_a_page_that_was_changed_by_hand_is_put_right_and_one_without_marks_refused() -> None:

@@ -6,22 +6,23 @@ Every training is known by a key made of all that decides it, so that a memo of 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import nn
 
+from taylorglo.batches import derived_seed
 from taylorglo.data import Dataset
-from taylorglo.errors import InputError
+from taylorglo.engine import Engine
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.loss import Loss, TaylorLoss, classic
 from taylorglo.models import build
 from taylorglo.polynomial import checked_theta
 from taylorglo.settings import SweepSettings
 from taylorglo.sources import digest_of
-from taylorglo.training import build_network, derived_seed, train, validate
+from taylorglo.training import Recipe
 
 # Paths below the sweep's seed; those of the candidates are (generation >= 1, attempt).
 _TUNING, _FINAL = 0, 1_000_000
@@ -70,6 +71,7 @@ class Trained:
     started: float
     ended: float
     key: str
+    method: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The training as JSON values."""
@@ -96,27 +98,23 @@ def baselines(settings: SweepSettings, learning_rate: float) -> list[Contender]:
     ]
 
 
-def tune_baselines(dataset: Dataset, settings: SweepSettings, memo: Memo) -> list[Trained]:
+def tune_baselines(engine: Engine, memo: Memo) -> list[Trained]:
     """Train every baseline with every learning rate of the grid, ``baselines.attempts`` times each."""
+    settings = engine.settings
     grid = [c for rate in settings.baselines.learning_rates for c in baselines(settings, rate)]
-    return [
-        train_in_full(contender, derived_seed(settings.seed, _TUNING, attempt), dataset, settings, memo)
-        for contender in grid
-        for attempt in range(settings.baselines.attempts)
-    ]
+    return train_in_full(_tuned(grid, settings), engine, memo)
 
 
-def train_finalists(
-    thetas: Sequence[Sequence[float]], dataset: Dataset, settings: SweepSettings, memo: Memo
-) -> list[Trained]:
+def train_finalists(thetas: Sequence[Sequence[float]], engine: Engine, memo: Memo) -> list[Trained]:
     """Train the best candidates in full, from the seeds of the baselines' tuning."""
-    rate = settings.training.learning_rate
+    rate = engine.settings.training.learning_rate
     contenders = [Contender("finalist", "taylor", rate, theta=list(theta)) for theta in thetas]
-    return [
-        train_in_full(contender, derived_seed(settings.seed, _TUNING, attempt), dataset, settings, memo)
-        for contender in contenders
-        for attempt in range(settings.baselines.attempts)
-    ]
+    return train_in_full(_tuned(contenders, engine.settings), engine, memo)
+
+
+def _tuned(contenders: Sequence[Contender], settings: SweepSettings) -> list[tuple[Contender, int]]:
+    seeds = [derived_seed(settings.seed, _TUNING, attempt) for attempt in range(settings.baselines.attempts)]
+    return [(contender, seed) for contender in contenders for seed in seeds]
 
 
 def best_contender(trainings: Sequence[Trained]) -> Contender:
@@ -128,48 +126,58 @@ def best_contender(trainings: Sequence[Trained]) -> Contender:
     return by_key[max(accuracies, key=lambda key: sum(accuracies[key]) / len(accuracies[key]))]
 
 
-def compare(contender: Contender, dataset: Dataset, settings: SweepSettings, memo: Memo) -> list[Trained]:
+def compare(contender: Contender, engine: Engine, memo: Memo) -> list[Trained]:
     """Train a contender in full from ``champion.seeds`` seeds, the same for every contender, and test it.
 
-    ``dataset`` has its test split here, and here alone.
+    The engine's data set has its test split here, and here alone.
     """
-    return [
-        train_in_full(contender, derived_seed(settings.seed, _FINAL, index), dataset, settings, memo)
-        for index in range(settings.champion.seeds)
-    ]
+    settings = engine.settings
+    seeds = [derived_seed(settings.seed, _FINAL, index) for index in range(settings.champion.seeds)]
+    return train_in_full([(contender, seed) for seed in seeds], engine, memo)
 
 
-def train_in_full(contender: Contender, seed: int, dataset: Dataset, settings: SweepSettings, memo: Memo) -> Trained:
-    """One training in full, or the memory of it. The test accuracy is taken if the data set has its test split."""
-    key = _key(contender, seed, dataset, settings)
-    known = memo.recall(key)
-    if known is not None:
-        return Trained.from_dict({**known, "contender": asdict(contender)})
-    network = build_network(settings, dataset, seed)
-    training = train(
-        network,
-        contender.build(),
-        dataset,
-        settings.training,
-        steps=settings.training.steps,
-        horizon=settings.training.steps,
-        learning_rate=contender.learning_rate,
-        seed=seed,
-    )
-    test_accuracy = validate(network, dataset.test)[0] if dataset.test else None
-    result = Trained(
-        contender,
-        seed,
-        training.status,
-        training.accuracy,
-        test_accuracy,
-        training.curve,
-        training.started,
-        training.ended,
-        key,
-    )
-    memo.record(key, result.as_dict(), _weights(network, dataset, settings))
-    return result
+def train_in_full(trainings: Sequence[tuple[Contender, int]], engine: Engine, memo: Memo) -> list[Trained]:
+    """Trainings in full of contenders from seeds, or the memory of them, each once.
+
+    The test accuracy is taken if the data set has its test split.
+
+    Raises:
+        TaylorgloError: a training failed twice.
+    """
+    settings = engine.settings
+    keys = [_key(contender, seed, engine) for contender, seed in trainings]
+    found: dict[str, Trained] = {}
+    missing: dict[str, tuple[Contender, int]] = {}
+    for key, (contender, seed) in zip(keys, trainings, strict=True):
+        recorded = memo.recall(key)
+        if recorded is None:
+            missing.setdefault(key, (contender, seed))
+        else:
+            found[key] = Trained.from_dict({**recorded, "contender": asdict(contender)})
+
+    def recipe(contender: Contender, seed: int) -> Recipe:
+        steps = settings.training.steps
+        return Recipe(contender.build(), contender.learning_rate, seed, steps=steps, horizon=steps, kept=True)
+
+    for key, result in engine.train((key, recipe(*missing[key])) for key in missing):
+        (contender, seed), training = missing[key], result.training
+        if training.status == "failed":
+            raise TaylorgloError(f"a training in full of {contender.name} failed twice: {training.reason}")
+        trained = Trained(
+            contender,
+            seed,
+            training.status,
+            training.accuracy,
+            training.test_accuracy,
+            training.curve,
+            training.started,
+            training.ended,
+            key,
+            training.method,
+        )
+        memo.record(key, trained.as_dict(), result.weights)
+        found[key] = trained
+    return [replace(found[key], contender=contender) for key, (contender, _) in zip(keys, trainings, strict=True)]
 
 
 def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Module:
@@ -197,22 +205,16 @@ def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Mod
     return network.eval()
 
 
-def _weights(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> bytes:
-    # One entry, for safetensors writes several in an arbitrary order, and the same weights should be the same bytes.
-    metadata = {"taylorglo": json.dumps({"model": settings.model.name, "image_shape": dataset.image_shape})}
-    # A copy of each, for it refuses tensors that share memory, such as tied weights.
-    state = {n: value.cpu().clone(memory_format=torch.contiguous_format) for n, value in network.state_dict().items()}
-    return save(state, metadata)
-
-
-def _key(contender: Contender, seed: int, dataset: Dataset, settings: SweepSettings) -> str:
+def _key(contender: Contender, seed: int, engine: Engine) -> str:
+    dataset, settings = engine.dataset, engine.settings
     decisive = {
         "loss": {k: v for k, v in asdict(contender).items() if k != "name"},
         "seed": seed,
         "data": dataset.fingerprint,
         "test": digest_of(test=dataset.test),
         "model": settings.model.name,
-        "training": settings.training.model_dump(),
+        "training": settings.training.decisive(),
         "augmentation": settings.augmentation.model_dump(),
+        "precision": engine.plan.precision,
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,6 +22,7 @@ from taylorglo.settings import Scalar, SweepSettings
 
 if TYPE_CHECKING:
     from taylorglo.data import Dataset
+    from taylorglo.engine import Engine
     from taylorglo.search import Search
     from taylorglo.storage import Store
     from taylorglo.tracking import Tracker
@@ -33,7 +34,10 @@ ERROR = "error: "
 _RETRY_SECONDS = 10
 _DECISIVE = ("seed", "model", "training", "augmentation", "evaluation", "search")
 # Those that say where, how hard and how long to search, and so do not decide a candidate's fitness.
-_INDECISIVE = ("training_device", "training_threads", "search_max_draws", "search_generations", "search_renew")
+_INDECISIVE = (
+    *(f"training_{name}" for name in ("device", "engine", "workers", "threads", "compile")),
+    *(f"search_{name}" for name in ("max_draws", "generations", "renew")),
+)
 
 Result = TypeVar("Result")
 
@@ -152,6 +156,11 @@ class Sweep:
         """The trainings in full that are finished."""
         return StoreMemo(self.store, self.settings.name)
 
+    @property
+    def evaluations(self) -> "StoreCache":
+        """The short trainings that were done, in this sweep or another one in the same store."""
+        return StoreCache(self.store)
+
     def key(self, name: str) -> str:
         """Where a file of this sweep is in the store."""
         return f"{self.settings.name}/{name}"
@@ -181,6 +190,22 @@ class StoreMemo:
         """Keep a result and its weights."""
         self.store.write(f"{self.name}/trainings/{key}.safetensors", weights)
         self.store.write(f"{self.name}/trainings/{key}.json", json.dumps(result).encode())
+
+
+@dataclass(frozen=True)
+class StoreCache:
+    """Short trainings, in the store, for all sweeps that keep their files there."""
+
+    store: "Store"
+
+    def recall(self, key: str) -> Mapping[str, Any] | None:
+        """The result that was recorded under the key, or None."""
+        content = self.store.read(f"evaluations/{key}.json")
+        return None if content is None else json.loads(content)
+
+    def record(self, key: str, result: Mapping[str, Any]) -> None:
+        """Keep a result."""
+        self.store.write(f"evaluations/{key}.json", json.dumps(result).encode())
 
 
 def variable(name: str) -> str:
@@ -258,10 +283,17 @@ def registered_name(sweep: str) -> str:
 
 def dataset_of(path: str, sweep: Sweep) -> "Dataset":
     """A data set artifact, resident on the device that the sweep trains on."""
-    from taylorglo.data import read
-    from taylorglo.training import device_of, resident
+    from taylorglo.training import read_resident
 
-    return resident(read(Path(path)), device_of(sweep.settings.training))
+    return read_resident(path, sweep.settings.training)
+
+
+def engine_of(path: str, sweep: Sweep) -> "Engine":
+    """The engine that trains on a data set artifact; a context, which ends its processes."""
+    from taylorglo.engine import Engine
+    from taylorglo.training import read_resident
+
+    return Engine(sweep.settings, partial(read_resident, path, sweep.settings.training))
 
 
 def write_json(path: str, content: Any) -> None:

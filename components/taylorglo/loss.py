@@ -183,6 +183,10 @@ class CrossEntropy(Loss):
         t = _distribution(logits, targets)
         return functional.cross_entropy(logits, t, reduction="none", label_smoothing=self.label_smoothing)
 
+    def extra_repr(self) -> str:
+        """What it was made with, for ``print(loss)``."""
+        return f"label_smoothing={self.label_smoothing}"
+
 
 class SquaredError(Loss):
     """L = sum_k (t_k - h_k)^2 on the softmax outputs (the Brier score)."""

@@ -5,10 +5,14 @@ part of the network, as buffers. Dropout draws from the global generator during 
 business.
 """
 
+import hashlib
 import importlib
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib.metadata import version as release
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +49,33 @@ class GrayToRGB(nn.Module):
         return images.expand(-1, 3, -1, -1)
 
 
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) with probability ``p`` in [0, 1), rounded to a multiple of 2^-16.
+
+    As PyTorch's, with the draws of one random number for four values: on a CPU, drawing was a twentieth of a step of
+    All-CNN-C. The order of the draws is that of channels_last, whatever the memory format: a seed gives the same.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Blank values of a batch (N, ...) in training, and scale up the others."""
+        if not self.training:
+            return values
+        dropped = round(self.p * 2**16)
+        words = torch.empty(-(-values.numel() // 4), dtype=torch.int64, device=values.device).random_(-(2**63), None)
+        kept = words.view(torch.int16)[: values.numel()] >= dropped - 2**15
+        samples, *shape = values.shape
+        kept = kept.view(samples, *shape[1:], shape[0]).movedim(-1, 1)
+        return values * kept.to(values.dtype).mul_(2**16 / (2**16 - dropped))
+
+    def extra_repr(self) -> str:
+        """The probability, for ``print(network)``."""
+        return f"p={self.p}"
+
+
 def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
     """One hidden layer of 128 ReLU units."""
     channels, height, width = image_shape
@@ -54,15 +85,18 @@ def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
 
 
 def cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Two 3x3 convolutions (16 and 32 filters), each with ReLU and 2x2 max-pooling, and a linear layer: from 4x4 on."""
+    """Two 3x3 convolutions (16 and 32 filters), each with ReLU and 2x2 max-pooling, and a linear layer: from 4x4 on.
+
+    Here as in the networks below, pooling comes before ReLU: the values are the same, and there are fewer of them then.
+    """
     channels, height, width = image_shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(16, 32, 3, padding=1),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(32 * (height // 4) * (width // 4), num_classes),
     )
@@ -79,15 +113,15 @@ def mnist_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
     channels, height, width = image_shape
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(32, 64, 5, padding=2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(64 * (height // 4) * (width // 4), 1024),
         nn.ReLU(),
-        nn.Dropout(0.4),
+        Dropout(0.4),
         nn.Linear(1024, num_classes),
     )
 
@@ -104,15 +138,15 @@ def allcnn_c(image_shape: ImageShape, num_classes: int) -> nn.Module:
         return [nn.Conv2d(inputs, outputs, size, stride, padding), nn.ReLU()]
 
     network = nn.Sequential(
-        nn.Dropout(0.2),
+        Dropout(0.2),
         *convolution(image_shape[0], 96, 3, padding=1),
         *convolution(96, 96, 3, padding=1),
         *convolution(96, 96, 3, stride=2, padding=1),
-        nn.Dropout(0.5),
+        Dropout(0.5),
         *convolution(96, 192, 3, padding=1),
         *convolution(192, 192, 3, padding=1),
         *convolution(192, 192, 3, stride=2, padding=1),
-        nn.Dropout(0.5),
+        Dropout(0.5),
         *convolution(192, 192, 3),
         *convolution(192, 192, 1),
         *convolution(192, num_classes, 1),
@@ -147,18 +181,18 @@ def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
 
     return nn.Sequential(
         nn.Conv2d(channels, 64, 11, stride=4, padding=5),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(64, 192, 5, padding=2),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Conv2d(192, 384, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(384, 256, 3, padding=1),
         nn.ReLU(),
         nn.Conv2d(256, 256, 3, padding=1),
-        nn.ReLU(),
         nn.MaxPool2d(2),
+        nn.ReLU(),
         nn.Flatten(),
         nn.Linear(256 * pooled(height) * pooled(width), num_classes),
     )
@@ -176,6 +210,10 @@ _FACTORIES: dict[str, Factory] = {
     "pyramidnet-110-48": pyramidnet_110_48,
 }
 BUILT_IN = tuple(_FACTORIES)
+
+
+# With which bfloat16 was measured to be as accurate as float32: tests/benchmarks/precision.py, docs/results.md.
+BFLOAT16 = ("cnn", "mnist-cnn", "allcnn-c")
 
 
 def build(
@@ -219,6 +257,37 @@ def build(
     if not isinstance(network, nn.Module):
         raise InputError(f"model {name!r}: should return a torch.nn.Module, returned {type(network).__name__}")
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
+
+
+def skeleton(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """A network as :func:`build` gives it, on the device ``meta``: without numbers, so that its size can be asked for.
+
+    Raises:
+        InputError: when there is no such network, or it cannot be built.
+    """
+    channels = image_shape[0]
+    statistics = (0.0,) * channels, (1.0,) * channels
+    try:
+        with torch.device("meta"):
+            return build(name, image_shape, num_classes, *statistics, seed=0)
+    except InputError:  # or a network of the user's own that computes while it is built
+        return build(name, image_shape, num_classes, *statistics, seed=0).to("meta")
+
+
+def revision(name: str) -> str:
+    """What a network's name stands for now: a checksum of the file of a user's factory, a version of torchvision.
+
+    Raises:
+        InputError: when there is no such network.
+    """
+    module, colon, _ = name.partition(":")
+    if not colon:
+        return ""
+    if module == "torchvision":
+        return release("torchvision")
+    _find(name)
+    source = getattr(sys.modules[module], "__file__", None)
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
 
 
 def check(name: str, image_shape: ImageShape, num_classes: int) -> None:

@@ -274,6 +274,11 @@ class Search:
                 )
             self._draw(generation, len(drawn) + missing)
 
+    def note(self, trial: int, result: Mapping[str, Any]) -> None:
+        """Record what is known of a candidate so far, before its fitness is told."""
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._set(trial, _RESULT, dict(result))
+
     def tell(self, trial: int, fitness: float, result: Mapping[str, Any]) -> None:
         """Record what came of a candidate's training; telling a finished one again, from anywhere, changes nothing.
 

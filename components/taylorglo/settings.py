@@ -114,7 +114,27 @@ class TrainingSettings(Section):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="`auto`: CUDA where there is a GPU, else the CPU"
     )
-    threads: int = Field(1, ge=1, description="CPU threads per task; results on CPU are exact for a given number")
+    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+        "auto",
+        description="of matrix products and convolutions; `auto`: bfloat16 for the networks with which it was measured "
+        "to be as accurate, where the device has it, else float32. Attacks are computed in float32",
+    )
+    engine: Literal["auto", "sequential", "parallel", "fused"] = Field(
+        "auto",
+        description="`sequential`: one training after another; `parallel`: in `workers` processes; `fused`: many as "
+        "one program, in `workers` processes; `auto` chooses by device and network, and the report says what it chose",
+    )
+    workers: int = Field(
+        0, ge=0, le=1024, description="processes of a task that trains; 0: one per `threads` CPUs, or one per GPU"
+    )
+    threads: int = Field(1, ge=1, description="CPU threads per process; results on CPU are exact for a given number")
+    compile: bool = Field(
+        False, description="`sequential`, `parallel`: torch.compile the step, once for all candidates of a process"
+    )
+
+    def decisive(self) -> dict[str, Any]:
+        """The settings that decide what is computed, without those that say where and how."""
+        return self.model_dump(exclude={"device", "engine", "workers", "threads", "compile"})
 
     @field_validator("milestones")
     @classmethod
@@ -129,6 +149,8 @@ class TrainingSettings(Section):
             raise ValueError("milestones: are needed by the step schedule, and by no other")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs a momentum above 0")
+        if self.compile and self.engine == "fused":
+            raise ValueError("compile: is for the engines sequential and parallel")
         return self
 
 
@@ -155,10 +177,33 @@ class EvaluationSettings(Section):
         2, ge=1, le=100, description="such trainings per candidate, averaged; a generation's candidates share the seeds"
     )
     anneal: bool = Field(True, description="the whole schedule in these steps; `false`: its first steps, as published")
-    give_up_step: int = Field(100, ge=0, description="stop a candidate that has not learned by this step; 0: never")
+    give_up_step: int = Field(
+        100, ge=0, description="stop a candidate that has not learned by this step, at most `steps`; 0: never"
+    )
     give_up_gain: float = Field(
         0.05, ge=0, lt=1, description="what counts as learned: validation accuracy above chance by this much"
     )
+    max_attempts: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="trainings of the leading half of a generation, at most, as long as the noise of their fitness "
+        "exceeds its spread; 0: no more than `attempts`",
+    )
+    adversarial_weight: float = Field(
+        0.0, ge=0, le=1, description="share of the accuracy under FGSM, on the validation split, in the fitness"
+    )
+    adversarial_epsilon: float = Field(0.03, gt=0, le=1, description="radius of that FGSM, in pixel space")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EvaluationSettings":
+        if self.give_up_step > self.steps:
+            raise ValueError(f"give_up_step: should be at most steps ({self.steps}), or 0")
+        if 0 < self.max_attempts < max(2, self.attempts):
+            raise ValueError(f"max_attempts: should be 0, or at least attempts ({self.attempts}) and 2")
+        if self.max_attempts and self.attempts == 1:
+            raise ValueError("attempts: should be at least 2 with max_attempts: noise is seen in their spread")
+        return self
 
 
 class SearchSettings(Section):

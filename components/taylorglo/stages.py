@@ -3,7 +3,8 @@
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from taylorglo.comparison import Trained
     from taylorglo.data import Dataset
+    from taylorglo.engine import Engine
     from taylorglo.loss import TaylorLoss
     from taylorglo.search import Candidate
 
@@ -133,37 +135,80 @@ def open_sweep(
 
 
 def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_data: str) -> "list[Candidate]":
-    """Train those of the candidates that have no result yet, telling the study each one at once.
+    """Train those of the candidates that have no result yet; the study knows each result at once.
 
-    A candidate that another run of the sweep is training is left to it, and waited for.
+    A candidate that another run of the sweep is training is left to it, and waited for. With
+    ``evaluation.max_attempts``, the shard that completes a generation trains its leaders more often, if their order is
+    noise, and tells the study of all.
     """
-    wanted = set(trials)
-    waiting = [c for c in sweep.search.candidates(generation) if c.trial in wanted and not c.finished]
-    new, told, dataset = bool(waiting), False, None
-    while waiting:
-        for trial in (c.trial for c in waiting):
-            with sweep.search.claimed(trial) as candidate:
-                if candidate is None or candidate.finished:
-                    continue
-                result = candidate.result
-                if result is None:  # else of a process that was killed before it could tell
-                    from taylorglo.training import evaluate_candidate  # torch, only for a shard that has to train
+    settings, search = sweep.settings, sweep.search
+    before = [c for c in search.candidates(generation) if c.trial in trials and not c.finished]
+    if before:
+        from taylorglo.evaluation import attempts_wanted  # torch, only for a shard that has something to do
 
-                    dataset = dataset or environment.dataset_of(search_data, sweep)
-                    evaluation = evaluate_candidate(candidate.theta, generation, dataset, sweep.settings)
-                    result = {**evaluation.as_dict(), "run": sweep.run_id}
-                sweep.search.tell(trial, result["fitness"], result)
-        waiting = [c for c in sweep.search.candidates(generation) if c.trial in wanted and not c.finished]
-        if waiting:
-            if not told:
-                say(f"generation {generation}: waiting for {len(waiting)} candidates that another run is training")
-            told = True
-            time.sleep(_OTHERS_SECONDS)
-    everybody = sweep.search.candidates(generation)
+        with environment.engine_of(search_data, sweep) as engine:
+            _train(sweep, generation, dict.fromkeys(trials, settings.evaluation.attempts), engine)
+            everybody = [c for c in search.candidates(generation) if not c.rejected]
+            while settings.evaluation.max_attempts and all(c.result is not None for c in everybody):
+                more = attempts_wanted({c.trial: c.result for c in everybody if c.result is not None}, settings)
+                if not more:
+                    # Its own last: whoever tells the study the last one, speaks of the generation.
+                    for candidate in sorted(everybody, key=lambda c: c.trial in trials):
+                        search.tell(candidate.trial, (candidate.result or {})["fitness"], candidate.result or {})
+                    break
+                _train(sweep, generation, more, engine)
+                everybody = [c for c in search.candidates(generation) if not c.rejected]
+    everybody = search.candidates(generation)
     trained = [c for c in everybody if c.result is not None]
-    if trained and all(c.finished for c in everybody) and max(trained, key=lambda c: c.ended or "").trial in wanted:
-        tell_generation(sweep, generation, everybody, new=new)
-    return [c for c in everybody if c.trial in wanted]
+    if trained and all(c.finished for c in everybody) and max(trained, key=lambda c: c.ended or "").trial in trials:
+        tell_generation(sweep, generation, everybody, new=bool(before))
+    return [c for c in everybody if c.trial in trials]
+
+
+def _train(sweep: Sweep, generation: int, wanted: Mapping[int, int], engine: "Engine") -> None:
+    """Train candidates until each has as many attempts as are wanted of it; those that others train are waited for."""
+    from taylorglo.evaluation import evaluate
+
+    search, final = sweep.search, not sweep.settings.evaluation.max_attempts
+    claims: dict[int, ExitStack] = {}
+    told = False
+
+    def missing(candidate: "Candidate") -> bool:
+        result = candidate.result
+        enough = result and (result["status"] != "ok" or len(result["accuracies"]) >= wanted[candidate.trial])
+        return not candidate.finished and not enough
+
+    def claimed() -> "Iterator[tuple[int, Sequence[float], int]]":
+        for trial, attempts in wanted.items():
+            with ExitStack() as claim:
+                candidate = claim.enter_context(search.claimed(trial))
+                if candidate and missing(candidate):
+                    claims[trial] = claim.pop_all()
+                    yield trial, candidate.theta, attempts
+
+    while True:
+        try:
+            for trial, evaluation in evaluate(claimed(), generation, engine, sweep.evaluations):
+                result = {**evaluation.as_dict(), "run": sweep.run_id}
+                if final:
+                    search.tell(trial, evaluation.fitness, result)
+                else:
+                    search.note(trial, result)
+                claims.pop(trial).close()
+        finally:
+            for claim in claims.values():
+                claim.close()
+        own = [c for c in search.candidates(generation) if c.trial in wanted]
+        for candidate in own:
+            if final and candidate.result and not candidate.finished:  # of a process that was killed before it told
+                search.tell(candidate.trial, candidate.result["fitness"], candidate.result)
+        waiting = [c for c in own if missing(c)]
+        if not waiting:
+            return
+        if not told:
+            say(f"generation {generation}: waiting for {len(waiting)} candidates that another run is training")
+        told = True
+        time.sleep(_OTHERS_SECONDS)
 
 
 @dataclass(frozen=True)
@@ -228,8 +273,8 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
     finalists: list[Trained] = []
     champion = best[0]
     if len(best) > 1:
-        dataset = environment.dataset_of(search_data, sweep)
-        finalists = comparison.train_finalists([c.theta for c in best], dataset, settings, memo)
+        with environment.engine_of(search_data, sweep) as engine:
+            finalists = comparison.train_finalists([c.theta for c in best], engine, memo)
         winner = comparison.best_contender(finalists)
         champion = next(c for c in best if c.theta == winner.theta)
     tuned = [comparison.Trained.from_dict(values) for values in tuning]
@@ -238,19 +283,20 @@ def crown(sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[Mappi
         comparison.Contender("champion", "taylor", settings.training.learning_rate, theta=champion.theta),
         *(comparison.best_contender([t for t in tuned if t.contender.name == name]) for name in names),
     ]
-    dataset = environment.dataset_of(full_data, sweep)
 
     def compared(contender: "comparison.Contender") -> "list[Trained]":
-        own = comparison.compare(contender, dataset, settings, memo)
+        own = comparison.compare(contender, engine, memo)
         mean = fmean(t.test_accuracy or 0.0 for t in own)
         say(f"{contender.name}: trained in full {len(own)} times, test accuracy {mean:.2%}")
         return own
 
-    trainings = [training for contender in contenders for training in compared(contender)]
     standing: list[Trained] = []
-    if sweep.standing and sweep.standing["theta"] != champion.theta and complete:
-        rate = sweep.standing["learning_rate"] or settings.training.learning_rate
-        standing = compared(comparison.Contender("standing champion", "taylor", rate, theta=sweep.standing["theta"]))
+    with environment.engine_of(full_data, sweep) as engine:
+        trainings = [training for contender in contenders for training in compared(contender)]
+        if sweep.standing and sweep.standing["theta"] != champion.theta and complete:
+            rate = sweep.standing["learning_rate"] or settings.training.learning_rate
+            former = comparison.Contender("standing champion", "taylor", rate, theta=sweep.standing["theta"])
+            standing = compared(former)
     loss = TaylorLoss(
         champion.theta,
         settings.search.order,
@@ -319,7 +365,7 @@ def attack_network(
     import torch
 
     from taylorglo.attacks import robust_accuracy
-    from taylorglo.training import scaled
+    from taylorglo.batches import scaled
 
     assert dataset.test is not None
     drawn = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(seed))[: settings.images]

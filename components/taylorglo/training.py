@@ -1,28 +1,70 @@
-"""Training one network with one loss: the short training that gives a candidate its fitness, and the full one."""
+"""One training of one network with one loss, and what is measured of the network."""
 
+import json
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
 
-import numpy as np
 import torch
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim import lr_scheduler
 
-from taylorglo.data import Dataset, Split
-from taylorglo.errors import InputError
-from taylorglo.loss import Loss, TaylorLoss
+from taylorglo.attacks import fgsm
+from taylorglo.batches import Batches, scaled
+from taylorglo.data import Dataset, Split, read
+from taylorglo.devices import computing, device_of
+from taylorglo.loss import Loss
 from taylorglo.models import build
 from taylorglo.settings import SweepSettings, TrainingSettings
-from taylorglo.statistics import mean_curve
 
-_EVALUATION_BATCH = 1000
-_CURVE_POINTS = 10
+CURVE_POINTS = 10
+_EVALUATED_VALUES = 2**18  # of a batch's images, so that an evaluation takes no more memory than a training
 
 Status = Literal["ok", "diverged", "failed"]
+Objective = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Recipe:
+    """One training that is to be done.
+
+    Args:
+        loss: what is minimised.
+        learning_rate: the (highest) learning rate.
+        seed: decides initial weights, order of the samples, augmentation and dropout.
+        steps: how many steps are done.
+        horizon: over how many steps the schedule runs; more than ``steps`` for a training that is cut short.
+        validations: how often, evenly spread, the network is validated; the last time after the last step.
+        give_up: (step, accuracy): stop there if validation accuracy is not above this.
+        epsilon: radius of an FGSM attack on the validation images after the last step, in [0, 1]; 0: none.
+        kept: whether the weights are wanted, and the accuracy on the test split where there is one.
+    """
+
+    loss: Loss
+    learning_rate: float
+    seed: int
+    steps: int
+    horizon: int
+    validations: int = CURVE_POINTS
+    give_up: tuple[int, float] | None = None
+    epsilon: float = 0.0
+    kept: bool = False
+
+    @property
+    def validated(self) -> set[int]:
+        """The steps after which the network is validated."""
+        return _spread(self.steps, self.validations) | ({self.give_up[0]} if self.give_up else set())
+
+    @property
+    def checked(self) -> set[int]:
+        """The steps after which something is looked at, be it only whether the loss is still a finite number."""
+        return _spread(self.steps, CURVE_POINTS) | self.validated
 
 
 @dataclass(frozen=True)
@@ -30,8 +72,10 @@ class Training:
     """What came of one training.
 
     ``curve`` holds (step, validation accuracy in [0, 1], validation cross-entropy in nats); ``started`` and ``ended``
-    are seconds since the epoch. ``diverged`` stands for numbers that ran off (accuracy 0), or for no learning by the
-    step given.
+    are seconds since the epoch, ``seconds`` this training's share of them, where it was one of several at once.
+    ``diverged`` stands for numbers that ran off (accuracy 0), or for no learning by the step given; ``failed`` for an
+    error. ``robust_accuracy`` is what FGSM left of the accuracy, ``test_accuracy`` that on the test split, if they were
+    asked for. ``method`` says how it was trained: engine, precision and device.
     """
 
     status: Status
@@ -39,45 +83,19 @@ class Training:
     curve: list[tuple[int, float, float]]
     started: float
     ended: float
+    seconds: float
     reason: str = ""
+    robust_accuracy: float | None = None
+    test_accuracy: float | None = None
+    method: str = ""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A candidate's result: fitness is the validation accuracy averaged over the attempts, in [0, 1].
+class Result:
+    """A training, and the network's weights as safetensors if they were asked for (else empty)."""
 
-    An attempt that diverges is the last one; a candidate whose training failed twice has fitness 0.
-    """
-
-    status: Status
-    fitness: float
-    accuracies: list[float]
-    curve: list[tuple[int, float, float]]
-    started: float
-    ended: float
-    seconds: float
-    reason: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The result as JSON values."""
-        return asdict(self)
-
-
-def derived_seed(seed: int, *path: int) -> int:
-    """A seed of its own for each path of whole numbers below the sweep's seed, in [0, 2^31)."""
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]) >> 1
-
-
-def device_of(settings: TrainingSettings) -> torch.device:
-    """The device to train on; ``auto`` is the GPU if there is one.
-
-    Raises:
-        InputError: cuda is asked for and not there.
-    """
-    available = torch.cuda.is_available()
-    if settings.device == "cuda" and not available:
-        raise InputError("training.device is cuda, and there is no CUDA device here; use auto or cpu")
-    return torch.device("cuda" if available and settings.device != "cpu" else "cpu")
+    training: Training
+    weights: bytes = b""
 
 
 def resident(dataset: Dataset, device: torch.device) -> Dataset:
@@ -90,156 +108,9 @@ def resident(dataset: Dataset, device: torch.device) -> Dataset:
     )
 
 
-def train(
-    network: nn.Module,
-    loss: Loss,
-    dataset: Dataset,
-    settings: TrainingSettings,
-    *,
-    steps: int,
-    horizon: int,
-    learning_rate: float,
-    seed: int,
-    give_up: tuple[int, float] | None = None,
-) -> Training:
-    """Train a network in place, with SGD, on the data set's device.
-
-    Args:
-        network: images in [0, 1], shape (N, C, H, W), to logits (N, n).
-        loss: what is minimised.
-        dataset: resident on the device to train on.
-        settings: optimizer, schedule and batch size.
-        steps: how many steps are done.
-        horizon: over how many steps the schedule runs; more than ``steps`` for a training that is cut short.
-        learning_rate: the (highest) learning rate.
-        seed: decides the order of the samples and the dropout, and nothing else.
-        give_up: (step, accuracy): stop there if validation accuracy is not above this.
-    """
-    started = time.time()
-    device = dataset.train.images.device
-    torch.set_num_threads(settings.threads)
-    network.to(device)
-    loss.to(device)
-    optimizer = torch.optim.SGD(
-        network.parameters(),
-        lr=learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-    schedule = _schedule(optimizer, settings, horizon, learning_rate)
-    order = torch.Generator().manual_seed(seed)
-    batches = iter(())
-    curve: list[tuple[int, float, float]] = []
-    check_at = {round(steps * point / _CURVE_POINTS) for point in range(1, _CURVE_POINTS + 1)}
-    if give_up:
-        check_at.add(give_up[0])
-
-    def ended(status: Status, accuracy: float, reason: str = "") -> Training:
-        return Training(status, accuracy, curve, started, time.time(), reason)
-
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        network.train()
-        for step in range(1, steps + 1):
-            batch = next(batches, None)
-            if batch is None:
-                batches = _epoch(len(dataset.train), settings.batch_size, order, device)
-                batch = next(batches)
-            optimizer.zero_grad()
-            images, labels = scaled(dataset.train.images[batch]), dataset.train.labels[batch]
-            loss(network(images), labels).backward()
-            optimizer.step()
-            schedule.step()
-            if step in check_at:
-                accuracy, cross_entropy = validate(network, dataset.validation)
-                network.train()
-                if not math.isfinite(cross_entropy):
-                    return ended("diverged", 0.0, f"numbers are no longer finite at step {step}")
-                curve.append((step, accuracy, cross_entropy))
-                if give_up and step == give_up[0] and accuracy <= give_up[1]:
-                    return ended("diverged", accuracy, f"accuracy {accuracy:.3f} at step {step}: no learning")
-    network.eval()
-    return ended("ok", curve[-1][1])
-
-
-@torch.no_grad()
-def validate(network: nn.Module, split: Split) -> tuple[float, float]:
-    """Accuracy in [0, 1] and mean cross-entropy in nats of a network on a split; leaves it in evaluation mode."""
-    network.eval()
-    correct, total = torch.zeros((), device=split.images.device), torch.zeros((), device=split.images.device)
-    for images, labels in zip(
-        torch.split(split.images, _EVALUATION_BATCH), torch.split(split.labels, _EVALUATION_BATCH), strict=True
-    ):
-        logits = network(scaled(images)).float()
-        correct += (logits.argmax(dim=1) == labels).sum()
-        total += functional.cross_entropy(logits, labels, reduction="sum")
-    return (correct / len(split)).item(), (total / len(split)).item()
-
-
-def scaled(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1]."""
-    return images.float().div_(255)
-
-
-def evaluate_candidate(
-    theta: Sequence[float], generation: int, dataset: Dataset, settings: SweepSettings
-) -> Evaluation:
-    """The fitness of a candidate by short trainings (TaylorGLO paper, section IV).
-
-    All candidates of a generation are given the same initial weights and batches, attempt by attempt (common random
-    numbers), so that they differ by their loss alone. An error of the machine (such as a full GPU) is tried once more.
-    """
-    started = time.time()
-    for last_try in (False, True):
-        try:
-            return _evaluate(theta, generation, dataset, settings, started)
-        except InputError:
-            raise
-        except (
-            Exception
-        ) as error:  # of a network of the user's own, of the GPU, ...: one candidate fails, not the search
-            if last_try:
-                reason = str(error).strip().split("\n")[0][:200]
-                return Evaluation("failed", 0.0, [], [], started, time.time(), time.time() - started, reason)
-    raise AssertionError("unreachable")
-
-
-def _evaluate(
-    theta: Sequence[float], generation: int, dataset: Dataset, settings: SweepSettings, started: float
-) -> Evaluation:
-    short, full = settings.evaluation, settings.training
-    gives_up = 0 < short.give_up_step <= short.steps
-    accuracies: list[float] = []
-    curves: list[list[tuple[int, float, float]]] = []
-    for attempt in range(short.attempts):
-        seed = derived_seed(settings.seed, generation, attempt)
-        training = train(
-            build_network(settings, dataset, seed),
-            TaylorLoss(theta, settings.search.order),
-            dataset,
-            full,
-            steps=short.steps,
-            horizon=short.steps if short.anneal else full.steps,
-            learning_rate=full.learning_rate,
-            seed=seed,
-            give_up=(short.give_up_step, 1 / dataset.num_classes + short.give_up_gain) if gives_up else None,
-        )
-        accuracies.append(training.accuracy)
-        curves.append(training.curve)
-        if training.status != "ok":
-            break
-    return Evaluation(
-        status=training.status,
-        fitness=sum(accuracies) / len(accuracies),
-        accuracies=accuracies,
-        curve=mean_curve(curves),
-        started=started,
-        ended=time.time(),
-        seconds=time.time() - started,
-        reason=training.reason,
-    )
+def read_resident(path: str, settings: TrainingSettings) -> Dataset:
+    """A data set that was saved, resident on the device that the settings choose."""
+    return resident(read(Path(path)), device_of(settings))
 
 
 def build_network(settings: SweepSettings, dataset: Dataset, seed: int) -> nn.Module:
@@ -247,16 +118,135 @@ def build_network(settings: SweepSettings, dataset: Dataset, seed: int) -> nn.Mo
     return build(settings.model.name, dataset.image_shape, dataset.num_classes, dataset.mean, dataset.std, seed)
 
 
-def _epoch(size: int, batch_size: int, order: torch.Generator, device: torch.device) -> Any:
-    """Batches of indices, shuffled on the CPU so that the order is the same on every device; a short rest is left."""
-    batch_size = min(batch_size, size)
-    shuffled = torch.randperm(size, generator=order).to(device)
-    return iter(torch.split(shuffled[: size - size % batch_size], batch_size))
+def train(
+    network: nn.Module,
+    recipe: Recipe,
+    dataset: Dataset,
+    settings: SweepSettings,
+    precision: str = "float32",
+    objective: Objective | None = None,
+) -> Result:
+    """Train a network in place, with SGD, on the data set's device; it is left in evaluation mode.
+
+    Nothing in a step waits for the device.
+
+    Args:
+        network: images in [0, 1], shape (N, C, H, W), to logits (N, n); with its initial weights.
+        recipe: what to do.
+        dataset: resident on the device to train on.
+        settings: optimizer, schedule, batch size and augmentation.
+        precision: of the matrix products and convolutions, as :func:`taylorglo.devices.precision_of` gives it.
+        objective: the recipe's loss of (images, targets) through this network, where that is compiled.
+    """
+    started = time.time()
+    device = dataset.train.images.device
+    network.to(device).to(memory_format=torch.channels_last)
+    loss = recipe.loss.to(device)
+    objective = objective or (lambda images, targets: loss(network(images), targets))
+    optimizer = sgd(list(network.parameters()), settings.training, recipe.learning_rate)
+    schedule = schedule_of(optimizer, settings.training, recipe.horizon, recipe.learning_rate)
+    batches = Batches(dataset, settings, recipe.seed)
+    validated, checked = recipe.validated, recipe.checked
+    curve: list[tuple[int, float, float]] = []
+
+    def ended(status: Status, accuracy: float, reason: str = "") -> Result:
+        network.eval()
+        training = Training(status, accuracy, curve, started, time.time(), time.time() - started, reason)
+        return finished(training, network, recipe, dataset, settings, precision)
+
+    with seeded(recipe.seed, device), computing(precision, device):
+        network.train()
+        for step in range(1, recipe.steps + 1):
+            images, targets = next(batches)
+            optimizer.zero_grad()
+            value = objective(images.contiguous(memory_format=torch.channels_last), targets)
+            value.backward()
+            optimizer.step()
+            schedule.step()
+            if step not in checked:
+                continue
+            accuracy, cross_entropy = 0.0, float(value.detach())
+            if step in validated and math.isfinite(cross_entropy):
+                accuracy, cross_entropy = validate(network, dataset.validation)
+                network.train()
+            if not math.isfinite(cross_entropy):
+                return ended("diverged", 0.0, ran_off(step))
+            if step in validated:
+                curve.append((step, accuracy, cross_entropy))
+                if recipe.give_up and step == recipe.give_up[0] and accuracy <= recipe.give_up[1]:
+                    return ended("diverged", accuracy, not_learned(step, accuracy))
+    return ended("ok", curve[-1][1])
 
 
-def _schedule(
+def finished(
+    training: Training, network: nn.Module, recipe: Recipe, dataset: Dataset, settings: SweepSettings, precision: str
+) -> Result:
+    """What is measured of a network after its training, and its weights, as far as they are asked for."""
+    robust, test = None, None
+    if recipe.epsilon:
+        robust = robust_accuracy(network, dataset.validation, recipe.epsilon) if training.accuracy else 0.0
+    if recipe.kept and dataset.test:
+        with computing(precision, dataset.test.images.device):
+            test = validate(network, dataset.test)[0]
+    measured = replace(training, robust_accuracy=robust, test_accuracy=test, ended=time.time())
+    return Result(measured, weights_of(network, dataset, settings) if recipe.kept else b"")
+
+
+@torch.no_grad()
+def validate(network: nn.Module, split: Split) -> tuple[float, float]:
+    """Accuracy in [0, 1] and mean cross-entropy in nats of a network on a split; leaves it in evaluation mode."""
+    network.eval()
+    correct, total = torch.zeros((), device=split.images.device), torch.zeros((), device=split.images.device)
+    for images, labels in evaluation_batches(split):
+        logits = network(images).float()
+        correct += (logits.argmax(dim=1) == labels).sum()
+        total += functional.cross_entropy(logits, labels, reduction="sum")
+    return (correct / len(split)).item(), (total / len(split)).item()
+
+
+def robust_accuracy(network: nn.Module, split: Split, epsilon: float) -> float:
+    """The accuracy in [0, 1] that FGSM of radius ``epsilon`` leaves, computed in float32."""
+    correct = torch.zeros((), device=split.images.device)
+    with computing("float32", split.images.device):  # rounding would hide gradients from the attack
+        for images, labels in evaluation_batches(split):
+            attacked = fgsm(network, images, labels, epsilon)
+            with torch.no_grad():
+                correct += (network(attacked).argmax(dim=1) == labels).sum()
+    return (correct / len(split)).item()
+
+
+def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in its order: images (N, C, H, W), floats in [0, 1], and labels (N,), with N from 64 to 1000."""
+    size = max(64, min(1000, _EVALUATED_VALUES // split.images[0].numel()))
+    for images, labels in zip(torch.split(split.images, size), torch.split(split.labels, size), strict=True):
+        yield scaled(images).contiguous(memory_format=torch.channels_last), labels
+
+
+def weights_of(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> bytes:
+    """The network's state as safetensors; the same weights are the same bytes."""
+    # One entry, for safetensors writes several in an arbitrary order.
+    metadata = {"taylorglo": json.dumps({"model": settings.model.name, "image_shape": dataset.image_shape})}
+    # A copy of each, for it refuses tensors that share memory, such as tied weights.
+    state = {n: value.cpu().clone(memory_format=torch.contiguous_format) for n, value in network.state_dict().items()}
+    return save(state, metadata)
+
+
+def sgd(parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float) -> torch.optim.SGD:
+    """The optimizer of every training."""
+    return torch.optim.SGD(
+        parameters,
+        lr=learning_rate,
+        momentum=settings.momentum,
+        nesterov=settings.nesterov,
+        weight_decay=settings.weight_decay,
+        fused=True,
+    )
+
+
+def schedule_of(
     optimizer: torch.optim.Optimizer, settings: TrainingSettings, horizon: int, learning_rate: float
 ) -> lr_scheduler.LRScheduler:
+    """The schedule of the learning rate over ``horizon`` steps."""
     if settings.schedule == "step":
         milestones = [round(fraction * horizon) for fraction in settings.milestones]
         return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=settings.decay)
@@ -265,3 +255,25 @@ def _schedule(
     if settings.schedule == "one-cycle":
         return lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=horizon + 1, cycle_momentum=False)
     return lr_scheduler.ConstantLR(optimizer, factor=1.0)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators, which dropout draws from; afterwards they are as they were."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def ran_off(step: int) -> str:
+    """Why a training ended whose numbers became infinite or NaN."""
+    return f"numbers are no longer finite at step {step}"
+
+
+def not_learned(step: int, accuracy: float) -> str:
+    """Why a training was given up."""
+    return f"accuracy {accuracy:.3f} at step {step}: no learning"
+
+
+def _spread(steps: int, points: int) -> set[int]:
+    return {round(steps * point / points) for point in range(1, points + 1)} - {0}

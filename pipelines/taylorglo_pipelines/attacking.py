@@ -25,9 +25,10 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     """
     from taylorglo import data as datasets
     from taylorglo.comparison import restore_network
+    from taylorglo.devices import device_of
     from taylorglo.stages import attack_network
     from taylorglo.storage import fetch
-    from taylorglo.training import device_of, resident
+    from taylorglo.training import resident
 
     settings = validated(AttackSettings, with_overrides({}, overrides), "--set")
     weights = model if model.endswith(".safetensors") else f"{model.rstrip('/')}/model.safetensors"

@@ -13,7 +13,7 @@ def evaluate_baselines(sweep: Input[Artifact], search_data: Input[Dataset], tuni
 
     with environment.task():
         context = environment.Sweep.read(sweep.path)
-        dataset = environment.dataset_of(search_data.path, context)
-        trainings = tune_baselines(dataset, context.settings, context.memo)
+        with environment.engine_of(search_data.path, context) as engine:
+            trainings = tune_baselines(engine, context.memo)
+            environment.say(f"baselines tuned: {len(trainings)} trainings in full ({engine.plan})")
         environment.write_json(tuning.path, [training.as_dict() for training in trainings])
-        environment.say(f"baselines tuned: {len(trainings)} trainings in full")

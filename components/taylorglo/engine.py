@@ -1,0 +1,371 @@
+"""The engine that trains: one training after another, in several processes, or many as one program.
+
+It is given recipes, takes as many at a time as it can work on, and gives back each result as soon as it is known.
+"""
+
+import gc
+import multiprocessing
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from multiprocessing import forkserver
+from typing import Any, Generic, Self, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from taylorglo.data import Dataset
+from taylorglo.devices import available_memory, cpus, is_out_of_memory, precision_of
+from taylorglo.errors import InputError, TaylorgloError
+from taylorglo.fused import draws, qualifies, train_together
+from taylorglo.loss import Loss, TaylorLoss
+from taylorglo.memory import footprint
+from taylorglo.models import BFLOAT16, skeleton
+from taylorglo.settings import SweepSettings
+from taylorglo.training import Objective, Recipe, Result, Training, build_network, train
+
+_TRIES = 2
+_MEMORY_SHARE = 0.9  # of what is free: the rest is for what is not in the formula
+_MOST_FUSED = 256
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+class OutOfMemoryError(TaylorgloError):
+    """A device had no memory left for what was being trained."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How trainings are done: by which engine, in how many processes, how many at most in one program.
+
+    ``alone`` is whether only trainings of one seed can be in one program.
+    """
+
+    engine: str
+    workers: int
+    chunk: int
+    alone: bool
+    threads: int
+    precision: str
+    device: str
+
+    @property
+    def method(self) -> str:
+        """What a result remembers of it."""
+        return f"{self.engine}, {self.precision}, {self.device}"
+
+    def __str__(self) -> str:
+        """The whole of it, for a person."""
+        processes = f"{self.workers} process{'es' if self.workers > 1 else ''}"
+        threads = f" of {self.threads} thread{'s' if self.threads > 1 else ''}" if self.device == "cpu" else ""
+        return f"{self.engine} engine, {processes}{threads}, {self.precision}, {self.device}"
+
+
+def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
+    """Choose how to train: by the settings and, where they leave it open, by device and network.
+
+    - CUDA: fused, if the network can be stacked, else one after another; in one process.
+    - CPU: fused, if the network can be stacked and has no convolutions, which are slower so (docs/results.md); else
+      parallel, with a process for every ``training.threads`` CPUs.
+
+    Raises:
+        InputError: what is asked for cannot be had here: a precision, a fused engine, a batch that is larger than the
+            data, or a network for which the memory is too small.
+    """
+    training = settings.training
+    device = dataset.train.images.device
+    check_batch(training.batch_size, len(dataset.train))
+    precision = precision_of(training, device, measured=settings.model.name in BFLOAT16)
+    network = skeleton(settings.model.name, dataset.image_shape, dataset.num_classes)
+    # With bfloat16, too: it saves some of the activations, and not the weights.
+    needed = footprint(network, dataset.image_shape, training.batch_size).training
+    free = int(available_memory(device) * _MEMORY_SHARE)
+    if needed > free:
+        raise InputError(
+            f"model {settings.model.name!r}: training it in batches of {training.batch_size} takes about "
+            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free on the {device.type} here; "
+            "use a smaller training.batch_size, or a smaller network"
+        )
+    network = build_network(settings, dataset, seed=0)
+    stackable = training.engine in ("auto", "fused") and qualifies(network, dataset.image_shape)
+    engine = training.engine
+    if engine == "fused" and not stackable:
+        raise InputError(
+            f"training.engine is fused, and networks like {settings.model.name!r} cannot be stacked: they keep "
+            "buffers, such as the running statistics of batch normalisation, or compute what vmap cannot; use auto"
+        )
+    convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in network.modules())
+    if engine == "auto":
+        engine = "fused" if stackable and (device.type == "cuda" or not convolves) else "parallel"
+    workers = 1
+    if engine != "sequential":
+        workers = training.workers or (max(1, cpus() // training.threads) if device.type == "cpu" else 1)
+        workers = max(1, min(workers, free // needed))
+    if engine == "parallel" and workers == 1:
+        engine = "sequential"
+    chunk = max(1, min(_MOST_FUSED, free // needed // workers)) if engine == "fused" else 1
+    alone = engine == "fused" and draws(network, dataset.image_shape)
+    return Plan(engine, workers, chunk, alone, training.threads, precision, device.type)
+
+
+def check_batch(batch_size: int, images: int) -> None:
+    """Refuse a batch that is larger than the data."""
+    if batch_size > images:
+        raise InputError(f"training.batch_size: {batch_size} is more than the {images} training images")
+
+
+class Engine:
+    """Trains what it is given, in the way that :func:`plan` chose; a context, which ends its processes.
+
+    Args:
+        settings: of the sweep.
+        read: gives the data set, resident on the device to train on; called in every process, so it has to be what
+            ``pickle`` can pass to another process of ours.
+    """
+
+    def __init__(self, settings: SweepSettings, read: Callable[[], Dataset]) -> None:
+        self.settings = settings
+        self._read = read
+        self._executor: Executor | None = None
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The data set."""
+        return self._read()
+
+    @cached_property
+    def plan(self) -> Plan:
+        """How it trains; out of memory, it goes on with a smaller one."""
+        return plan(self.settings, self.dataset)
+
+    def __enter__(self) -> Self:
+        """Start nothing yet."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the processes."""
+        self._stop()
+
+    def train(self, recipes: Iterable[tuple[Key, Recipe]]) -> Iterator[tuple[Key, Result]]:
+        """Do every training; the results come as they are known, with the keys that the recipes came with.
+
+        Recipes are taken one by one when there is room for them. An error of the machine, such as a full GPU, halves
+        what is done at a time, or is tried once more; a training that fails again has the status ``failed``.
+
+        Raises:
+            InputError: of a recipe or the settings.
+        """
+        source = iter(recipes)
+        waiting: deque[_Unit[Key]] = deque()
+        running: dict[Future[list[Result]], _Unit[Key]] = {}
+        while True:
+            while len(running) < self.plan.workers and (waiting or self._take(source, waiting)):
+                unit = waiting.popleft()
+                running[self._submit(unit)] = unit
+            if not running:
+                return
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                unit = running.pop(future)
+                try:
+                    results = future.result()
+                except InputError:
+                    raise
+                except (OutOfMemoryError, BrokenProcessPool) as error:
+                    yield from self._smaller(unit, error, waiting)
+                except Exception as error:  # of a network of the user's own, ...: one training fails, not the search
+                    yield from self._again(unit, error, waiting)
+                else:
+                    for key, result in zip(unit.keys, results, strict=True):
+                        yield key, replace(result, training=replace(result.training, method=self.plan.method))
+
+    def _take(self, source: Iterator[tuple[Key, Recipe]], waiting: "deque[_Unit[Key]]") -> bool:
+        taken = list(islice(source, self.plan.chunk * self.plan.workers if self.plan.chunk > 1 else 1))
+        waiting.extend(_units(taken, self.plan))
+        return bool(taken)
+
+    def _smaller(
+        self, unit: "_Unit[Key]", error: Exception, waiting: "deque[_Unit[Key]]"
+    ) -> Iterator[tuple[Key, Result]]:
+        """Go on with less at a time, where a device is full or a process was killed, as it is by a full machine."""
+        if isinstance(error, BrokenProcessPool):
+            self._stop()
+        if self.plan.workers > 1 and (len(unit.keys) == 1 or isinstance(error, BrokenProcessPool)):
+            self._stop()
+            self.plan = replace(self.plan, workers=self.plan.workers // 2)
+            waiting.appendleft(unit)
+            return
+        if len(unit.keys) > 1:
+            self.plan = replace(self.plan, chunk=max(1, min(self.plan.chunk, len(unit.keys)) // 2))
+        yield from self._again(unit, error, waiting)
+
+    def _again(
+        self, unit: "_Unit[Key]", error: Exception, waiting: "deque[_Unit[Key]]"
+    ) -> Iterator[tuple[Key, Result]]:
+        """Halve a unit, so that one training that fails does not take others with it; try a single one again."""
+        if len(unit.keys) > 1:
+            waiting.extendleft(reversed(unit.halves()))
+        elif unit.tries + 1 < _TRIES:
+            waiting.appendleft(replace(unit, tries=unit.tries + 1))
+        else:
+            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            yield unit.keys[0], Result(Training("failed", 0.0, [], 0.0, 0.0, 0.0, reason, method=self.plan.method))
+
+    def _submit(self, unit: "_Unit[Key]") -> "Future[list[Result]]":
+        if self._executor is None:
+            self._executor = self._start()
+        if isinstance(self._executor, _Here):
+            return self._executor.submit(self._executor.trainer.train, unit.recipes)
+        return self._executor.submit(_train, unit.recipes)
+
+    def _start(self) -> Executor:
+        if self.plan.workers == 1:
+            return _Here(_Trainer(self.settings, self.dataset, self.plan))
+        context = multiprocessing.get_context("forkserver")
+        # Not a fork of this process, which has threads, locks of the study, and a GPU perhaps.
+        forkserver.set_forkserver_preload([__name__])
+        return ProcessPoolExecutor(
+            self.plan.workers, context, initializer=_begin, initargs=(self.settings, self._read, self.plan)
+        )
+
+    def _stop(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+            self._executor = None
+
+
+@dataclass(frozen=True)
+class _Unit(Generic[Key]):
+    """Trainings that are done together, and how often that was tried."""
+
+    keys: list[Key]
+    recipes: list[Recipe]
+    tries: int = 0
+
+    def halves(self) -> "list[_Unit[Key]]":
+        middle = len(self.keys) // 2
+        return [
+            _Unit(self.keys[part], self.recipes[part]) for part in (slice(0, middle), slice(middle, len(self.keys)))
+        ]
+
+
+def _units(taken: list[tuple[Key, Recipe]], plan: Plan) -> list[_Unit[Key]]:
+    """Group what can be one program, in parts of one size that keep all workers busy."""
+    if plan.chunk == 1:
+        return [_Unit([key], [recipe]) for key, recipe in taken]
+    groups: dict[Any, list[tuple[Key, Recipe]]] = {}
+    for key, recipe in taken:
+        alike = (
+            recipe.learning_rate,
+            recipe.steps,
+            recipe.horizon,
+            recipe.validations,
+            recipe.give_up,
+            recipe.seed if plan.alone else None,
+        )
+        groups.setdefault(alike, []).append((key, recipe))
+    size = min(plan.chunk, -(-len(taken) // plan.workers))
+    units = []
+    for group in groups.values():
+        parts = -(-len(group) // size)
+        for part in range(parts):
+            own = group[len(group) * part // parts : len(group) * (part + 1) // parts]
+            units.append(_Unit([key for key, _ in own], [recipe for _, recipe in own]))
+    return units
+
+
+class _Here(Executor):
+    """An executor in this process: what is submitted is done at once."""
+
+    def __init__(self, trainer: "_Trainer") -> None:
+        self.trainer = trainer
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class _Trainer:
+    """What trains, in one process."""
+
+    def __init__(self, settings: SweepSettings, dataset: Dataset, plan: Plan) -> None:
+        self._settings, self._dataset, self._plan = settings, dataset, plan
+        self._compiled: tuple[nn.Module, Loss, Objective] | None = None
+        torch.set_num_threads(plan.threads)
+        if plan.device == "cuda":
+            torch.backends.cudnn.benchmark = True  # every batch has the same shape
+
+    def train(self, recipes: list[Recipe]) -> list[Result]:
+        try:
+            if self._plan.engine == "fused":
+                return train_together(recipes, self._dataset, self._settings, self._plan.precision)
+            return [self._train(recipe) for recipe in recipes]
+        except Exception as error:
+            if is_out_of_memory(error):
+                message = f"out of memory: {str(error).strip().splitlines()[0]}"
+                raise OutOfMemoryError(message) from None  # not with its traceback, which holds on to tensors
+            raise
+        finally:
+            if self._plan.device == "cuda":
+                gc.collect()
+                torch.cuda.empty_cache()
+
+    def _train(self, recipe: Recipe) -> Result:
+        network = build_network(self._settings, self._dataset, recipe.seed)
+        if not self._settings.training.compile:
+            return train(network, recipe, self._dataset, self._settings, self._plan.precision)
+        network, loss, objective = self._compile(network, recipe.loss)
+        return train(
+            network, replace(recipe, loss=loss), self._dataset, self._settings, self._plan.precision, objective
+        )
+
+    def _compile(self, network: nn.Module, loss: Loss) -> tuple[nn.Module, Loss, Objective]:
+        """A network with these weights and a loss with this theta, in one compiled graph for all candidates."""
+        fits = self._compiled is not None and isinstance(loss, TaylorLoss) and type(self._compiled[1]) is type(loss)
+        if self._compiled is None or not fits:
+            kept, own = network, loss
+
+            def objective(images: Tensor, targets: Tensor) -> Tensor:
+                value: Tensor = own(kept(images), targets)
+                return value
+
+            # On a GPU, CUDA graphs too, which take the host out of the step.
+            compiled = torch.compile(objective, mode="reduce-overhead" if self._plan.device == "cuda" else "default")
+            self._compiled = kept.to(self._plan.device), own.to(self._plan.device), compiled
+            return self._compiled
+        kept, own, _ = self._compiled
+        kept.load_state_dict(network.state_dict())
+        own.load_state_dict(loss.state_dict())
+        return self._compiled
+
+
+_trainer: _Trainer | None = None  # of a worker process
+
+
+def _begin(settings: SweepSettings, read: Callable[[], Dataset], plan: Plan) -> None:
+    """Prepare a worker, which ends with the process that it works for, in whatever way that ends."""
+    global _trainer
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    _trainer = _Trainer(settings, read(), plan)
+
+
+def _train(recipes: list[Recipe]) -> list[Result]:
+    assert _trainer is not None
+    return _trainer.train(recipes)

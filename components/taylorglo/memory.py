@@ -1,0 +1,59 @@
+"""How much memory a training takes, before it takes it."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from taylorglo.models import ImageShape
+
+_FLOAT = 4  # bytes
+# Gradients of activations, buffers of the convolutions, and what an allocator keeps: on top of what is saved.
+_WORKSPACE = 1.5
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """The memory of one training, in bytes: its weights, and the activations that a step keeps for its backward pass.
+
+    A worker takes ``data set + chunk x training``, beside some hundred megabytes of PyTorch itself.
+    """
+
+    weights: int
+    activations: int
+
+    @property
+    def training(self) -> int:
+        """Of one training: weights, gradients and momentum, and the activations with the workspace of a step."""
+        return 3 * self.weights + int(_WORKSPACE * self.activations)
+
+
+def footprint(network: nn.Module, image_shape: ImageShape, batch_size: int) -> Footprint:
+    """What training a network takes, in float32; found without computing or allocating anything.
+
+    Args:
+        network: on any device, ``meta`` for one too.
+        image_shape: (C, H, W).
+        batch_size: of its training.
+    """
+    state = {name: value.detach().to("meta") for name, value in network.state_dict().items()}
+    weights = sum(value.numel() * _FLOAT for value in state.values())
+    own = {name: value.requires_grad_(value.is_floating_point()) for name, value in state.items()}
+    known = {value.untyped_storage()._cdata for value in own.values()}
+    saved: dict[int, Tensor] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        if value.untyped_storage()._cdata not in known:
+            saved[value.untyped_storage()._cdata] = value
+        return value
+
+    images = torch.zeros(batch_size, *image_shape, device="meta")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+        try:
+            functional_call(network.train(), own, (images,))
+        except (
+            Exception
+        ):  # a network of the user's own that makes tensors on a device of its choice: only a part is known
+            saved.clear()
+    return Footprint(weights, sum(value.untyped_storage().nbytes() for value in saved.values()))

@@ -166,7 +166,8 @@ class Engine:
         waiting: deque[_Unit[Key]] = deque()
         running: dict[Future[list[Result]], _Unit[Key]] = {}
         while True:
-            while len(running) < self.plan.workers and (waiting or self._take(source, waiting)):
+            # Nothing is planned, and no data are read, before there is something to train.
+            while (not running or len(running) < self.plan.workers) and (waiting or self._take(source, waiting)):
                 unit = waiting.popleft()
                 running[self._submit(unit)] = unit
             if not running:
@@ -186,9 +187,13 @@ class Engine:
                         yield key, replace(result, training=replace(result.training, method=self.plan.method))
 
     def _take(self, source: Iterator[tuple[Key, Recipe]], waiting: "deque[_Unit[Key]]") -> bool:
-        taken = list(islice(source, self.plan.chunk * self.plan.workers if self.plan.chunk > 1 else 1))
+        taken = list(islice(source, 1))
+        if not taken:
+            return False
+        if self.plan.chunk > 1:
+            taken.extend(islice(source, self.plan.chunk * self.plan.workers - 1))
         waiting.extend(_units(taken, self.plan))
-        return bool(taken)
+        return True
 
     def _smaller(
         self, unit: "_Unit[Key]", error: Exception, waiting: "deque[_Unit[Key]]"

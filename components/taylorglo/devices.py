@@ -8,9 +8,8 @@ from pathlib import Path
 import torch
 
 from taylorglo.errors import InputError
-from taylorglo.settings import TrainingSettings
+from taylorglo.settings import CPUS, TrainingSettings
 
-CPUS = "TAYLORGLO_CPUS"  # how many of the machine's CPUs a task may use, where several tasks share it
 _CGROUP = Path("/sys/fs/cgroup")
 
 

@@ -21,17 +21,16 @@ import torch
 from torch import Tensor, nn
 
 from taylorglo.data import Dataset
-from taylorglo.devices import available_memory, cpus, is_out_of_memory, precision_of
+from taylorglo.devices import cpus, is_out_of_memory, precision_of
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.fused import draws, qualifies, train_together
 from taylorglo.loss import Loss, TaylorLoss
-from taylorglo.memory import footprint
-from taylorglo.models import BFLOAT16, skeleton
+from taylorglo.memory import check_memory, free_memory
+from taylorglo.models import BFLOAT16
 from taylorglo.settings import SweepSettings
 from taylorglo.training import Objective, Recipe, Result, Training, build_network, train
 
 _TRIES = 2
-_MEMORY_SHARE = 0.9  # of what is free: the rest is for what is not in the formula
 _MOST_FUSED = 256
 
 Key = TypeVar("Key", bound=Hashable)
@@ -81,18 +80,12 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     """
     training = settings.training
     device = dataset.train.images.device
-    check_batch(training.batch_size, len(dataset.train))
+    training.check_data(len(dataset.train))
     precision = precision_of(training, device, measured=settings.model.name in BFLOAT16)
-    network = skeleton(settings.model.name, dataset.image_shape, dataset.num_classes)
-    # With bfloat16, too: it saves some of the activations, and not the weights.
-    needed = footprint(network, dataset.image_shape, training.batch_size).training
-    free = int(available_memory(device) * _MEMORY_SHARE)
-    if needed > free:
-        raise InputError(
-            f"model {settings.model.name!r}: training it in batches of {training.batch_size} takes about "
-            f"{needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free on the {device.type} here; "
-            "use a smaller training.batch_size, or a smaller network"
-        )
+    needed = check_memory(
+        settings.model.name, dataset.image_shape, dataset.num_classes, training.batch_size, device
+    ).training
+    free = free_memory(device)
     network = build_network(settings, dataset, seed=0)
     stackable = training.engine in ("auto", "fused") and qualifies(network, dataset.image_shape)
     engine = training.engine
@@ -113,12 +106,6 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     chunk = max(1, min(_MOST_FUSED, free // needed // workers)) if engine == "fused" else 1
     alone = engine == "fused" and draws(network, dataset.image_shape)
     return Plan(engine, workers, chunk, alone, training.threads, precision, device.type)
-
-
-def check_batch(batch_size: int, images: int) -> None:
-    """Refuse a batch that is larger than the data."""
-    if batch_size > images:
-        raise InputError(f"training.batch_size: {batch_size} is more than the {images} training images")
 
 
 class Engine:

@@ -6,11 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from taylorglo.models import ImageShape
+from taylorglo.devices import available_memory
+from taylorglo.errors import InputError
+from taylorglo.models import ImageShape, skeleton
 
 _FLOAT = 4  # bytes
 # Gradients of activations, buffers of the convolutions, and what an allocator keeps: on top of what is saved.
 _WORKSPACE = 1.5
+_SHARE = 0.9  # of what is free: the rest is for what is not in the formula
 
 
 @dataclass(frozen=True)
@@ -58,3 +61,26 @@ def footprint(network: nn.Module, image_shape: ImageShape, batch_size: int) -> F
         except Exception:
             saved.clear()
     return Footprint(weights, sum(value.untyped_storage().nbytes() for value in saved.values()))
+
+
+def free_memory(device: torch.device) -> int:
+    """How many bytes trainings may take on a device."""
+    return int(available_memory(device) * _SHARE)
+
+
+def check_memory(
+    name: str, image_shape: ImageShape, num_classes: int, batch_size: int, device: torch.device
+) -> Footprint:
+    """What training a network takes; computed as for float32, for bfloat16 saves a part of the activations only.
+
+    Raises:
+        InputError: there is no such network, or the device has not enough memory for it.
+    """
+    found = footprint(skeleton(name, image_shape, num_classes), image_shape, batch_size)
+    free = free_memory(device)
+    if found.training > free:
+        raise InputError(
+            f"model {name!r}: training it in batches of {batch_size} takes about {found.training / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB of memory can be used on the {device.type} here; use a smaller batch or network"
+        )
+    return found

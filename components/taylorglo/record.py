@@ -39,6 +39,7 @@ def sweep_record(
         generations.append(GenerationRecord(number, fitnesses, seconds=covered(spans), **counts))
 
     trainings = comparison["trainings"]
+    results = [c.result for c in candidates if c.result]
     champion = [t["test_accuracy"] for t in trainings if t["contender"]["name"] == "champion"]
     rows = []
     for own_trainings in by_contender(trainings):
@@ -57,7 +58,7 @@ def sweep_record(
         return spent((value["started"], value["ended"]) for value in values)
 
     stages = {
-        "candidate training": spans_of(c.result for c in candidates if c.result),
+        "candidate training": spans_of(results),
         "baseline tuning": spans_of(tuning),
         "final training": spans_of([*comparison["finalists"], *trainings, *comparison["standing"]]),
     }
@@ -73,7 +74,7 @@ def sweep_record(
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
         settings={**sweep.settings.parameters(), "generations": sweep.generations},
         provenance=dict(sweep.provenance),
-        environment=environment.software(),
+        environment={**environment.software(), **_methods(results, [*tuning, *trainings])},
         num_classes=sweep.num_classes,
         generations=generations,
         champion=ChampionRecord(**comparison["champion"]),
@@ -89,10 +90,17 @@ def sweep_record(
         notes=_notes(
             sweep,
             [*tuning, *comparison["finalists"], *trainings, *comparison["standing"]],
-            [c.result for c in candidates if c.result],
+            results,
         ),
         standing=_standing(sweep, champion, comparison["standing"]),
     )
+
+
+def _methods(results: Iterable[Mapping[str, Any]], trainings: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """How the candidates and the trainings in full were computed: engine, precision and device."""
+    groups = {"candidates": results, "trainings in full": trainings}
+    found = {name: sorted({own["method"] for own in group}) for name, group in groups.items()}
+    return {name: "; ".join(methods) for name, methods in found.items()}
 
 
 def _standing(sweep: Sweep, champion: Sequence[float], trainings: Sequence[Mapping[str, Any]]) -> StandingRecord | None:

@@ -24,6 +24,8 @@ from taylorglo.errors import InputError
 
 Scalar = str | int | float | bool
 
+CPUS = "TAYLORGLO_CPUS"  # the environment variable that says how many CPUs a task may use, where tasks share a machine
+
 
 def _split(value: object) -> object:
     """Accept one value, or a comma-separated string, wherever a list is expected (pipeline parameters are scalars)."""
@@ -135,6 +137,15 @@ class TrainingSettings(Section):
     def decisive(self) -> dict[str, Any]:
         """The settings that decide what is computed, without those that say where and how."""
         return self.model_dump(exclude={"device", "engine", "workers", "threads", "compile"})
+
+    def check_data(self, images: int) -> None:
+        """Refuse a batch that is larger than the training images.
+
+        Raises:
+            InputError: it is.
+        """
+        if self.batch_size > images:
+            raise InputError(f"training.batch_size: {self.batch_size} is more than the {images} training images")
 
     @field_validator("milestones")
     @classmethod

@@ -61,12 +61,17 @@ def prepare(
         search_data: where to write the data without the test split.
         full_data: where to write the data with it.
     """
+    import torch
+
     from taylorglo import data, models
+    from taylorglo.memory import check_memory
     from taylorglo.storage import fetch
 
     with tempfile.TemporaryDirectory() as folder:
         local = fetch(data_settings.root, Path(folder)) if "://" in data_settings.root else None
         dataset = data.load(data_settings, seed, local)
+    # Of the smallest batch, and here: how large one is, and where it will be trained, is not known yet.
+    check_memory(model, dataset.image_shape, dataset.num_classes, 2, torch.device("cpu"))
     models.check(model, dataset.image_shape, dataset.num_classes)
     data.save(data.without_test(dataset), Path(search_data))
     data.save(dataset, Path(full_data))
@@ -97,6 +102,7 @@ def open_sweep(
     """
     started = float(os.environ.get(environment.STARTED) or time.time())
     settings = SweepSettings.from_parameters(parameters)
+    settings.training.check_data(description["splits"]["train"])
     search = environment.begin_search(settings, description["fingerprint"])
     total = max(settings.search.generations, generations)
     # A run begins where the last one stopped, but ends no later than the search: what is known is shown again.

@@ -44,9 +44,10 @@ class PipelineSettings(Section):
         description="of one run, unrolled when compiling, which warns near Argo's limit; see `search.generations`",
     )
     shards: int = Field(
-        2,
+        1,
         ge=1,
-        description="tasks that share a generation's candidates, at most `search.popsize`; two at a time on a laptop",
+        description="tasks that share a generation's candidates, at most `search.popsize`; one on a laptop, where a "
+        "task uses all CPUs",
     )
     image: str = Field("", description="container image of all tasks; empty: `taylorglo:VERSION`")
     cpu: str = Field(

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from taylorglo.components import IMAGE
 from taylorglo.environment import STARTED, STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.errors import InputError
+from taylorglo.settings import CPUS
 from taylorglo_pipelines.config import Config
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 _LABEL = "taylorglo.run"
 _CREDENTIALS = ("AWS_", "PG", "MLFLOW_TRACKING_")
-_PASSED_ON = (STUDY_URL, STORE_URI, TRACKING_URI, STARTED, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
+_PASSED_ON = (STUDY_URL, STORE_URI, TRACKING_URI, STARTED, CPUS, "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID")
 
 
 @contextlib.contextmanager

@@ -21,10 +21,12 @@ from typing import Any, Literal, TextIO
 from taylorglo.environment import ERROR, LOCAL_RUN, PREFIX, STARTED, STORE_URI, TRACKING_URI
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.mlflow_connection import redacted
+from taylorglo.settings import CPUS
 from taylorglo_pipelines.config import Config
 
 Runner = Literal["subprocess", "docker"]
 
+_TASKS_AT_ONCE = 2  # of a loop, whatever is asked of kfp
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
@@ -50,7 +52,12 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
         TaylorgloError: a task failed.
     """
     work = _folder(Path(config.services.work_dir).absolute())
-    variables = {**config.services.variables(), LOCAL_RUN: "1", STARTED: str(time.time())}
+    variables = {
+        **config.services.variables(),
+        LOCAL_RUN: "1",
+        STARTED: str(time.time()),
+        CPUS: str(max(1, (os.cpu_count() or 1) // min(_TASKS_AT_ONCE, config.pipeline.shards))),
+    }
     places = Places(
         variables[STORE_URI],
         redacted(variables[TRACKING_URI]),

@@ -1,0 +1,300 @@
+"""How many candidate steps a second: the engine beside the loop that a researcher writes, in one run (`make bench`).
+
+Both train the same generation of candidates on Fashion-MNIST (Debian's package dataset-fashion-mnist), in turns, with
+the same networks, batches, optimizer and schedule, and both validate each candidate once, at the end. The reference is
+PyTorch's usual: torchvision's data set and transforms, a DataLoader with the number of workers that is fastest here,
+one candidate after another on all cores, the loss as an expression in Python.
+"""
+
+import argparse
+import gzip
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader, Subset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import datasets, transforms
+
+from taylorglo import data
+from taylorglo.data import Dataset
+from taylorglo.engine import Engine, Plan
+from taylorglo.loss import TaylorLoss
+from taylorglo.polynomial import from_coefficients
+from taylorglo.settings import DataSettings, SweepSettings
+from taylorglo.sources import Split
+from taylorglo.training import Recipe, build_network, read_resident, train
+
+ROOT = Path("/usr/share/datasets/fashion-mnist")
+CANDIDATES, VALIDATED, RATE = 8, 256, 0.01
+
+
+@dataclass(frozen=True)
+class Case:
+    """A network, its batch size, and how many steps each candidate is trained."""
+
+    model: str
+    batch_size: int
+    steps: int
+
+    def settings(self, **training: Any) -> SweepSettings:
+        """The settings of its sweep."""
+        values = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": RATE, **training}
+        return SweepSettings.model_validate(
+            {
+                "model": {"name": self.model},
+                "training": values,
+                "evaluation": {"steps": self.steps, "give_up_step": 0},
+            }
+        )
+
+
+CASES = (Case("mlp", 64, 300), Case("cnn", 64, 100), Case("mnist-cnn", 100, 20), Case("allcnn-c", 128, 6))
+
+
+def thetas() -> list[list[float]]:
+    """A generation of candidates near cross-entropy, all of which learn."""
+    return [from_coefficients(4.0 + 0.1 * number, -4.0, -1.0, 0.0) for number in range(CANDIDATES)]
+
+
+class Reference:
+    """The usual loop."""
+
+    def __init__(self, folder: Path, case: Case, dataset: Dataset) -> None:
+        self.case, self.dataset = case, dataset
+        normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)])
+        self.images = datasets.FashionMNIST(folder, train=True, transform=normalise)
+        self.validation = Subset(datasets.FashionMNIST(folder, train=False, transform=normalise), range(VALIDATED))
+        self.workers = 0
+        self.waited = 0.0
+
+    def tune(self) -> None:
+        """Choose the number of workers that is fastest."""
+        seconds = {}
+        for workers in (0, 1, 2):
+            self.workers = workers
+            started = time.perf_counter()
+            self.train(thetas()[0])
+            seconds[workers] = time.perf_counter() - started
+        self.workers = min(seconds, key=seconds.__getitem__)
+
+    def run(self) -> float:
+        """Train the generation; returns candidate steps per second."""
+        started = time.perf_counter()
+        for theta in thetas():
+            self.train(theta)
+        return CANDIDATES * self.case.steps / (time.perf_counter() - started)
+
+    def train(self, theta: list[float]) -> float:
+        """Train one candidate; returns its accuracy."""
+        network = build_network(self.case.settings(), replace_statistics(self.dataset), 0).get_submodule("network")
+        settings = self.case.settings().training
+        loader = DataLoader(self.images, settings.batch_size, shuffle=True, drop_last=True, num_workers=self.workers)
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=RATE,
+            momentum=settings.momentum,
+            nesterov=settings.nesterov,
+            weight_decay=settings.weight_decay,
+        )
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.case.steps)
+        network.train()
+        batches = self._timed(iter(loader))
+        for _ in range(self.case.steps):
+            images, labels = next(batches)
+            optimizer.zero_grad()
+            h, t = network(images).softmax(dim=1), nn.functional.one_hot(labels, 10).float()
+            u, v = h - theta[1], t - theta[0]
+            f = theta[2] * u + theta[3] * u**2 + theta[4] * u**3
+            f = f + theta[5] * v * u + theta[6] * v * u**2 + theta[7] * v**2 * u
+            (-f.sum(dim=1).mean()).backward()
+            optimizer.step()
+            schedule.step()
+        network.eval()
+        with torch.no_grad():
+            correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in DataLoader(self.validation, VALIDATED))
+        return correct / VALIDATED
+
+    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            started = time.perf_counter()
+            batch = next(batches)
+            self.waited += time.perf_counter() - started
+            yield batch
+
+
+def replace_statistics(dataset: Dataset) -> Dataset:
+    """The data set with a normalisation that changes nothing: the reference's transforms do it."""
+    return replace(dataset, mean=(0.0,), std=(1.0,))
+
+
+def recipes(case: Case) -> Iterator[tuple[int, Recipe]]:
+    """The same generation, for the engine."""
+    for number, theta in enumerate(thetas()):
+        yield number, Recipe(TaylorLoss(theta), RATE, 0, case.steps, case.steps, validations=1)
+
+
+def run(engine: Engine, case: Case) -> float:
+    """Train the generation; returns candidate steps per second."""
+    started = time.perf_counter()
+    trained = dict(engine.train(recipes(case)))
+    seconds = time.perf_counter() - started
+    assert all(result.training.status == "ok" for result in trained.values())
+    return CANDIDATES * case.steps / seconds
+
+
+def matmul_rate(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
+    """Floating-point operations a second of square matrix products on all cores."""
+    a = torch.randn(size, size).to(dtype)
+    for _ in range(3):
+        a @ a
+    done, started = 0, time.perf_counter()
+    while time.perf_counter() - started < seconds:
+        a @ a
+        done += 1
+    return 2 * size**3 * done / (time.perf_counter() - started)
+
+
+def flops(case: Case, dataset: Dataset) -> int:
+    """Floating-point operations of one step of one candidate, forward and backward."""
+    network = build_network(case.settings(), dataset, 0)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(case.batch_size, *dataset.image_shape)).sum().backward()
+    return int(counter.get_total_flops())
+
+
+KINDS = {
+    "convolution": ("conv",),
+    "matrix product": ("mm", "addmm", "bmm", "linear"),
+    "pooling": ("pool",),
+    "optimizer": ("sgd", "optimizer", "_foreach"),
+    "dropout": ("bernoulli", "dropout", "random_"),
+    "copies and casts": ("copy_", "index", "_to_copy", "contiguous", "cat", "stack"),
+}
+
+
+def shares(events: Any) -> dict[str, float]:
+    """Where the time of a profile went, by kind of operation, as shares of it."""
+    found: dict[str, float] = {}
+    for event in events:
+        name = event.key.lower()
+        kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
+        found[kind] = found.get(kind, 0.0) + event.self_cpu_time_total
+    total = sum(found.values())
+    return {kind: value / total for kind, value in found.items()}
+
+
+def profiled(case: Case, reference: Reference, dataset: Dataset, plan: Plan) -> None:
+    """Print where the time of one candidate goes, in one thread: before, and after."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    short = replace(case, steps=max(3, case.steps // 4))
+    before = Reference(Path(reference.images.root), short, dataset)
+    with profile(activities=[ProfilerActivity.CPU]) as old:
+        started = time.perf_counter()
+        before.train(thetas()[0])
+        seconds = time.perf_counter() - started
+    print(f"  reference, the loader {before.waited / seconds:.0%} of the time; the rest of it: {listed(old)}")
+    with profile(activities=[ProfilerActivity.CPU]) as new:
+        if plan.engine == "fused":
+            from taylorglo.fused import train_together
+
+            train_together([r for _, r in recipes(short)], dataset, short.settings(), plan.precision)
+        else:
+            train(
+                build_network(short.settings(), dataset, 0),
+                next(recipes(short))[1],
+                dataset,
+                short.settings(),
+                plan.precision,
+            )
+    print(f"  engine: {listed(new)}")
+    torch.set_num_threads(threads)
+
+
+def listed(profiler: Any) -> str:
+    """The shares of a profile, the largest first."""
+    found = sorted(shares(profiler.key_averages()).items(), key=lambda item: -item[1])
+    return ", ".join(f"{kind} {share:.0%}" for kind, share in found if share >= 0.01)
+
+
+def spread(values: list[float]) -> str:
+    """Median and range."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+def prepared(folder: Path) -> tuple[Path, Path, Dataset]:
+    """Fashion-MNIST for both: torchvision's folder, the engine's file, and the data set."""
+    raw = folder / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for file in ROOT.glob("*.gz"):
+        (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
+    dataset = data.without_test(data.load(DataSettings(name="fashion-mnist", root=str(ROOT)), 0))
+    validation = Split(dataset.validation.images[:VALIDATED], dataset.validation.labels[:VALIDATED])
+    from taylorglo.sources import digest_of
+
+    fingerprint = digest_of(train=dataset.train, validation=validation)
+    dataset = replace(dataset, validation=validation, provenance={**dataset.provenance, "fingerprint": fingerprint})
+    path = folder / "fashion-mnist.safetensors"
+    data.save(dataset, path)
+    return folder, path, dataset
+
+
+def main() -> None:
+    """Print a table, a line per network."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--models", nargs="*", default=[case.model for case in CASES])
+    arguments = parser.parse_args()
+    machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
+    print(
+        f"{machine}; Python {platform.python_version()}, torch {torch.__version__}; {arguments.repetitions} repetitions"
+    )
+    medians = []
+    with tempfile.TemporaryDirectory() as folder:
+        root, path, dataset = prepared(Path(folder))
+        for case in (case for case in CASES if case.model in arguments.models):
+            settings = case.settings()
+            reference = Reference(root, case, dataset)
+            reference.tune()
+            with Engine(settings, partial(read_resident, str(path), settings.training)) as engine:
+                started = time.perf_counter()
+                run(engine, replace(case, steps=2))
+                start = time.perf_counter() - started
+                before, after, peaks = [], [], []
+                for _ in range(arguments.repetitions):
+                    before.append(reference.run())
+                    after.append(run(engine, case))
+                    peaks.append((matmul_rate(torch.float32), matmul_rate(torch.bfloat16)))
+                ratios = [new / old for new, old in zip(after, before, strict=True)]
+                medians.append(statistics.median(ratios))
+                print(f"\n{case.model}: batches of {case.batch_size}, {CANDIDATES} candidates of {case.steps} steps")
+                print(f"  {engine.plan}; started in {start:.1f} s, once")
+                print(f"  candidate steps/s: reference {spread(before)} with {reference.workers} loader workers")
+                print(f"  candidate steps/s: engine    {spread(after)}")
+                print(f"  ratio:             {spread(ratios)}")
+                work = flops(case, dataset)
+                own = [work * steps / peak[engine.plan.precision == "bfloat16"] for steps, peak in zip(after, peaks)]
+                old = [work * steps / peak[0] for steps, peak in zip(before, peaks)]
+                single, half = (statistics.median(column) / 1e9 for column in zip(*peaks))
+                print(
+                    f"  of the rate of matrix products (float32 {single:.0f}, bfloat16 {half:.0f} GFLOP/s): reference "
+                    f"{statistics.median(old):.0%} of float32, engine {statistics.median(own):.0%} of "
+                    f"{engine.plan.precision}"
+                )
+                profiled(case, reference, dataset, engine.plan)
+    mean = statistics.geometric_mean(medians)
+    print(f"\ngeometric mean of the ratios: {mean:.2f}; the smallest: {min(medians):.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -216,6 +216,12 @@ def test_the_key_is_made_of_everything_that_decides(digits, tmp_path, monkeypatc
     for name, (key,) in found.items():
         by_key.setdefault(key, []).append(name)
     assert [names for names in by_key.values() if len(names) > 1] == []
+    # Left to the machine, another precision is another training too.
+    half = keys(model="cnn")
+    with monkeypatch.context() as patch:
+        patch.setattr(devices, "_has_bfloat16", lambda device: False)
+        assert keys(model="cnn") != half
+        assert keys() == found["known"]
     # The same network under the same name, but in another version.
     source.write_text("from taylorglo.models import cnn as other\n")
     assert keys(model="keyed_networks:other") != found["user's model"]
@@ -343,14 +349,16 @@ def test_fitness_in_bfloat16_repeats_and_is_close(digits, monkeypatch):
     assert fused.fitness == pytest.approx(first.fitness, abs=0.03)
 
 
-def test_the_attack_is_computed_in_float32(digits, monkeypatch):
-
+def test_the_attack_is_computed_in_float32(digits):
     network = build_network(sweep(model="cnn"), digits, 1)
     train(network, Recipe(TaylorLoss(GOOD), 0.1, 1, steps=40, horizon=40), digits, sweep(model="cnn"))
     alone = robust_accuracy(network, digits.validation, 0.05)
     attacked = fgsm(network, scaled(digits.validation.images), digits.validation.labels, 0.05)
+    types = set()
+    network.register_forward_hook(lambda _network, _images, logits: types.add(logits.dtype))
     with torch.autocast("cpu", torch.bfloat16):
         assert robust_accuracy(network, digits.validation, 0.05) == alone
+        assert types == {torch.float32}
         assert not torch.equal(
             fgsm(network, scaled(digits.validation.images), digits.validation.labels, 0.05), attacked
         )

@@ -217,6 +217,15 @@ def test_the_size_of_the_program_does_not_matter(digits):
         assert_same(parts, whole)
 
 
+def test_nor_does_it_for_convolutions():
+    """Of which one network alone would be computed in another way than several."""
+    dataset, settings = synthetic(SHAPES["allcnn-c"]), settings_of("allcnn-c")
+    recipes = [recipe(loss, steps=3, rate=1e-3) for loss in LOSSES[:3]]
+    whole = train_together(recipes, dataset, settings)
+    assert_same(train_together(recipes[:2], dataset, settings), whole[:2])
+    assert_same(train_together(recipes[2:], dataset, settings), whole[2:])
+
+
 def test_those_that_are_given_up_leave(digits):
     thetas = (BACKWARDS, GOOD, BACKWARDS, OTHER, BACKWARDS)
     recipes = [recipe(TaylorLoss(theta), give_up=(6, 0.13), steps=20) for theta in thetas]

@@ -69,7 +69,8 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
     former = matmul.allow_tf32, cudnn.allow_tf32
     matmul.allow_tf32 = cudnn.allow_tf32 = precision == "tf32"
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+        # Without its cache, in which the weights of the first step would stay for all others.
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False):
             yield
     finally:
         matmul.allow_tf32, cudnn.allow_tf32 = former

@@ -28,10 +28,11 @@ from torchvision import datasets, transforms
 from taylorglo import data
 from taylorglo.data import Dataset
 from taylorglo.engine import Engine, Plan
+from taylorglo.fused import train_together
 from taylorglo.loss import TaylorLoss
 from taylorglo.polynomial import from_coefficients
 from taylorglo.settings import DataSettings, SweepSettings
-from taylorglo.sources import Split
+from taylorglo.sources import Split, digest_of
 from taylorglo.training import Recipe, build_network, read_resident, train
 
 ROOT = Path("/usr/share/datasets/fashion-mnist")
@@ -87,12 +88,11 @@ class Reference:
             seconds[workers] = time.perf_counter() - started
         self.workers = min(seconds, key=seconds.__getitem__)
 
-    def run(self) -> float:
-        """Train the generation; returns candidate steps per second."""
+    def run(self) -> tuple[float, float]:
+        """Train the generation; returns candidate steps per second, and the mean accuracy."""
         started = time.perf_counter()
-        for theta in thetas():
-            self.train(theta)
-        return CANDIDATES * self.case.steps / (time.perf_counter() - started)
+        accuracy = statistics.mean(self.train(theta) for theta in thetas())
+        return CANDIDATES * self.case.steps / (time.perf_counter() - started), accuracy
 
     def train(self, theta: list[float]) -> float:
         """Train one candidate; returns its accuracy."""
@@ -143,13 +143,13 @@ def recipes(case: Case) -> Iterator[tuple[int, Recipe]]:
         yield number, Recipe(TaylorLoss(theta), RATE, 0, case.steps, case.steps, validations=1)
 
 
-def run(engine: Engine, case: Case) -> float:
-    """Train the generation; returns candidate steps per second."""
+def run(engine: Engine, case: Case) -> tuple[float, float]:
+    """Train the generation; returns candidate steps per second, and the mean accuracy."""
     started = time.perf_counter()
-    trained = dict(engine.train(recipes(case)))
+    trained = [result.training for _, result in engine.train(recipes(case))]
     seconds = time.perf_counter() - started
-    assert all(result.training.status == "ok" for result in trained.values())
-    return CANDIDATES * case.steps / seconds
+    assert all(training.status == "ok" for training in trained)
+    return CANDIDATES * case.steps / seconds, statistics.mean(training.accuracy for training in trained)
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
@@ -206,8 +206,6 @@ def profiled(case: Case, reference: Reference, dataset: Dataset, plan: Plan) -> 
     print(f"  reference, the loader {before.waited / seconds:.0%} of the time; the rest of it: {listed(old)}")
     with profile(activities=[ProfilerActivity.CPU]) as new:
         if plan.engine == "fused":
-            from taylorglo.fused import train_together
-
             train_together([r for _, r in recipes(short)], dataset, short.settings(), plan.precision)
         else:
             train(
@@ -240,8 +238,6 @@ def prepared(folder: Path) -> tuple[Path, Path, Dataset]:
         (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     dataset = data.without_test(data.load(DataSettings(name="fashion-mnist", root=str(ROOT)), 0))
     validation = Split(dataset.validation.images[:VALIDATED], dataset.validation.labels[:VALIDATED])
-    from taylorglo.sources import digest_of
-
     fingerprint = digest_of(train=dataset.train, validation=validation)
     dataset = replace(dataset, validation=validation, provenance={**dataset.provenance, "fingerprint": fingerprint})
     path = folder / "fashion-mnist.safetensors"
@@ -271,9 +267,14 @@ def main() -> None:
                 run(engine, replace(case, steps=2))
                 start = time.perf_counter() - started
                 before, after, peaks = [], [], []
+                learned: tuple[list[float], list[float]] = [], []
                 for _ in range(arguments.repetitions):
-                    before.append(reference.run())
-                    after.append(run(engine, case))
+                    for rates, accuracies, (rate, accuracy) in (
+                        (before, learned[0], reference.run()),
+                        (after, learned[1], run(engine, case)),
+                    ):
+                        rates.append(rate)
+                        accuracies.append(100 * accuracy)
                     peaks.append((matmul_rate(torch.float32), matmul_rate(torch.bfloat16)))
                 ratios = [new / old for new, old in zip(after, before, strict=True)]
                 medians.append(statistics.median(ratios))
@@ -282,10 +283,14 @@ def main() -> None:
                 print(f"  candidate steps/s: reference {spread(before)} with {reference.workers} loader workers")
                 print(f"  candidate steps/s: engine    {spread(after)}")
                 print(f"  ratio:             {spread(ratios)}")
+                print(f"  accuracy (%) then: reference {spread(learned[0])}, engine {spread(learned[1])}")
                 work = flops(case, dataset)
-                own = [work * steps / peak[engine.plan.precision == "bfloat16"] for steps, peak in zip(after, peaks)]
-                old = [work * steps / peak[0] for steps, peak in zip(before, peaks)]
-                single, half = (statistics.median(column) / 1e9 for column in zip(*peaks))
+                own = [
+                    work * steps / peak[engine.plan.precision == "bfloat16"]
+                    for steps, peak in zip(after, peaks, strict=True)
+                ]
+                old = [work * steps / peak[0] for steps, peak in zip(before, peaks, strict=True)]
+                single, half = (statistics.median(column) / 1e9 for column in zip(*peaks, strict=True))
                 print(
                     f"  of the rate of matrix products (float32 {single:.0f}, bfloat16 {half:.0f} GFLOP/s): reference "
                     f"{statistics.median(old):.0%} of float32, engine {statistics.median(own):.0%} of "

@@ -28,13 +28,13 @@ class Batches:
 
     Args:
         dataset: resident on the device to train on.
-        settings: batch size and augmentation.
+        settings: batch size, at most the number of training images, and augmentation.
         seed: of the order of the samples and of their augmentation.
     """
 
     def __init__(self, dataset: Dataset, settings: SweepSettings, seed: int) -> None:
         self._split = dataset.train
-        self._size = min(settings.training.batch_size, len(dataset.train))
+        self._size = settings.training.batch_size
         self._order = torch.Generator().manual_seed(seed)
         draws = derived_seed(seed, _AUGMENTATION)
         self._augment = Augmentation(settings.augmentation, dataset.mean, dataset.num_classes, draws)

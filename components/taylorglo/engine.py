@@ -151,20 +151,28 @@ class Engine:
         """
         source = iter(recipes)
         waiting: deque[_Unit[Key]] = deque()
-        running: dict[Future[list[Result]], _Unit[Key]] = {}
+        running: dict[Future[list[Result]], tuple[_Unit[Key], Executor]] = {}
         while True:
-            while len(running) < self.plan.workers and (waiting or self._take(source, waiting)):
+            # Nothing is planned, and no data are read, before there is something to train.
+            while (not running or len(running) < self.plan.workers) and (
+                waiting or self._take(source, waiting, len(running))
+            ):
                 unit = waiting.popleft()
-                running[self._submit(unit)] = unit
+                executor = self._executor = self._executor or self._start()
+                running[self._submit(unit, executor)] = unit, executor
             if not running:
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                unit = running.pop(future)
+                unit, executor = running.pop(future)
                 try:
                     results = future.result()
                 except InputError:
                     raise
-                except (OutOfMemoryError, BrokenProcessPool) as error:
+                except BrokenProcessPool:
+                    waiting.appendleft(unit)
+                    if executor is self._executor:  # or it is known of another unit already
+                        self._fewer()
+                except OutOfMemoryError as error:
                     yield from self._smaller(unit, error, waiting)
                 except Exception as error:  # of a network of the user's own, ...: one training fails, not the search
                     yield from self._again(unit, error, waiting)
@@ -172,25 +180,35 @@ class Engine:
                     for key, result in zip(unit.keys, results, strict=True):
                         yield key, replace(result, training=replace(result.training, method=self.plan.method))
 
-    def _take(self, source: Iterator[tuple[Key, Recipe]], waiting: "deque[_Unit[Key]]") -> bool:
-        taken = list(islice(source, self.plan.chunk * self.plan.workers if self.plan.chunk > 1 else 1))
-        waiting.extend(_units(taken, self.plan))
-        return bool(taken)
+    def _take(self, source: Iterator[tuple[Key, Recipe]], waiting: "deque[_Unit[Key]]", running: int) -> bool:
+        taken = list(islice(source, 1))
+        if not taken:
+            return False
+        workers = self.plan.workers - running
+        if self.plan.chunk > 1:
+            taken.extend(islice(source, self.plan.chunk * workers - 1))
+        waiting.extend(_units(taken, self.plan, workers))
+        return True
 
     def _smaller(
-        self, unit: "_Unit[Key]", error: Exception, waiting: "deque[_Unit[Key]]"
+        self, unit: "_Unit[Key]", error: OutOfMemoryError, waiting: "deque[_Unit[Key]]"
     ) -> Iterator[tuple[Key, Result]]:
-        """Go on with less at a time, where a device is full or a process was killed, as it is by a full machine."""
-        if isinstance(error, BrokenProcessPool):
-            self._stop()
-        if self.plan.workers > 1 and (len(unit.keys) == 1 or isinstance(error, BrokenProcessPool)):
-            self._stop()
-            self.plan = replace(self.plan, workers=self.plan.workers // 2)
+        """Go on with less at a time, where a device is full."""
+        if self.plan.workers > 1 and len(unit.keys) == 1:
             waiting.appendleft(unit)
+            self._fewer()
             return
         if len(unit.keys) > 1:
             self.plan = replace(self.plan, chunk=max(1, min(self.plan.chunk, len(unit.keys)) // 2))
         yield from self._again(unit, error, waiting)
+
+    def _fewer(self) -> None:
+        """Go on in half as many processes, when those that still work have done what they were given.
+
+        A process that was killed may have been so by a full machine.
+        """
+        self._stop(cancel=False)
+        self.plan = replace(self.plan, workers=max(1, self.plan.workers // 2))
 
     def _again(
         self, unit: "_Unit[Key]", error: Exception, waiting: "deque[_Unit[Key]]"
@@ -204,12 +222,15 @@ class Engine:
             reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
             yield unit.keys[0], Result(Training("failed", 0.0, [], 0.0, 0.0, 0.0, reason, method=self.plan.method))
 
-    def _submit(self, unit: "_Unit[Key]") -> "Future[list[Result]]":
-        if self._executor is None:
-            self._executor = self._start()
-        if isinstance(self._executor, _Here):
-            return self._executor.submit(self._executor.trainer.train, unit.recipes)
-        return self._executor.submit(_train, unit.recipes)
+    def _submit(self, unit: "_Unit[Key]", executor: Executor) -> "Future[list[Result]]":
+        if isinstance(executor, _Here):
+            return executor.submit(executor.trainer.train, unit.recipes)
+        try:
+            return executor.submit(_train, unit.recipes)
+        except BrokenProcessPool as error:  # since the last result came
+            future: Future[list[Result]] = Future()
+            future.set_exception(error)
+            return future
 
     def _start(self) -> Executor:
         if self.plan.workers == 1:
@@ -221,9 +242,9 @@ class Engine:
             self.plan.workers, context, initializer=_begin, initargs=(self.settings, self._read, self.plan)
         )
 
-    def _stop(self) -> None:
+    def _stop(self, *, cancel: bool = True) -> None:
         if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
+            self._executor.shutdown(cancel_futures=cancel)
             self._executor = None
 
 
@@ -242,8 +263,8 @@ class _Unit(Generic[Key]):
         ]
 
 
-def _units(taken: list[tuple[Key, Recipe]], plan: Plan) -> list[_Unit[Key]]:
-    """Group what can be one program, in parts of one size that keep all workers busy."""
+def _units(taken: list[tuple[Key, Recipe]], plan: Plan, workers: int) -> list[_Unit[Key]]:
+    """Group what can be one program, in parts of one size that keep so many workers busy."""
     if plan.chunk == 1:
         return [_Unit([key], [recipe]) for key, recipe in taken]
     groups: dict[Any, list[tuple[Key, Recipe]]] = {}
@@ -257,7 +278,7 @@ def _units(taken: list[tuple[Key, Recipe]], plan: Plan) -> list[_Unit[Key]]:
             recipe.seed if plan.alone else None,
         )
         groups.setdefault(alike, []).append((key, recipe))
-    size = min(plan.chunk, -(-len(taken) // plan.workers))
+    size = min(plan.chunk, -(-len(taken) // workers))
     units = []
     for group in groups.values():
         parts = -(-len(group) // size)
@@ -298,14 +319,16 @@ class _Trainer:
                 return train_together(recipes, self._dataset, self._settings, self._plan.precision)
             return [self._train(recipe) for recipe in recipes]
         except Exception as error:
-            if is_out_of_memory(error):
-                message = f"out of memory: {str(error).strip().splitlines()[0]}"
-                raise OutOfMemoryError(message) from None  # not with its traceback, which holds on to tensors
-            raise
+            if not is_out_of_memory(error):
+                raise
+            message = f"out of memory: {str(error).strip().splitlines()[0]}"
         finally:
             if self._plan.device == "cuda":
                 gc.collect()
                 torch.cuda.empty_cache()
+        # Not while the other one is handled, which would be its context, and hold on to all the tensors of its frames.
+        gc.collect()
+        raise OutOfMemoryError(message)
 
     def _train(self, recipe: Recipe) -> Result:
         network = build_network(self._settings, self._dataset, recipe.seed)

@@ -79,6 +79,9 @@ def evaluate(
 
     def note(number: int, attempt: int, training: Training) -> None:
         known[number][attempt] = training
+        close(number)
+
+    def close(number: int) -> None:
         if len(known[number]) == wanted[number]:
             complete.append(number)
 
@@ -86,6 +89,10 @@ def evaluate(
         for number, theta, attempts in candidates:
             known[number], wanted[number] = {}, attempts
             for attempt in range(attempts):
+                if any(training.status != "ok" for training in known[number].values()):
+                    wanted[number] = attempt  # what would come after it does not count
+                    close(number)
+                    break
                 recipe = short_training(theta, derived_seed(settings.seed, generation, attempt), engine)
                 key = keys[number, attempt] = _key(theta, recipe, engine)
                 recorded = cache.recall(key)

@@ -99,7 +99,7 @@ class _Stack:
         self._parameters = {name: self._leaf(value) for name, value in parameters.items()}
         # Such as the normalisation: the same in all, and kept apart, or every network had a copy of the images.
         self._buffers = {name: value[0].to(self._device) for name, value in buffers.items()}
-        self._base = copy.deepcopy(self._network).to("meta")
+        self._base = copy.deepcopy(self._network)  # not on meta: moved there, tied weights are no longer tied
         self._batches = [Batches(dataset, settings, seed) for seed in seeds]
         self._source = torch.tensor([seeds.index(recipes[index].seed) for index in self._alive], device=self._device)
         self._curves: list[list[tuple[int, float, float]]] = [[] for _ in recipes]
@@ -108,7 +108,10 @@ class _Stack:
     def train(self) -> list[Result]:
         recipe = self._first
         validated, checked = recipe.validated, recipe.checked
-        optimizer = sgd(list(self._parameters.values()), self._settings.training, recipe.learning_rate)
+        # On a CPU, the fused optimizer rounds the last few values of a tensor in another way than the others: what
+        # comes of a network would depend on its place in the stack.
+        fused = self._device.type == "cuda"
+        optimizer = sgd(list(self._parameters.values()), self._settings.training, recipe.learning_rate, fused=fused)
         schedule = schedule_of(optimizer, self._settings.training, recipe.horizon, recipe.learning_rate)
         objective = _Objective([self._recipes[index].loss for index in self._alive], self._device)
         with seeded(recipe.seed, self._device), computing(self._precision, self._device):
@@ -203,7 +206,7 @@ class _Stack:
         rows = torch.tensor(left, device=self._device)
         self._source = self._source[rows]
         momenta = [optimizer.state.pop(parameter, {}) for parameter in self._parameters.values()]
-        self._parameters = {name: self._leaf(value.detach()[rows]) for name, value in self._parameters.items()}
+        self._parameters = {name: self._leaf(value, rows) for name, value in self._parameters.items()}
         group = optimizer.param_groups[0]
         group["params"] = list(self._parameters.values())
         for parameter, state in zip(group["params"], momenta, strict=True):
@@ -211,8 +214,8 @@ class _Stack:
             optimizer.state[parameter] = {"momentum_buffer": None if buffer is None else buffer[rows]}
         return True
 
-    def _leaf(self, value: Tensor) -> nn.Parameter:
-        return nn.Parameter(value.detach().to(self._device))
+    def _leaf(self, value: Tensor, rows: Tensor | slice = slice(None)) -> nn.Parameter:
+        return nn.Parameter(value.detach()[rows].to(self._device), requires_grad=value.requires_grad)
 
 
 class _Objective:

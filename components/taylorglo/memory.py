@@ -40,9 +40,11 @@ def footprint(network: nn.Module, image_shape: ImageShape, batch_size: int) -> F
         image_shape: (C, H, W).
         batch_size: of its training.
     """
-    state = {name: value.detach().to("meta") for name, value in network.state_dict().items()}
-    weights = sum(value.numel() * _FLOAT for value in state.values())
-    own = {name: value.requires_grad_(value.is_floating_point()) for name, value in state.items()}
+    # By these names tied weights are there once, as functional_call takes them.
+    parameters = {name: value.detach().to("meta") for name, value in network.named_parameters()}
+    buffers = {name: value.detach().to("meta") for name, value in network.named_buffers()}
+    weights = sum(value.numel() * _FLOAT for value in (*parameters.values(), *buffers.values()))
+    own = {name: value.requires_grad_(value.is_floating_point()) for name, value in parameters.items()} | buffers
     known = {value.untyped_storage()._cdata for value in own.values()}
     saved: dict[int, Tensor] = {}
 
@@ -55,9 +57,8 @@ def footprint(network: nn.Module, image_shape: ImageShape, batch_size: int) -> F
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         try:
             functional_call(network.train(), own, (images,))
-        except (
-            Exception
-        ):  # a network of the user's own that makes tensors on a device of its choice: only a part is known
+        # A network of the user's own that makes tensors on a device of its choice: only a part is known.
+        except Exception:
             saved.clear()
     return Footprint(weights, sum(value.untyped_storage().nbytes() for value in saved.values()))
 

@@ -231,15 +231,17 @@ def weights_of(network: nn.Module, dataset: Dataset, settings: SweepSettings) ->
     return save(state, metadata)
 
 
-def sgd(parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float) -> torch.optim.SGD:
-    """The optimizer of every training."""
+def sgd(
+    parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float, *, fused: bool = True
+) -> torch.optim.SGD:
+    """The optimizer of every training; ``fused`` is PyTorch's, one kernel for all that it does."""
     return torch.optim.SGD(
         parameters,
         lr=learning_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
-        fused=True,
+        fused=fused,
     )
 
 

@@ -28,6 +28,8 @@ PARAMETERS: dict[str, Any] = {
     "training_steps": 3,
     "evaluation_steps": 2,
     "evaluation_attempts": 1,
+    "evaluation_give_up_step": 0,
+    "training_workers": 1,  # in this process, where a test can see what is trained
     "champion_finalists": 3,
     "champion_seeds": 2,
     "attack_seeds": 1,
@@ -204,16 +206,17 @@ def test_two_runs_at_once_share_a_study_and_train_no_candidate_twice(
         monkeypatch.setenv(environment.STUDY_URL, request.getfixturevalue("postgres_url"))
         opened(work)
     code = """
-from taylorglo import stages, training
+from taylorglo import engine, stages
 from taylorglo.environment import Sweep
 
-evaluate = training.evaluate_candidate
+train = engine.train_together
 
-def counted(theta, *rest):
-    print("trained", theta, flush=True)
-    return evaluate(theta, *rest)
+def counted(recipes, *rest):
+    for recipe in recipes:
+        print("trained", recipe.loss.theta.tolist(), flush=True)
+    return train(recipes, *rest)
 
-training.evaluate_candidate = counted
+engine.train_together = counted
 sweep = Sweep.read(sys.argv[1])
 wait()
 for generation in (1, 2):

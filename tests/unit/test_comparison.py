@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,29 +10,20 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load, save
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from trainings import GOOD as THETA
+from trainings import steps_counted
 
-from taylorglo import data
-from taylorglo.comparison import (
-    Contender,
-    Trained,
-    baselines,
-    best_contender,
-    compare,
-    restore_network,
-    train_finalists,
-    train_in_full,
-    tune_baselines,
-)
+from taylorglo import comparison, data
+from taylorglo.batches import derived_seed, scaled
+from taylorglo.comparison import Contender, Memo, Trained, baselines, best_contender, restore_network
 from taylorglo.data import Dataset, Split
-from taylorglo.errors import InputError
+from taylorglo.engine import Engine
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.loss import CrossEntropy, SquaredError, TaylorLoss
-from taylorglo.polynomial import from_coefficients
 from taylorglo.settings import DataSettings, SweepSettings
-from taylorglo.training import derived_seed, scaled, validate
+from taylorglo.training import validate
 
 STEPS = 12
-THETA = from_coefficients(4.0, -4.0, -1.0, 0.0)
 CONTENDER = Contender("cross-entropy", "cross-entropy", 0.1)
 
 
@@ -67,26 +58,20 @@ def digits(full: Dataset) -> Dataset:
 @pytest.fixture
 def steps() -> Iterator[Callable[[], int]]:
     """How many optimizer steps were done since the last time of asking."""
-    done = 0
+    with steps_counted() as done:
 
-    def count(*_: Any) -> None:
-        nonlocal done
-        done += 1
+        def since() -> int:
+            number = len(done)
+            done.clear()
+            return number
 
-    def since() -> int:
-        nonlocal done
-        number, done = done, 0
-        return number
-
-    handle = register_optimizer_step_pre_hook(count)
-    yield since
-    handle.remove()
+        yield since
 
 
 def sweep(changes: dict[str, Any] | None = None) -> SweepSettings:
     values: dict[str, Any] = {
-        "training": {"steps": STEPS},
-        "evaluation": {"steps": 5},
+        "training": {"steps": STEPS, "engine": "sequential"},
+        "evaluation": {"steps": 5, "give_up_step": 0},
         "baselines": {"learning_rates": [0.05, 0.2], "attempts": 2, "label_smoothing": 0.15},
         "champion": {"seeds": 3},
     }
@@ -97,6 +82,29 @@ def sweep(changes: dict[str, Any] | None = None) -> SweepSettings:
 
 def untimed(trained: Trained) -> Trained:
     return replace(trained, started=0.0, ended=0.0)
+
+
+def train_in_full(contender: Contender, seed: int, dataset: Dataset, settings: SweepSettings, memo: Memo) -> Trained:
+    with Engine(settings, lambda: dataset) as engine:
+        (trained,) = comparison.train_in_full([(contender, seed)], engine, memo)
+    return trained
+
+
+def tune_baselines(dataset: Dataset, settings: SweepSettings, memo: Memo) -> list[Trained]:
+    with Engine(settings, lambda: dataset) as engine:
+        return comparison.tune_baselines(engine, memo)
+
+
+def train_finalists(
+    thetas: Sequence[Sequence[float]], dataset: Dataset, settings: SweepSettings, memo: Memo
+) -> list[Trained]:
+    with Engine(settings, lambda: dataset) as engine:
+        return comparison.train_finalists(thetas, engine, memo)
+
+
+def compare(contender: Contender, dataset: Dataset, settings: SweepSettings, memo: Memo) -> list[Trained]:
+    with Engine(settings, lambda: dataset) as engine:
+        return comparison.compare(contender, engine, memo)
 
 
 # The memo
@@ -357,3 +365,23 @@ def tied(image_shape, num_classes):
     result = train_in_full(CONTENDER, 5, digits, sweep({"model": {"name": "tied_networks:tied"}}), memo)
     network = restore_network(memo.weights(result.key), "tied_networks:tied", digits)
     assert validate(network, digits.validation)[0] == result.accuracy
+
+
+def test_a_training_in_full_that_fails_twice_is_an_error(digits, monkeypatch, tmp_path: Path):
+    (tmp_path / "broken_networks.py").write_text("""
+from torch import nn
+
+class Broken(nn.Sequential):
+    def forward(self, images):
+        if self.training:
+            raise RuntimeError("disk on fire")
+        return super().forward(images)
+
+def broken(image_shape, num_classes):
+    return Broken(nn.Flatten(), nn.Linear(64, num_classes))
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    memo = Memory()
+    with pytest.raises(TaylorgloError, match=r"^a training in full of cross-entropy failed twice: disk on fire$"):
+        train_in_full(CONTENDER, 5, digits, sweep({"model": {"name": "broken_networks:broken"}}), memo)
+    assert not memo.results

@@ -157,7 +157,7 @@ def test_allcnn_c_averages_over_6x6_and_drops_0_2_then_0_5():
     pooling.register_forward_hook(lambda _module, inputs, _output: sizes.append(inputs[0].shape))
     network(torch.rand(1, *CIFAR))
     assert sizes == [(1, 10, 6, 6)]
-    assert [module.p for module in network.modules() if isinstance(module, torch.nn.Dropout)] == [0.2, 0.5, 0.5]
+    assert [module.p for module in network.modules() if isinstance(module, models.Dropout)] == [0.2, 0.5, 0.5]
 
 
 def test_gray_images_are_repeated_for_torchvision():

@@ -34,7 +34,10 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
     """The values of a whole sweep, away from the defaults."""
     schedule = draw(st.sampled_from(["constant", "step", "cosine", "one-cycle"]))
     momentum = draw(finite(0, 0.99))
+    engine = draw(st.sampled_from(["auto", "sequential", "parallel", "fused"]))
     steps = draw(st.integers(1, 10**6))
+    short = draw(st.integers(1, steps))
+    attempts = draw(st.integers(1, 100))
     coordinates = draw(st.sampled_from(["reduced", "theta"]))
     order = 3 if coordinates == "reduced" else draw(st.integers(2, 8))
     dimensions = 4 if coordinates == "reduced" else order * (order + 1) // 2 + 2
@@ -66,7 +69,11 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
             "milestones": draw(ascending(open_unit(), 1)) if schedule == "step" else [],
             "decay": draw(open_unit()),
             "device": draw(st.sampled_from(["auto", "cpu", "cuda"])),
+            "precision": draw(st.sampled_from(["auto", "float32", "tf32", "bfloat16"])),
+            "engine": engine,
+            "workers": draw(st.integers(0, 1024)),
             "threads": draw(st.integers(1, 64)),
+            "compile": draw(st.booleans()) if engine != "fused" else False,
         },
         "augmentation": {
             "crop_padding": draw(st.integers(0, 64)),
@@ -75,11 +82,14 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
             "cutmix": draw(finite(0, 1)),
         },
         "evaluation": {
-            "steps": draw(st.integers(1, steps)),
-            "attempts": draw(st.integers(1, 100)),
+            "steps": short,
+            "attempts": attempts,
             "anneal": draw(st.booleans()),
-            "give_up_step": draw(st.integers(0, 10**6)),
+            "give_up_step": draw(st.integers(0, short)),
             "give_up_gain": draw(finite(0, 0.999)),
+            "max_attempts": draw(st.just(0) | st.integers(attempts, 100)) if attempts > 1 else 0,
+            "adversarial_weight": draw(finite(0, 1)),
+            "adversarial_epsilon": draw(finite(0, 1, exclude_min=True)),
         },
         "search": {
             "coordinates": coordinates,
@@ -90,6 +100,8 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
             "filters": draw(st.just(["none"]) | st.lists(named, min_size=1, unique=True)),
             "on_reject": draw(st.sampled_from(["resample", "penalize"])),
             "max_draws": draw(st.integers(popsize, 10**6)),
+            "generations": draw(st.integers(0, 10**6)),
+            "renew": draw(st.booleans()),
         },
         "baselines": {
             "learning_rates": draw(ascending(finite(0, 10, exclude_min=True), 1)),
@@ -114,7 +126,10 @@ def test_parameters_carry_every_setting(values: dict[str, Any]) -> None:
     parameters = sweep.parameters()
     assert SweepSettings.from_parameters(parameters) == sweep
     assert all(type(value) in (str, int, float, bool) for value in parameters.values())
-    # What was put in is what is there.
+    # What was put in is what is there, and it is everything that can be put in.
+    assert {name: set(own) for name, own in values.items() if isinstance(own, dict)} == {
+        name: set(own) for name, own in SweepSettings().model_dump().items() if isinstance(own, dict)
+    }
     for section, content in values.items():
         for key, value in content.items() if isinstance(content, dict) else []:
             found = getattr(getattr(sweep, section), key)

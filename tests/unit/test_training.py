@@ -1,6 +1,8 @@
 """Training: exact repetition, common random numbers, schedules step by step, and what ends a training early."""
 
+import importlib
 import math
+import sys
 import textwrap
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,52 +14,23 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from trainings import BACKWARDS, GOOD, OTHER, Notes, evaluated, steps_counted, sweep, untimed
 
 from taylorglo import data
+from taylorglo.batches import derived_seed, scaled
 from taylorglo.data import Dataset, Split
+from taylorglo.devices import device_of
+from taylorglo.engine import Engine
 from taylorglo.errors import InputError
+from taylorglo.evaluation import Evaluation, evaluate
 from taylorglo.loss import CrossEntropy, Loss
-from taylorglo.polynomial import from_coefficients
 from taylorglo.settings import DataSettings, SweepSettings, TrainingSettings
-from taylorglo.training import (
-    Evaluation,
-    Training,
-    build_network,
-    derived_seed,
-    device_of,
-    evaluate_candidate,
-    resident,
-    scaled,
-    train,
-    validate,
-)
-
-GOOD = from_coefficients(4.0, -4.0, -1.0, 0.0)
-OTHER = from_coefficients(6.0, -3.0, -2.0, 0.5)
-BACKWARDS = from_coefficients(-4.0, 4.0, 1.0, 0.0)
+from taylorglo.training import Recipe, Training, build_network, resident, train, validate
 
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return data.without_test(data.load(DataSettings(), 0))
-
-
-def sweep(
-    *, model: str = "mlp", training: dict[str, Any] | None = None, seed: int = 0, **evaluation: Any
-) -> SweepSettings:
-    return SweepSettings.model_validate(
-        {
-            "seed": seed,
-            "model": {"name": model},
-            "training": {"steps": 60, **(training or {})},
-            "evaluation": {"steps": 20, "give_up_step": 0, **evaluation},
-        }
-    )
-
-
-def untimed(evaluation: Evaluation) -> Evaluation:
-    return replace(evaluation, started=0.0, ended=0.0, seconds=0.0)
 
 
 NETWORKS = """
@@ -100,7 +73,7 @@ class Failing(nn.Module):
         global calls
         calls += 1
         if calls in self.times:
-            raise RuntimeError("out of memory\\nwith details")
+            raise RuntimeError("disk on fire\\nwith details")
         return self.network(images)
 
 
@@ -120,40 +93,39 @@ def sound(image_shape, num_classes):
 @pytest.fixture
 def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """A user's module of networks that tell what they are shown."""
-    import importlib
-    import sys
-
     (tmp_path / "training_networks.py").write_text(textwrap.dedent(NETWORKS))
     monkeypatch.syspath_prepend(tmp_path)
     yield importlib.import_module("training_networks")
     del sys.modules["training_networks"]
 
 
+def recorded(
+    networks: ModuleType, theta: list[float], generation: int, dataset: Dataset, settings: SweepSettings
+) -> Evaluation:
+    """Evaluate a candidate, and forget what its network was shown before that, while the training was planned."""
+    with Engine(settings, lambda: dataset) as engine:
+        assert engine.plan.engine == "sequential"
+        networks.initial.clear()
+        networks.batches.clear()
+        networks.evaluated = networks.calls = 0
+        ((_, evaluation),) = evaluate([(0, theta, settings.evaluation.attempts)], generation, engine, Notes())
+    return evaluation
+
+
 @pytest.fixture
 def rates() -> Iterator[list[tuple[float, float]]]:
     """The learning rate and momentum of every optimizer step from here on."""
-    seen: list[tuple[float, float]] = []
-    handle = register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: seen.append(
-            (float(optimizer.param_groups[0]["lr"]), optimizer.param_groups[0]["momentum"])
-        )
-    )
-    yield seen
-    handle.remove()
+    with steps_counted() as seen:
+        yield seen
 
 
 def trained(
     dataset: Dataset, settings: TrainingSettings, steps: int, loss: Loss | None = None, seed: int = 0, **options: Any
 ) -> tuple[Training, nn.Module]:
     network = build_network(sweep(), dataset, 1)
-    result = train(
-        network,
-        loss or CrossEntropy(),
-        dataset,
-        settings,
-        **{"steps": steps, "horizon": steps, "learning_rate": settings.learning_rate, "seed": seed, **options},
-    )
-    return result, network
+    recipe = Recipe(loss or CrossEntropy(), settings.learning_rate, seed, steps=steps, horizon=steps, **options)
+    result = train(network, recipe, dataset, SweepSettings.model_construct(training=settings))
+    return result.training, network
 
 
 # Training works, and repeats exactly
@@ -171,7 +143,7 @@ def test_cross_entropy_learns_the_digits(digits):
 
 
 def test_a_candidate_learns_the_digits(digits):
-    result = evaluate_candidate(GOOD, 1, digits, sweep(training={"steps": 200}, steps=200, attempts=1))
+    result = evaluated(GOOD, 1, digits, sweep(training={"steps": 200}, steps=200, attempts=1))
     assert result.status == "ok"
     assert result.fitness > 0.93
 
@@ -189,11 +161,11 @@ def test_dropout_repeats_and_the_global_generator_is_left_alone(digits):
     settings = sweep(model="training_networks:dropout")
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    first = untimed(evaluate_candidate(GOOD, 1, digits, settings))
+    first = untimed(evaluated(GOOD, 1, digits, settings))
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(456)
-    assert untimed(evaluate_candidate(GOOD, 1, digits, settings)) == first
-    assert untimed(evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:dropout", seed=1))) != first
+    assert untimed(evaluated(GOOD, 1, digits, settings)) == first
+    assert untimed(evaluated(GOOD, 1, digits, sweep(model="training_networks:dropout", seed=1))) != first
 
 
 def test_derived_seeds():
@@ -211,9 +183,7 @@ def test_candidates_of_a_generation_differ_by_their_loss_alone(digits, networks)
     settings = sweep(model="training_networks:recording", attempts=2)
 
     def seen(theta: list[float], generation: int) -> tuple[list[Any], list[torch.Tensor]]:
-        networks.initial.clear()
-        networks.batches.clear()
-        evaluate_candidate(theta, generation, digits, settings)
+        recorded(networks, theta, generation, digits, settings)
         return list(networks.initial), list(networks.batches)
 
     initial, batches = seen(GOOD, 1)
@@ -231,7 +201,7 @@ def test_candidates_of_a_generation_differ_by_their_loss_alone(digits, networks)
 def test_losses_that_differ_in_c1_alone_train_alike(digits):
     settings = sweep(steps=40)
     gauged = [*GOOD[:2], GOOD[2] + 3.0, *GOOD[3:]]
-    one, two, other = (evaluate_candidate(theta, 1, digits, settings) for theta in (GOOD, gauged, OTHER))
+    one, two, other = (evaluated(theta, 1, digits, settings) for theta in (GOOD, gauged, OTHER))
     curves = [[loss for _, _, loss in evaluation.curve] for evaluation in (one, two, other)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-3)
     assert curves[0] != pytest.approx(curves[2], rel=1e-2)
@@ -239,8 +209,8 @@ def test_losses_that_differ_in_c1_alone_train_alike(digits):
 
 def test_fitness_does_not_depend_on_the_order_or_the_shard(digits):
     settings = sweep(give_up_step=10)
-    together = [untimed(evaluate_candidate(theta, 3, digits, settings)) for theta in (GOOD, BACKWARDS, OTHER)]
-    apart = [untimed(evaluate_candidate(theta, 3, digits, settings)) for theta in (OTHER, GOOD)]
+    together = [untimed(evaluated(theta, 3, digits, settings)) for theta in (GOOD, BACKWARDS, OTHER)]
+    apart = [untimed(evaluated(theta, 3, digits, settings)) for theta in (OTHER, GOOD)]
     assert apart == [together[2], together[0]]
     assert together[1].status == "diverged"
 
@@ -250,7 +220,7 @@ def test_fitness_does_not_depend_on_the_order_or_the_shard(digits):
 
 def test_an_epoch_shows_every_image_once(digits, networks):
     settings = sweep(model="training_networks:recording", training={"batch_size": 100}, attempts=1, steps=20)
-    evaluate_candidate(GOOD, 1, digits, settings)
+    recorded(networks, GOOD, 1, digits, settings)
     size = len(digits.train)
     per_epoch = size // 100
     assert [len(batch) for batch in networks.batches] == [100] * 20
@@ -260,14 +230,20 @@ def test_an_epoch_shows_every_image_once(digits, networks):
     for epoch in epochs:
         assert len(epoch.unique(dim=0)) == per_epoch * 100
     assert not torch.equal(*epochs)
-    assert networks.evaluated == 10  # ten points of the curve, one pass each, and no more
+    assert networks.evaluated == 1  # a candidate is validated when it is known what it can do, and not before
 
 
-def test_a_batch_larger_than_the_data_is_all_of_it(digits, networks):
-    few = replace(digits, train=Split(digits.train.images[:30], digits.train.labels[:30]))
-    settings = sweep(model="training_networks:recording", training={"batch_size": 64}, attempts=1, steps=3)
-    assert evaluate_candidate(GOOD, 1, few, settings).status == "ok"
-    assert [len(batch.unique(dim=0)) for batch in networks.batches] == [30, 30, 30]
+def test_a_training_in_full_is_validated_ten_times(digits, networks):
+    network = build_network(sweep(model="training_networks:recording"), digits, 1)
+    train(network, Recipe(CrossEntropy(), 0.1, 0, steps=20, horizon=20), digits, sweep())
+    assert networks.evaluated == 10
+
+
+def test_a_batch_larger_than_the_data_is_refused(digits):
+    few = replace(digits, train=Split(digits.train.images[:63], digits.train.labels[:63]))
+    with pytest.raises(InputError, match=r"^training\.batch_size: 64 is more than the 63 training images$"):
+        evaluated(GOOD, 1, few, sweep())
+    assert evaluated(GOOD, 1, few, sweep(training={"batch_size": 63}, steps=3)).status == "ok"
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7, 11])
@@ -303,7 +279,7 @@ def test_learning_rates_of_a_short_training(digits, rates, schedule, anneal):
     milestones = [0.2, 0.5] if schedule == "step" else []
     training = {"learning_rate": 0.08, "momentum": 0.7, "schedule": schedule, "milestones": milestones, "decay": 0.3}
     settings = sweep(training=training, anneal=anneal, attempts=2)
-    evaluate_candidate(GOOD, 1, digits, settings)
+    evaluated(GOOD, 1, digits, settings)
     horizon = 20 if anneal else 60
     expected = [rate_at(step, settings.training, horizon) for step in range(1, 21)]
     assert [rate for rate, _ in rates] == pytest.approx(expected * 2, rel=1e-6)
@@ -318,7 +294,7 @@ def test_one_step_of_one_cycle(digits, rates):
 
 def test_the_optimizer_is_the_one_that_was_asked_for(digits):
     """One step of plain SGD with weight decay, by hand."""
-    settings = TrainingSettings(learning_rate=0.05, momentum=0, nesterov=False, weight_decay=0.1, batch_size=10_000)
+    settings = TrainingSettings(learning_rate=0.05, momentum=0, nesterov=False, weight_decay=0.1, batch_size=1077)
     _, network = trained(digits, settings, 1)
     start = build_network(sweep(), digits, 1)
     CrossEntropy()(start(scaled(digits.train.images)), digits.train.labels).backward()
@@ -332,7 +308,7 @@ def test_the_optimizer_is_the_one_that_was_asked_for(digits):
 
 def test_a_candidate_that_has_not_learned_is_given_up(digits, rates):
     settings = sweep(steps=20, give_up_step=7, give_up_gain=0.05, attempts=3)
-    result = evaluate_candidate(BACKWARDS, 1, digits, settings)
+    result = evaluated(BACKWARDS, 1, digits, settings)
     assert len(rates) == 7  # of the first attempt, and there is no second one
     assert result.status == "diverged"
     assert result.accuracies == [result.fitness]
@@ -342,18 +318,19 @@ def test_a_candidate_that_has_not_learned_is_given_up(digits, rates):
 
 
 def test_a_candidate_is_given_up_only_where_it_has_not_learned(digits, rates):
-    expected = untimed(evaluate_candidate(GOOD, 1, digits, sweep(give_up_step=0, steps=40)))
+    expected = untimed(evaluated(GOOD, 1, digits, sweep(give_up_step=0, steps=40)))
     settings = sweep(give_up_step=20, give_up_gain=0.05, steps=40)
-    assert untimed(evaluate_candidate(GOOD, 1, digits, settings)) == expected
+    looked = untimed(evaluated(GOOD, 1, digits, settings))
+    assert [step for step, _, _ in looked.curve] == [20, 40]
+    assert replace(looked, curve=looked.curve[1:]) == expected  # the look itself changes nothing
     assert expected.status == "ok"
     assert len(expected.accuracies) == 2
     rates.clear()
-    assert evaluate_candidate(GOOD, 1, digits, sweep(give_up_step=20, give_up_gain=0.899)).status == "diverged"
+    assert evaluated(GOOD, 1, digits, sweep(give_up_step=20, give_up_gain=0.899)).status == "diverged"
     assert len(rates) == 20
     rates.clear()
-    assert evaluate_candidate(BACKWARDS, 1, digits, sweep(give_up_step=21, attempts=1)).status == "ok"  # never there
-    assert evaluate_candidate(BACKWARDS, 1, digits, sweep(give_up_step=0, attempts=1)).status == "ok"
-    assert len(rates) == 40
+    assert evaluated(BACKWARDS, 1, digits, sweep(give_up_step=0, attempts=1)).status == "ok"
+    assert len(rates) == 20
 
 
 def test_giving_up_compares_with_the_accuracy_given(digits):
@@ -367,7 +344,7 @@ def test_giving_up_compares_with_the_accuracy_given(digits):
     ("theta", "rate"), [([x * 2e29 for x in GOOD], 0.1), (GOOD, 1e30)], ids=["extreme loss", "extreme learning rate"]
 )
 def test_numbers_that_run_off(digits, rates, theta, rate):
-    result = evaluate_candidate(theta, 1, digits, sweep(training={"learning_rate": rate}, steps=20, attempts=2))
+    result = evaluated(theta, 1, digits, sweep(training={"learning_rate": rate}, steps=20, attempts=2))
     assert (result.status, result.fitness, result.accuracies) == ("diverged", 0.0, [0.0])
     assert "no longer finite at step" in result.reason
     assert len(rates) < 20
@@ -375,7 +352,7 @@ def test_numbers_that_run_off(digits, rates, theta, rate):
 
 
 def test_fitness_is_the_mean_over_the_attempts(digits):
-    result = evaluate_candidate(GOOD, 1, digits, sweep(attempts=3, steps=10))
+    result = evaluated(GOOD, 1, digits, sweep(attempts=3, steps=10))
     assert len(set(result.accuracies)) > 1
     assert result.fitness == pytest.approx(sum(result.accuracies) / 3)
     assert result.curve[-1][1] == pytest.approx(result.fitness)
@@ -386,24 +363,25 @@ def test_fitness_is_the_mean_over_the_attempts(digits):
 
 
 def test_an_error_of_the_machine_is_tried_again(digits, networks):
-    expected = untimed(evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:sound")))
-    networks.calls = 0
-    assert untimed(evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:failing_once"))) == expected
+    expected = untimed(evaluated(GOOD, 1, digits, sweep(model="training_networks:sound")))
+    failing = sweep(model="training_networks:failing_once")
+    assert untimed(recorded(networks, GOOD, 1, digits, failing)) == expected
+    assert networks.calls > 3
     assert expected.status == "ok"
 
 
 def test_an_error_that_comes_again_is_a_result(digits, networks):
-    result = evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:failing_twice"))
+    result = recorded(networks, GOOD, 1, digits, sweep(model="training_networks:failing_twice", attempts=3))
     assert networks.calls == 6
-    assert untimed(result) == Evaluation("failed", 0.0, [], [], 0.0, 0.0, 0.0, "out of memory")
+    assert untimed(result) == Evaluation("failed", 0.0, [], [], [], 0.0, 0.0, 0.0, "disk on fire")
     assert result.as_dict()["status"] == "failed"
 
 
 def test_bad_input_is_not_tried_again(digits):
     with pytest.raises(InputError, match="theta has 3 numbers"):
-        evaluate_candidate([1.0, 2.0, 3.0], 1, digits, sweep())
+        evaluated([1.0, 2.0, 3.0], 1, digits, sweep())
     with pytest.raises(InputError, match="no_such_module"):
-        evaluate_candidate(GOOD, 1, digits, sweep(model="no_such_module:network"))
+        evaluated(GOOD, 1, digits, sweep(model="no_such_module:network"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
@@ -428,12 +406,12 @@ class Forbidden(Split):
 
 def test_fitness_never_sees_the_test_split(digits):
     sealed = replace(digits, test=Forbidden.__new__(Forbidden))
-    expected = untimed(evaluate_candidate(GOOD, 1, digits, sweep()))
-    assert untimed(evaluate_candidate(GOOD, 1, sealed, sweep())) == expected
+    expected = untimed(evaluated(GOOD, 1, digits, sweep()))
+    assert untimed(evaluated(GOOD, 1, sealed, sweep())) == expected
 
 
 def test_validation_images_are_not_trained_on(digits, networks):
-    evaluate_candidate(GOOD, 1, digits, sweep(model="training_networks:recording", attempts=1, steps=60))
+    recorded(networks, GOOD, 1, digits, sweep(model="training_networks:recording", attempts=1, steps=60))
     held_out = {tuple(row) for row in normalised(digits, digits.validation)}
     shown = {tuple(row) for batch in networks.batches for row in batch.tolist()}
     assert len(shown) > 1000

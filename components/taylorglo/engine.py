@@ -87,7 +87,8 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     ).training
     free = free_memory(device)
     network = build_network(settings, dataset, seed=0)
-    stackable = training.engine in ("auto", "fused") and qualifies(network, dataset.image_shape)
+    fusing = training.engine in ("auto", "fused") and not training.compile
+    stackable = fusing and qualifies(network, dataset.image_shape)
     engine = training.engine
     if engine == "fused" and not stackable:
         raise InputError(

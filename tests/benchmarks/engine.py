@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -245,11 +246,42 @@ def prepared(folder: Path) -> tuple[Path, Path, Dataset]:
     return folder, path, dataset
 
 
+def engines(cases: list[Case], path: Path, repetitions: int) -> None:
+    """Print candidate steps per second by engine, all in turns."""
+    variants: dict[str, dict[str, Any]] = {
+        "one after another, in one process with 2 threads": {"engine": "sequential", "threads": 2},
+        "parallel, 2 processes of 1 thread": {"engine": "parallel", "workers": 2},
+        "parallel, float32": {"engine": "parallel", "workers": 2, "precision": "float32"},
+        "parallel, compiled": {"engine": "parallel", "workers": 2, "compile": True},
+        "fused, 2 processes of 1 thread": {"engine": "fused", "workers": 2},
+    }
+    for case in cases:
+        print(f"\n{case.model}: batches of {case.batch_size}, {CANDIDATES} candidates of {case.steps} steps")
+        found: dict[str, list[float]] = {name: [] for name in variants}
+        started: dict[str, float] = {}
+        with ExitStack() as stack:
+            opened = {}
+            for name, training in variants.items():
+                settings = case.settings(**training)
+                read = partial(read_resident, str(path), settings.training)
+                opened[name] = stack.enter_context(Engine(settings, read))
+                begun = time.perf_counter()
+                run(opened[name], replace(case, steps=2))
+                started[name] = time.perf_counter() - begun
+            for _ in range(repetitions):
+                for name, engine in opened.items():
+                    found[name].append(run(engine, case)[0])
+        for name, rates in found.items():
+            precision = opened[name].plan.precision
+            print(f"  {name:<49} {precision:<9} {spread(rates)} steps/s, started in {started[name]:.1f} s", flush=True)
+
+
 def main() -> None:
     """Print a table, a line per network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--models", nargs="*", default=[case.model for case in CASES])
+    parser.add_argument("--engines", action="store_true", help="compare the engines with each other instead")
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(
@@ -258,7 +290,11 @@ def main() -> None:
     medians = []
     with tempfile.TemporaryDirectory() as folder:
         root, path, dataset = prepared(Path(folder))
-        for case in (case for case in CASES if case.model in arguments.models):
+        cases = [case for case in CASES if case.model in arguments.models]
+        if arguments.engines:
+            engines(cases, path, arguments.repetitions)
+            return
+        for case in cases:
             settings = case.settings()
             reference = Reference(root, case, dataset)
             reference.tune()

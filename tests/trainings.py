@@ -42,7 +42,7 @@ def sweep(
         {
             "seed": seed,
             "model": {"name": model},
-            "training": {"steps": 60, "engine": "sequential", **(training or {})},
+            "training": {"steps": 60, "engine": "sequential", "workers": 1, **(training or {})},
             "evaluation": {"steps": 20, "give_up_step": 0, **evaluation},
         }
     )

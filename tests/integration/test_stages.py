@@ -5,19 +5,22 @@ import json
 import shutil
 import time
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from mlflow import MlflowClient
 from servers import MlflowServer, at_once
+from trainings import steps_counted
 
 import taylorglo
-from taylorglo import environment, stages, telling
+from taylorglo import environment, evaluation, search, stages, telling
 from taylorglo.comparison import Contender, Trained
 from taylorglo.environment import Sweep
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.record import sweep_record
+from taylorglo.search import summary
 from taylorglo.settings import SweepSettings
 from taylorglo.statistics import paired
 from taylorglo.tracking import Tracker
@@ -196,6 +199,103 @@ class TestEvaluateShard:
         assert looks == [[trials[1]]] * 3
         runs = {c.trial: (c.result or {})["run"] for c in done}
         assert runs == {trial: "the other run" if trial == trials[1] else sweep.run_id for trial in trials}
+
+
+class TestMaxAttempts:
+    """Leaders that are trained more often, where their order is noise; here it always is, and two of four lead."""
+
+    @pytest.fixture
+    def trials(self, sweep: Sweep) -> list[int]:
+        return generation(sweep, 1, [])
+
+    @pytest.fixture
+    def sweep(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+        monkeypatch.setattr(evaluation, "_noisy", lambda rows: True)
+        return opened(work, name="noisy", evaluation_attempts=2, evaluation_max_attempts=5)
+
+    @pytest.fixture
+    def told(self, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+        """What is said of generations."""
+        told: list[dict[str, Any]] = []
+        monkeypatch.setattr(
+            stages,
+            "tell_generation",
+            lambda sweep, number, candidates, *, new: told.append({"number": number} | summary(candidates)),
+        )
+        return told
+
+    def attempts(self, sweep: Sweep) -> dict[int, int]:
+        return {c.trial: len((c.result or {"accuracies": []})["accuracies"]) for c in sweep.search.candidates(1)}
+
+    def again(self, sweep: Sweep) -> Sweep:
+        """The sweep in another process."""
+        return dataclasses.replace(sweep)
+
+    def test_the_last_shard_trains_the_leaders_again_and_speaks_for_all(
+        self, sweep: Sweep, work: Path, trials: list[int], told: list[dict[str, Any]]
+    ) -> None:
+        data = str(work / "search_data")
+        stages.evaluate_shard(sweep, 1, trials[0::2], data)
+        half = sweep.search.candidates(1)
+        assert self.attempts(sweep) == {trial: 2 if trial in trials[0::2] else 0 for trial in trials}
+        assert not any(c.finished for c in half)  # what the fitness is, is not known yet
+        assert told == []
+        own = stages.evaluate_shard(self.again(sweep), 1, trials[1::2], data)
+        assert [c.trial for c in own] == trials[1::2]
+        everybody = sweep.search.candidates(1)
+        assert all(c.finished for c in everybody)
+        assert set(self.attempts(sweep).values()) <= {2, 4, 5}
+        leaders = sorted(everybody, key=lambda c: -(c.fitness or 0))[:2]
+        assert all(len((c.result or {})["accuracies"]) == 5 for c in leaders)
+        for candidate in everybody:
+            assert candidate.result is not None
+            assert candidate.fitness == pytest.approx(fmean(candidate.result["accuracies"]))
+        (line,) = told
+        assert line["best"] == leaders[0].fitness
+        assert line["trained"] == 4
+        with steps_counted() as steps:
+            stages.evaluate_shard(self.again(sweep), 1, trials[0::2], "there is no data to train on")
+        assert steps == []
+        assert len(told) == 1  # the other shard spoke last, and is the one to say it again
+
+    @pytest.mark.parametrize("killed_at", [1, 2, 3, 4])
+    @pytest.mark.parametrize("first", [0, 1])
+    def test_a_shard_that_is_killed_between_note_and_tell(
+        self,
+        sweep: Sweep,
+        work: Path,
+        trials: list[int],
+        told: list[dict[str, Any]],
+        monkeypatch: pytest.MonkeyPatch,
+        killed_at: int,
+        first: int,
+    ) -> None:
+        data, calls, tell = str(work / "search_data"), 0, search.Search.tell
+
+        def killed(self: search.Search, trial: int, fitness: float, result: dict[str, Any]) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == killed_at:
+                raise KeyboardInterrupt
+            tell(self, trial, fitness, result)
+
+        stages.evaluate_shard(sweep, 1, trials[0::2], data)
+        with monkeypatch.context() as patch:
+            patch.setattr(search.Search, "tell", killed)
+            with pytest.raises(KeyboardInterrupt):
+                stages.evaluate_shard(self.again(sweep), 1, trials[1::2], data)
+        noted = {c.trial: c.result for c in sweep.search.candidates(1)}
+        assert sum(c.finished for c in sweep.search.candidates(1)) == killed_at - 1
+        assert told == []
+        with steps_counted() as steps:
+            for shard in (first, 1 - first):
+                stages.evaluate_shard(self.again(sweep), 1, trials[shard::2], data)
+        assert steps == []
+        everybody = sweep.search.candidates(1)
+        assert {c.trial: c.result for c in everybody} == noted
+        assert all(c.finished for c in everybody)
+        assert all(c.fitness == (c.result or {})["fitness"] for c in everybody)
+        assert len(told) == 1
 
 
 @pytest.mark.parametrize("database", ["sqlite", "postgresql"])

@@ -134,7 +134,7 @@ def test_every_network_is_trained_as_alone(digits, model):
     rate = 1e-3 if model == "allcnn-c" else 0.05
     recipes = [recipe(loss, steps=4, rate=rate) for loss in (TaylorLoss(GOOD), CrossEntropy(), TaylorLoss(OTHER))]
     results = train_together(recipes, dataset, settings)
-    assert_alike(results, alone(recipes, dataset, settings), rtol=3e-4 if model == "allcnn-c" else 1e-4)
+    assert_alike(results, alone(recipes, dataset, settings), rtol=1e-3 if model == "allcnn-c" else 1e-4)
     moved = load(results[0].weights)
     start = build_network(settings, dataset, 3).state_dict()
     assert not any(torch.equal(moved[name], start[name]) for name in moved if name.endswith("weight"))
@@ -227,6 +227,16 @@ def test_those_that_are_given_up_leave(digits):
     # Those that stay go on with their own momentum: as in a program that nobody left.
     assert_same([results[1], results[3]], train_together([recipes[1], recipes[3]], digits, settings_of()))
     assert_same([results[1]], train_together([recipes[0], recipes[1]], digits, settings_of())[1:])
+
+
+def test_those_that_leave_take_their_batches_with_them(digits):
+    recipes = [
+        recipe(TaylorLoss(theta), seed, give_up=(6, 0.16), steps=20)
+        for theta, seed in ((BACKWARDS, 1), (GOOD, 2), (OTHER, 1), (BACKWARDS, 2), (OTHER, 3))
+    ]
+    results = train_together(recipes, digits, settings_of())
+    assert [each.training.status for each in results] == ["diverged", "ok", "ok", "diverged", "ok"]
+    assert_alike(results, alone(recipes, digits, settings_of()))
 
 
 def test_all_are_given_up(digits):

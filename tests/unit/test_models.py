@@ -227,3 +227,84 @@ def test_images_of_an_unfit_shape_are_refused(name, shape, message):
 def test_normalisation_needs_a_mean_and_a_positive_std_per_channel(mean, std):
     with pytest.raises(InputError, match="3 channels need"):
         models.build("mlp", CIFAR, 10, mean, std, seed=0)
+
+
+# Dropout
+
+
+def _dropped(p: float, values: torch.Tensor, seed: int = 0) -> torch.Tensor:
+    torch.manual_seed(seed)
+    result: torch.Tensor = models.Dropout(p)(values)
+    return result
+
+
+@pytest.mark.parametrize("p", [0.0, 0.2, 0.4, 0.5, 0.9])
+def test_dropout_keeps_its_share_and_the_mean(p):
+    values = torch.ones(1000, 1001)
+    found = _dropped(p, values)
+    scale = 1 / (1 - round(p * 2**16) / 2**16)
+    assert set(found.unique().tolist()) <= {0.0, torch.tensor(scale).item()}
+    kept, deviation = (found > 0).double().mean().item(), (p * (1 - p) / values.numel()) ** 0.5
+    assert abs(kept - (1 - p)) <= 5 * deviation + 2**-17
+    assert found.double().mean().item() == pytest.approx(1, abs=5 * deviation * scale + 1e-6)
+
+
+def test_dropout_draws_each_value_of_its_own():
+    """Neither the four values of one random number go together, nor the images of a batch."""
+    kept = (_dropped(0.5, torch.ones(64, 4096)) > 0).double()
+    for shift in (1, 2, 3, 64, 64 * 2, 64 * 3):
+        flat = kept.t().flatten()  # the order of the draws: the images of a batch last
+        assert abs(torch.corrcoef(torch.stack([flat[:-shift], flat[shift:]]))[0, 1].item()) < 5 / len(flat) ** 0.5
+
+
+@pytest.mark.parametrize(("p", "expected"), [(2**-16, 1), (2**-18, 0), (1.4 * 2**-16, 1), (1.6 * 2**-16, 2)])
+def test_dropout_rounds_its_probability(p, expected):
+    found = _dropped(p, torch.ones(1, 4))
+    assert found.max().item() == torch.tensor(2**16 / (2**16 - expected)).item()
+
+
+def test_dropout_is_nothing_in_evaluation_and_passes_gradients_of_what_it_keeps():
+    values = torch.rand(5, 3, 7, 9, requires_grad=True)
+    layer = models.Dropout(0.4)
+    state = torch.get_rng_state()
+    assert layer.eval()(values) is values
+    assert torch.equal(torch.get_rng_state(), state)
+    found = layer.train()(values)
+    found.sum().backward()
+    assert values.grad is not None
+    torch.testing.assert_close(values.grad * values, found)
+    assert repr(layer) == "Dropout(p=0.4)"
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 7, 3), (6, 11), (4, 3, 5), (1, 1, 1, 1)])
+def test_dropout_draws_the_same_in_every_memory_format(shape):
+    values = torch.rand(shape) + 0.1
+    found = _dropped(0.5, values)
+    assert torch.equal(_dropped(0.5, values), found)
+    assert not torch.equal(_dropped(0.5, values, seed=1), found) or values.numel() == 1
+    turned = values.movedim(0, -1).contiguous().movedim(-1, 0)
+    assert torch.equal(_dropped(0.5, turned), found)
+    if len(shape) == 4:
+        other = values.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(_dropped(0.5, other), found)
+    assert torch.equal(_dropped(0.5, values.bfloat16()) > 0, found > 0)
+    assert _dropped(0.5, values.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(("model", "shape"), [("cnn", (1, 8, 8)), ("cnn", (3, 9, 10)), ("mnist-cnn", (1, 12, 12))])
+def test_pooling_before_relu_is_relu_before_pooling(model, shape):
+    network = models.build(model, shape, 10, (0.5,) * shape[0], (0.25,) * shape[0], seed=0).eval()
+    layers = list(network.get_submodule("network").children())
+    for index, layer in enumerate(layers[:-1]):
+        if isinstance(layer, torch.nn.MaxPool2d):
+            assert isinstance(layers[index + 1], torch.nn.ReLU)
+            layers[index], layers[index + 1] = layers[index + 1], layer
+    turned = torch.nn.Sequential(network.get_submodule("normalize"), *layers)
+    images, labels = torch.rand(16, *shape), torch.arange(16) % 10
+    gradients = []
+    for each in (network, turned):
+        logits = each(images)
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(logits, labels).backward()
+        gradients.append([logits, *(parameter.grad.clone() for parameter in network.parameters())])
+    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))

@@ -25,7 +25,7 @@ from taylorglo.devices import cpus, is_out_of_memory, precision_of
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.fused import draws, kind_of, qualifies, train_together
 from taylorglo.loss import Loss
-from taylorglo.memory import check_memory, free_memory
+from taylorglo.memory import PROCESS, check_memory, free_memory
 from taylorglo.models import BFLOAT16
 from taylorglo.settings import SweepSettings
 from taylorglo.training import Objective, Recipe, Result, Training, build_network, train
@@ -86,6 +86,8 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
         settings.model.name, dataset.image_shape, dataset.num_classes, training.batch_size, device
     ).training
     free = free_memory(device)
+    # What a process beside this one takes before it trains: PyTorch, and the data set once more.
+    apart = PROCESS + sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.validation))
     network = build_network(settings, dataset, seed=0)
     fusing = training.engine in ("auto", "fused") and not training.compile
     stackable = fusing and qualifies(network, dataset.image_shape)
@@ -101,10 +103,11 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     workers = 1
     if engine != "sequential":
         workers = training.workers or (max(1, cpus() // training.threads) if device.type == "cpu" else 1)
-        workers = max(1, min(workers, free // needed))
+        workers = max(1, min(workers, free // (apart + needed)))
     if engine == "parallel" and workers == 1:
         engine = "sequential"
-    chunk = max(1, min(_MOST_FUSED, free // needed // workers)) if engine == "fused" else 1
+    own = free if workers == 1 else free // workers - apart
+    chunk = max(1, min(_MOST_FUSED, own // needed)) if engine == "fused" else 1
     alone = engine == "fused" and draws(network, dataset.image_shape)
     return Plan(engine, workers, chunk, alone, training.threads, precision, device.type)
 

@@ -36,6 +36,18 @@ test: $(BIN)/kubectl ## check style, types and layers, then run the tests
 test-long: $(VENV)/.installed-dev ## run the tests that take minutes
 	@$(BIN)/pytest -m long
 
+bench: $(VENV)/.installed-dev ## time the training engine beside the usual loop; needs Debian's dataset-fashion-mnist
+	@$(BIN)/python -W ignore tests/benchmarks/engine.py
+
+bench-engines: $(VENV)/.installed-dev ## time the engines beside each other
+	@$(BIN)/python -W ignore tests/benchmarks/engine.py --engines --repetitions 3
+
+bench-candidates: $(VENV)/.installed-dev ## measure what can be saved per candidate: bfloat16, early stops, attempts
+	@$(BIN)/python -W ignore tests/benchmarks/candidates.py
+
+bench-growth: $(VENV)/.installed-dev ## measure time and memory against population, steps, image size and processes
+	@$(BIN)/python -W ignore tests/benchmarks/growth.py
+
 manifests-check: $(BIN)/kubectl ## validate the overlays of k8s/ against several versions of Kubernetes
 	@$(BIN)/python tests/manifests.py
 
@@ -81,4 +93,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long golden docs manifests-check e2e-cluster e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui test test-long bench bench-engines bench-candidates bench-growth golden docs manifests-check e2e-cluster e2e-docker images lock lock-cpu clean

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from taylorglo.data import Dataset
 from taylorglo.devices import cpus, is_out_of_memory, precision_of
 from taylorglo.errors import InputError, TaylorgloError
-from taylorglo.fused import draws, qualifies, train_together
-from taylorglo.loss import Loss, TaylorLoss
-from taylorglo.memory import check_memory, free_memory
+from taylorglo.fused import draws, kind_of, qualifies, train_together
+from taylorglo.loss import Loss
+from taylorglo.memory import PROCESS, check_memory, free_memory
 from taylorglo.models import BFLOAT16
 from taylorglo.settings import SweepSettings
 from taylorglo.training import Objective, Recipe, Result, Training, build_network, train
@@ -86,8 +86,11 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
         settings.model.name, dataset.image_shape, dataset.num_classes, training.batch_size, device
     ).training
     free = free_memory(device)
+    # What a process beside this one takes before it trains: PyTorch, and the data set once more.
+    apart = PROCESS + sum(split.images.nbytes + split.labels.nbytes for split in (dataset.train, dataset.validation))
     network = build_network(settings, dataset, seed=0)
-    stackable = training.engine in ("auto", "fused") and qualifies(network, dataset.image_shape)
+    fusing = training.engine in ("auto", "fused") and not training.compile
+    stackable = fusing and qualifies(network, dataset.image_shape)
     engine = training.engine
     if engine == "fused" and not stackable:
         raise InputError(
@@ -100,10 +103,11 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     workers = 1
     if engine != "sequential":
         workers = training.workers or (max(1, cpus() // training.threads) if device.type == "cpu" else 1)
-        workers = max(1, min(workers, free // needed))
+        workers = max(1, min(workers, free // (apart + needed)))
     if engine == "parallel" and workers == 1:
         engine = "sequential"
-    chunk = max(1, min(_MOST_FUSED, free // needed // workers)) if engine == "fused" else 1
+    own = free if workers == 1 else free // workers - apart
+    chunk = max(1, min(_MOST_FUSED, own // needed)) if engine == "fused" else 1
     alone = engine == "fused" and draws(network, dataset.image_shape)
     return Plan(engine, workers, chunk, alone, training.threads, precision, device.type)
 
@@ -308,7 +312,7 @@ class _Trainer:
 
     def __init__(self, settings: SweepSettings, dataset: Dataset, plan: Plan) -> None:
         self._settings, self._dataset, self._plan = settings, dataset, plan
-        self._compiled: tuple[nn.Module, Loss, Objective] | None = None
+        self._compiled: dict[str, tuple[nn.Module, Loss, Objective]] = {}
         torch.set_num_threads(plan.threads)
         if plan.device == "cuda":
             torch.backends.cudnn.benchmark = True  # every batch has the same shape
@@ -340,23 +344,25 @@ class _Trainer:
         )
 
     def _compile(self, network: nn.Module, loss: Loss) -> tuple[nn.Module, Loss, Objective]:
-        """A network with these weights and a loss with this theta, in one compiled graph for all candidates."""
-        fits = self._compiled is not None and isinstance(loss, TaylorLoss) and type(self._compiled[1]) is type(loss)
-        if self._compiled is None or not fits:
-            kept, own = network, loss
+        """A network with these weights and a loss with this theta, in one compiled graph for all losses of its kind."""
+        kind = kind_of(loss)
+        if kind not in self._compiled:
 
             def objective(images: Tensor, targets: Tensor) -> Tensor:
-                value: Tensor = own(kept(images), targets)
+                value: Tensor = loss(network(images), targets)
                 return value
 
             # On a GPU, CUDA graphs too, which take the host out of the step.
-            compiled = torch.compile(objective, mode="reduce-overhead" if self._plan.device == "cuda" else "default")
-            self._compiled = kept.to(self._plan.device), own.to(self._plan.device), compiled
-            return self._compiled
-        kept, own, _ = self._compiled
+            mode = "reduce-overhead" if self._plan.device == "cuda" else "default"
+            self._compiled[kind] = (
+                network.to(self._plan.device),
+                loss.to(self._plan.device),
+                torch.compile(objective, mode=mode),
+            )
+        kept, own, _ = self._compiled[kind]
         kept.load_state_dict(network.state_dict())
         own.load_state_dict(loss.state_dict())
-        return self._compiled
+        return self._compiled[kind]
 
 
 _trainer: _Trainer | None = None  # of a worker process

@@ -224,7 +224,7 @@ class _Objective:
     def __init__(self, losses: Sequence[Loss], device: torch.device) -> None:
         groups: dict[str, list[int]] = {}
         for row, loss in enumerate(losses):
-            groups.setdefault(_kind(loss), []).append(row)
+            groups.setdefault(kind_of(loss), []).append(row)
         self._groups = [
             (
                 losses[rows[0]].to(device),
@@ -255,7 +255,7 @@ class _Objective:
         return torch.cat(values)[self._order]
 
 
-def _kind(loss: Loss) -> str:
+def kind_of(loss: Loss) -> str:
     """Losses of one kind differ in their theta alone."""
     return f"taylor {loss.order}" if isinstance(loss, TaylorLoss) else repr(loss)
 

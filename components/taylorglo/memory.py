@@ -13,6 +13,7 @@ from taylorglo.models import ImageShape, skeleton
 _FLOAT = 4  # bytes
 # Gradients of activations, buffers of the convolutions, and what an allocator keeps: on top of what is saved.
 _WORKSPACE = 1.5
+PROCESS = 500 * 2**20  # bytes that PyTorch takes in every process, or a CUDA context on its GPU
 _SHARE = 0.9  # of what is free: the rest is for what is not in the formula
 
 

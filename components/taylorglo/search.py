@@ -28,6 +28,7 @@ from taylorglo.settings import SearchSettings
 
 WORST_FITNESS = 0.0
 _GENERATION, _VERDICT, _RESULT = "generation", "verdict", "result"  # of a trial
+_DRAWN = re.compile("seed|search|data")  # settings that candidates are drawn and judged by, before any is trained
 _IDENTITY, _START, _FINISHED = "identity", "start", "finished"  # of a study
 DRAWING, TELLING, _FIRST_TRIAL = 0, 1, 2  # the parts of a study that can be claimed; from the third on, its trials
 _EXCLUSIVE_SECONDS, _POLL_SECONDS = 120, 0.1
@@ -151,6 +152,8 @@ class Search:
         if known is None:
             return []
         changed = [key for key in {**known, **identity} if known.get(key) != identity.get(key)]
+        if not any(_DRAWN.match(key) for key in changed) and all(c.result is None for c in self.candidates()):
+            return []  # nothing was trained with what was there, which may have been a mistake
         return [f"{key} {known.get(key)!r}, now {identity.get(key)!r}" for key in sorted(changed)]
 
     def _check_identity(self, identity: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,10 +29,11 @@ from torchvision import datasets, transforms
 from taylorglo import data
 from taylorglo.data import Dataset
 from taylorglo.engine import Engine, Plan
+from taylorglo.fused import train_together
 from taylorglo.loss import TaylorLoss
 from taylorglo.polynomial import from_coefficients
 from taylorglo.settings import DataSettings, SweepSettings
-from taylorglo.sources import Split
+from taylorglo.sources import Split, digest_of
 from taylorglo.training import Recipe, build_network, read_resident, train
 
 ROOT = Path("/usr/share/datasets/fashion-mnist")
@@ -87,12 +89,11 @@ class Reference:
             seconds[workers] = time.perf_counter() - started
         self.workers = min(seconds, key=seconds.__getitem__)
 
-    def run(self) -> float:
-        """Train the generation; returns candidate steps per second."""
+    def run(self) -> tuple[float, float]:
+        """Train the generation; returns candidate steps per second, and the mean accuracy."""
         started = time.perf_counter()
-        for theta in thetas():
-            self.train(theta)
-        return CANDIDATES * self.case.steps / (time.perf_counter() - started)
+        accuracy = statistics.mean(self.train(theta) for theta in thetas())
+        return CANDIDATES * self.case.steps / (time.perf_counter() - started), accuracy
 
     def train(self, theta: list[float]) -> float:
         """Train one candidate; returns its accuracy."""
@@ -143,13 +144,13 @@ def recipes(case: Case) -> Iterator[tuple[int, Recipe]]:
         yield number, Recipe(TaylorLoss(theta), RATE, 0, case.steps, case.steps, validations=1)
 
 
-def run(engine: Engine, case: Case) -> float:
-    """Train the generation; returns candidate steps per second."""
+def run(engine: Engine, case: Case) -> tuple[float, float]:
+    """Train the generation; returns candidate steps per second, and the mean accuracy."""
     started = time.perf_counter()
-    trained = dict(engine.train(recipes(case)))
+    trained = [result.training for _, result in engine.train(recipes(case))]
     seconds = time.perf_counter() - started
-    assert all(result.training.status == "ok" for result in trained.values())
-    return CANDIDATES * case.steps / seconds
+    assert all(training.status == "ok" for training in trained)
+    return CANDIDATES * case.steps / seconds, statistics.mean(training.accuracy for training in trained)
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
@@ -206,8 +207,6 @@ def profiled(case: Case, reference: Reference, dataset: Dataset, plan: Plan) -> 
     print(f"  reference, the loader {before.waited / seconds:.0%} of the time; the rest of it: {listed(old)}")
     with profile(activities=[ProfilerActivity.CPU]) as new:
         if plan.engine == "fused":
-            from taylorglo.fused import train_together
-
             train_together([r for _, r in recipes(short)], dataset, short.settings(), plan.precision)
         else:
             train(
@@ -240,8 +239,6 @@ def prepared(folder: Path) -> tuple[Path, Path, Dataset]:
         (raw / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     dataset = data.without_test(data.load(DataSettings(name="fashion-mnist", root=str(ROOT)), 0))
     validation = Split(dataset.validation.images[:VALIDATED], dataset.validation.labels[:VALIDATED])
-    from taylorglo.sources import digest_of
-
     fingerprint = digest_of(train=dataset.train, validation=validation)
     dataset = replace(dataset, validation=validation, provenance={**dataset.provenance, "fingerprint": fingerprint})
     path = folder / "fashion-mnist.safetensors"
@@ -249,11 +246,42 @@ def prepared(folder: Path) -> tuple[Path, Path, Dataset]:
     return folder, path, dataset
 
 
+def engines(cases: list[Case], path: Path, repetitions: int) -> None:
+    """Print candidate steps per second by engine, all in turns."""
+    variants: dict[str, dict[str, Any]] = {
+        "one after another, in one process with 2 threads": {"engine": "sequential", "threads": 2},
+        "parallel, 2 processes of 1 thread": {"engine": "parallel", "workers": 2},
+        "parallel, float32": {"engine": "parallel", "workers": 2, "precision": "float32"},
+        "parallel, compiled": {"engine": "parallel", "workers": 2, "compile": True},
+        "fused, 2 processes of 1 thread": {"engine": "fused", "workers": 2},
+    }
+    for case in cases:
+        print(f"\n{case.model}: batches of {case.batch_size}, {CANDIDATES} candidates of {case.steps} steps")
+        found: dict[str, list[float]] = {name: [] for name in variants}
+        started: dict[str, float] = {}
+        with ExitStack() as stack:
+            opened = {}
+            for name, training in variants.items():
+                settings = case.settings(**training)
+                read = partial(read_resident, str(path), settings.training)
+                opened[name] = stack.enter_context(Engine(settings, read))
+                begun = time.perf_counter()
+                run(opened[name], replace(case, steps=2))
+                started[name] = time.perf_counter() - begun
+            for _ in range(repetitions):
+                for name, engine in opened.items():
+                    found[name].append(run(engine, case)[0])
+        for name, rates in found.items():
+            precision = opened[name].plan.precision
+            print(f"  {name:<49} {precision:<9} {spread(rates)} steps/s, started in {started[name]:.1f} s", flush=True)
+
+
 def main() -> None:
     """Print a table, a line per network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--models", nargs="*", default=[case.model for case in CASES])
+    parser.add_argument("--engines", action="store_true", help="compare the engines with each other instead")
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(
@@ -262,7 +290,11 @@ def main() -> None:
     medians = []
     with tempfile.TemporaryDirectory() as folder:
         root, path, dataset = prepared(Path(folder))
-        for case in (case for case in CASES if case.model in arguments.models):
+        cases = [case for case in CASES if case.model in arguments.models]
+        if arguments.engines:
+            engines(cases, path, arguments.repetitions)
+            return
+        for case in cases:
             settings = case.settings()
             reference = Reference(root, case, dataset)
             reference.tune()
@@ -271,9 +303,14 @@ def main() -> None:
                 run(engine, replace(case, steps=2))
                 start = time.perf_counter() - started
                 before, after, peaks = [], [], []
+                learned: tuple[list[float], list[float]] = [], []
                 for _ in range(arguments.repetitions):
-                    before.append(reference.run())
-                    after.append(run(engine, case))
+                    for rates, accuracies, (rate, accuracy) in (
+                        (before, learned[0], reference.run()),
+                        (after, learned[1], run(engine, case)),
+                    ):
+                        rates.append(rate)
+                        accuracies.append(100 * accuracy)
                     peaks.append((matmul_rate(torch.float32), matmul_rate(torch.bfloat16)))
                 ratios = [new / old for new, old in zip(after, before, strict=True)]
                 medians.append(statistics.median(ratios))
@@ -282,10 +319,14 @@ def main() -> None:
                 print(f"  candidate steps/s: reference {spread(before)} with {reference.workers} loader workers")
                 print(f"  candidate steps/s: engine    {spread(after)}")
                 print(f"  ratio:             {spread(ratios)}")
+                print(f"  accuracy (%) then: reference {spread(learned[0])}, engine {spread(learned[1])}")
                 work = flops(case, dataset)
-                own = [work * steps / peak[engine.plan.precision == "bfloat16"] for steps, peak in zip(after, peaks)]
-                old = [work * steps / peak[0] for steps, peak in zip(before, peaks)]
-                single, half = (statistics.median(column) / 1e9 for column in zip(*peaks))
+                own = [
+                    work * steps / peak[engine.plan.precision == "bfloat16"]
+                    for steps, peak in zip(after, peaks, strict=True)
+                ]
+                old = [work * steps / peak[0] for steps, peak in zip(before, peaks, strict=True)]
+                single, half = (statistics.median(column) / 1e9 for column in zip(*peaks, strict=True))
                 print(
                     f"  of the rate of matrix products (float32 {single:.0f}, bfloat16 {half:.0f} GFLOP/s): reference "
                     f"{statistics.median(old):.0%} of float32, engine {statistics.median(own):.0%} of "

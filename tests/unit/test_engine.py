@@ -468,8 +468,17 @@ def test_how_many_processes(digits):
 def test_as_many_as_there_is_memory_for(digits, monkeypatch):
     needed = memory.footprint(skeleton("mlp", digits.image_shape, 10), digits.image_shape, 32).training
     monkeypatch.setenv(devices.CPUS, "8")
-    for fitting, expected in ((1, (1, 1)), (3, (3, 1)), (50, (8, 6)), (10**6, (8, 256))):
-        monkeypatch.setattr(memory, "available_memory", lambda device, n=fitting: int(needed * (n + 0.5) / 0.9))
+    kept = sum(each.nbytes for s in (digits.train, digits.validation) for each in (s.images, s.labels))
+    process = memory.PROCESS + kept  # of which there is none beside this one where one is all
+    cases = (
+        (1.5 * needed, (1, 1)),
+        (40.5 * needed, (1, 40)),
+        (3 * (process + 1.5 * needed), (3, 1)),
+        (8 * (process + 6.5 * needed), (8, 6)),
+        (10**6 * needed, (8, 256)),
+    )
+    for free, expected in cases:
+        monkeypatch.setattr(memory, "available_memory", lambda device, free=free: int(free / 0.9))
         found = plan(settings_of(engine="fused", workers=0), digits)
         assert (found.workers, found.chunk) == expected
     monkeypatch.setattr(memory, "available_memory", lambda device: int(needed * 0.99 / 0.9))

@@ -317,10 +317,15 @@ def test_a_study_of_other_settings_is_refused(tmp_path):
     assert "sweep 's' was begun with model 'mlp', now 'cnn', seed 1, now 2" in str(caught.value)
     with pytest.raises(InputError, match="with data 'digits abc', now None"):
         opened({"seed": 1, "model": "mlp"})
-    with pytest.raises(InputError, match="with steps None, now 3"):
-        opened({**identity, "steps": 3})
     opened({"seed": 2}, name="another")
-    opened(identity)
+    # Settings that nobody was trained with yet may have been a mistake, and are corrected, with what was drawn.
+    search = opened({**identity, "steps": 3})
+    candidates = search.propose(1)
+    assert opened({**identity, "steps": 4}).propose(1) == candidates
+    search.note(candidates[0].trial, {"fitness": 0.5})
+    with pytest.raises(InputError, match="with steps 4, now 3"):
+        opened({**identity, "steps": 3})
+    opened({**identity, "steps": 4})
 
 
 # Results

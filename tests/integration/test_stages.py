@@ -90,11 +90,13 @@ def result(sweep: Sweep, fitness: float, started: float, ended: float, run: str 
         "status": "ok",
         "fitness": fitness,
         "accuracies": [fitness],
+        "robust_accuracies": [],
         "curve": [(2, fitness, 1.0)],
         "started": started,
         "ended": ended,
         "seconds": ended - started,
         "reason": "",
+        "method": "fused, float32, cpu",
         "run": run or sweep.run_id,
     }
 

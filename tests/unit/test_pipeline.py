@@ -373,7 +373,7 @@ def test_what_does_not_fit_is_refused_and_not_written(tmp_path: Path, monkeypatc
 
 def test_what_is_far_too_much_is_refused_before_it_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("taylorglo_pipelines.sweep.sweep_pipeline", lambda _: pytest.fail("it was compiled"))
-    with pytest.raises(InputError, match=r"are 4000 tasks, .*: chain runs with search\.generations=1000"):
+    with pytest.raises(InputError, match=r"are 3000 tasks, .*: chain runs with search\.generations=1000"):
         compiled(tmp_path, "pipeline.generations=1000")
 
 

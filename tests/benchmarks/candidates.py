@@ -97,10 +97,9 @@ def precision(bench: Bench) -> None:
     print("\nprecision: validation accuracy (%), mean of n seeds; difference: paired, with its 95 % interval")
     whole, small = fashion(20_000, 4_000), fashion(20_000, 4_000, shrink=2)
     cases = (
-        ("cnn", whole, 600, 0.05, 10),
-        ("mnist-cnn", whole, 200, 0.05, 8),
-        ("allcnn-c", small, 200, 0.02, 4),
-        ("preresnet-20", small, 150, 0.1, 5),
+        ("cnn", whole, 400, 0.05, 8),
+        ("mnist-cnn", whole, 100, 0.05, 8),
+        ("allcnn-c", small, 120, 0.02, 4),
     )
     for model, dataset, steps, rate, seeds in cases:
         for name, loss in (("cross-entropy", CrossEntropy()), ("a candidate", TaylorLoss(GOOD))):
@@ -139,10 +138,10 @@ def stopping(bench: Bench) -> None:
         "\nstopping: a rule stops what is not above chance + gain at one, two or three tenths of the steps; false: a\n"
         "  stopped candidate that would have ended in the better half of its generation of 12"
     )
-    sets = (("mlp", digits(), 300), ("cnn", fashion(8_000, 1_000), 200))
+    sets = (("mlp", digits(), 300), ("cnn", fashion(8_000, 500), 200))
     for model, dataset, steps in sets:
         for coordinates, filters in (("reduced", ["learnable", "stable"]), ("theta", ["none"])):
-            number = 240 if model == "mlp" else 96
+            number = 240 if model == "mlp" else 60
             own = settings_of(model, steps)
             with bench.engine(own, dataset) as engine:
                 candidates = drawn(number, coordinates, filters, 0)

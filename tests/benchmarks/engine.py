@@ -22,11 +22,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
 from taylorglo import data
+from taylorglo.batches import scaled
 from taylorglo.data import Dataset
 from taylorglo.engine import Engine, Plan
 from taylorglo.fused import train_together
@@ -60,7 +61,7 @@ class Case:
         )
 
 
-CASES = (Case("mlp", 64, 300), Case("cnn", 64, 100), Case("mnist-cnn", 100, 20), Case("allcnn-c", 128, 6))
+CASES = (Case("mlp", 64, 200), Case("cnn", 64, 60), Case("mnist-cnn", 100, 12), Case("allcnn-c", 128, 4))
 
 
 def thetas() -> list[list[float]]:
@@ -75,7 +76,8 @@ class Reference:
         self.case, self.dataset = case, dataset
         normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)])
         self.images = datasets.FashionMNIST(folder, train=True, transform=normalise)
-        self.validation = Subset(datasets.FashionMNIST(folder, train=False, transform=normalise), range(VALIDATED))
+        images = (scaled(dataset.validation.images) - dataset.mean[0]) / dataset.std[0]
+        self.validation = TensorDataset(images, dataset.validation.labels)
         self.workers = 0
         self.waited = 0.0
 

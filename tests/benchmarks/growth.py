@@ -136,7 +136,7 @@ def table(title: str, name: str, cases: list[tuple[Any, dict[str, Any]]], repeti
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=2)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -157,7 +157,7 @@ def main() -> None:
         small = str(made(Path(folder), 8, 1, 4_000, 500))
         whole = str(made(Path(folder), 28, 1, 4_000, 500))
         mlp = {"model": "mlp", "engine": "fused", "workers": 1, "precision": "float32", "batch_size": 64, "steps": 200}
-        cnn = {"model": "cnn", "engine": "parallel", "workers": 1, "precision": "auto", "batch_size": 64, "steps": 100}
+        cnn = {"model": "cnn", "engine": "parallel", "workers": 1, "precision": "auto", "batch_size": 64, "steps": 40}
         populations = [(n, {**mlp, "population": n, "path": small}) for n in (8, 16, 32, 64)]
         table(
             "population: mlp, 8x8 images, fused in one process, 200 steps",
@@ -167,12 +167,12 @@ def main() -> None:
         )
         populations = [(n, {**cnn, "population": n, "path": whole}) for n in (8, 16, 32, 64)]
         table(
-            "population: cnn, 28x28 images, one after another, 100 steps",
+            "population: cnn, 28x28 images, one after another, 40 steps",
             "candidates",
             populations,
             arguments.repetitions,
         )
-        cases = [(n, {**cnn, "population": 8, "steps": n, "path": whole}) for n in (50, 100, 200, 400)]
+        cases = [(n, {**cnn, "population": 8, "steps": n, "path": whole}) for n in (25, 50, 100, 200)]
         table("steps: cnn, 8 candidates", "steps", cases, arguments.repetitions)
         sizes = [(f"{n}x{n}", str(made(Path(folder), n, 1, 4_000, 500))) for n in (16, 32, 64)]
         cases = [(label, {**cnn, "population": 8, "path": path}) for label, path in sizes]

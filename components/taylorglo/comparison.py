@@ -18,7 +18,7 @@ from taylorglo.data import Dataset
 from taylorglo.engine import Engine
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.loss import Loss, TaylorLoss, classic
-from taylorglo.models import build
+from taylorglo.models import build, revision
 from taylorglo.polynomial import checked_theta
 from taylorglo.settings import SweepSettings
 from taylorglo.sources import digest_of
@@ -212,7 +212,7 @@ def _key(contender: Contender, seed: int, engine: Engine) -> str:
         "seed": seed,
         "data": dataset.fingerprint,
         "test": digest_of(test=dataset.test),
-        "model": settings.model.name,
+        "model": [settings.model.name, revision(settings.model.name)],
         "training": settings.training.decisive(),
         "augmentation": settings.augmentation.model_dump(),
         "precision": engine.plan.precision,

@@ -135,8 +135,8 @@ class TrainingSettings(Section):
     )
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide what is computed, without those that say where and how."""
-        return self.model_dump(exclude={"device", "engine", "workers", "threads", "compile"})
+        """The settings that decide what is computed, but for the precision, which a device chooses with them."""
+        return self.model_dump(exclude={"device", "precision", "engine", "workers", "threads", "compile"})
 
     def check_data(self, images: int) -> None:
         """Refuse a batch that is larger than the training images.

@@ -468,7 +468,8 @@ def test_a_key_without_the_right_to_write(
 def test_changed_settings_of_a_sweep(tasks: Tasks, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     settings = SweepSettings()
     whole = data.load(settings.data, settings.seed)
-    environment.begin_search(settings, whole.fingerprint)
+    search = environment.begin_search(settings, whole.fingerprint)
+    search.note(search.propose(1)[0].trial, {"fitness": 0.5})
     for parameters, expected in (
         ({"search_popsize": 5}, "search_popsize 12, now 5"),
         ({"augmentation_cutout": 2}, "augmentation_cutout 0, now 2"),

@@ -13,7 +13,7 @@ from taylorglo.models import ImageShape, skeleton
 _FLOAT = 4  # bytes
 # Gradients of activations, buffers of the convolutions, and what an allocator keeps: on top of what is saved.
 _WORKSPACE = 1.5
-PROCESS = 500 * 2**20  # bytes that PyTorch takes in every process, or a CUDA context on its GPU
+PROCESS = 750 * 2**20  # bytes that PyTorch takes in a process that trains, or a CUDA context, at most, on its GPU
 _SHARE = 0.9  # of what is free: the rest is for what is not in the formula
 
 
@@ -21,7 +21,7 @@ _SHARE = 0.9  # of what is free: the rest is for what is not in the formula
 class Footprint:
     """The memory of one training, in bytes: its weights, and the activations that a step keeps for its backward pass.
 
-    A worker takes ``data set + chunk x training``, beside some hundred megabytes of PyTorch itself.
+    A worker takes ``PROCESS + data set + chunk x training``.
     """
 
     weights: int

@@ -54,7 +54,7 @@ def measured(case: dict[str, Any]) -> dict[str, float]:
     """Train a generation in this process, and tell its seconds and its memory in MiB."""
     from taylorglo.engine import Engine
     from taylorglo.loss import TaylorLoss
-    from taylorglo.memory import footprint
+    from taylorglo.memory import PROCESS, footprint
     from taylorglo.models import skeleton
     from taylorglo.polynomial import from_coefficients
     from taylorglo.settings import SweepSettings
@@ -68,7 +68,6 @@ def measured(case: dict[str, Any]) -> dict[str, float]:
             "evaluation": {"steps": steps, "give_up_step": 0},
         }
     )
-    started_with = peak()
     with Engine(settings, partial(read_resident, case["path"], settings.training)) as engine:
 
         def train(population: int, steps: int) -> float:
@@ -90,8 +89,7 @@ def measured(case: dict[str, Any]) -> dict[str, float]:
         "seconds": seconds,
         "rate": case["population"] * steps / seconds,
         "peak": peak(),
-        "base": started_with,
-        "formula": started_with + (kept + chunk * own.training) / MIB,
+        "formula": (PROCESS + kept + chunk * own.training) / MIB,
     }
 
 
@@ -150,8 +148,7 @@ def main() -> None:
 
     print(
         f"{platform.machine()}, {torch.get_num_threads()} cores; Python {platform.python_version()}, "
-        f"torch {torch.__version__}; median (range) of {arguments.repetitions}; a process that only imports PyTorch is "
-        "in peak and formula"
+        f"torch {torch.__version__}; median (range) of {arguments.repetitions}"
     )
     with tempfile.TemporaryDirectory() as folder:
         small = str(made(Path(folder), 8, 1, 4_000, 500))

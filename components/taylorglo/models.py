@@ -212,8 +212,8 @@ _FACTORIES: dict[str, Factory] = {
 BUILT_IN = tuple(_FACTORIES)
 
 
-# With which bfloat16 was measured to be as accurate as float32: tests/benchmarks/precision.py, docs/results.md.
-BFLOAT16 = ("cnn", "mnist-cnn", "allcnn-c")
+# With which bfloat16 was measured to be as accurate as float32: `make bench-candidates`, docs/results.md.
+BFLOAT16 = ("cnn", "mnist-cnn")
 
 
 def build(

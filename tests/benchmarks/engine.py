@@ -48,10 +48,12 @@ class Case:
     model: str
     batch_size: int
     steps: int
+    precision: str = "auto"
 
     def settings(self, **training: Any) -> SweepSettings:
         """The settings of its sweep."""
-        values = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": RATE, **training}
+        own = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": RATE, "precision": self.precision}
+        values = {**own, **training}
         return SweepSettings.model_validate(
             {
                 "model": {"name": self.model},
@@ -61,7 +63,7 @@ class Case:
         )
 
 
-CASES = (Case("mlp", 64, 200), Case("cnn", 64, 60), Case("mnist-cnn", 100, 12), Case("allcnn-c", 128, 4))
+CASES = (Case("mlp", 64, 200), Case("cnn", 64, 60), Case("mnist-cnn", 100, 12), Case("allcnn-c", 128, 4, "bfloat16"))
 
 
 def thetas() -> list[list[float]]:

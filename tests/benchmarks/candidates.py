@@ -240,7 +240,7 @@ def searched(search: Search, generation: int, engine: Engine) -> int:
 def adversarial(bench: Bench) -> None:
     """Print the cost of the accuracy under FGSM, as a factor."""
     print("\nadversarial: time of an evaluation with FGSM in the fitness, over that without; median (range) of 5 pairs")
-    for model, dataset, steps in (("mlp", digits(), 300), ("cnn", fashion(8_000, 2_000), 100)):
+    for model, dataset, steps in (("mlp", digits(), 300), ("cnn", fashion(8_000, 2_000), 300)):
         ratios = []
         engines = []
         for weight in (0.0, 0.5):

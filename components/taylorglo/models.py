@@ -52,8 +52,7 @@ class GrayToRGB(nn.Module):
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) with probability ``p`` in [0, 1), rounded to a multiple of 2^-16.
 
-    As PyTorch's, with the draws of one random number for four values: on a CPU, drawing was a twentieth of a step of
-    All-CNN-C. The order of the draws is that of channels_last, whatever the memory format: a seed gives the same.
+    As PyTorch's, but with one random number for four values: drawing takes a part of a step on a CPU. The order of the draws is that of channels_last, whatever the memory format: a seed gives the same.
     """
 
     def __init__(self, p: float) -> None:

@@ -71,7 +71,7 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     """Choose how to train: by the settings and, where they leave it open, by device and network.
 
     - CUDA: fused, if the network can be stacked, else one after another; in one process.
-    - CPU: fused, if the network can be stacked and has no convolutions, which are slower so (`make bench-engines`); else
+    - CPU: fused, if the network can be stacked and has no convolutions, which are slower so; else
       parallel, with a process for every ``training.threads`` CPUs.
 
     Raises:

@@ -52,7 +52,8 @@ class GrayToRGB(nn.Module):
 class Dropout(nn.Module):
     """Dropout (Srivastava et al. 2014) with probability ``p`` in [0, 1), rounded to a multiple of 2^-16.
 
-    As PyTorch's, but with one random number for four values: drawing takes a part of a step on a CPU. The order of the draws is that of channels_last, whatever the memory format: a seed gives the same.
+    As PyTorch's, but with one random number for four values: drawing takes a part of a step on a CPU. The order of the
+    draws is that of channels_last, whatever the memory format: a seed gives the same.
     """
 
     def __init__(self, p: float) -> None:

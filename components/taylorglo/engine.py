@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from taylorglo.data import Dataset
-from taylorglo.devices import cpus, is_out_of_memory, precision_of
+from taylorglo.devices import cpus, is_out_of_memory, precision_of, reuse_memory
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.fused import draws, kind_of, qualifies, train_together
 from taylorglo.loss import Loss
@@ -316,6 +316,8 @@ class _Trainer:
         torch.set_num_threads(plan.threads)
         if plan.device == "cuda":
             torch.backends.cudnn.benchmark = True  # every batch has the same shape
+        else:
+            reuse_memory()
 
     def train(self, recipes: list[Recipe]) -> list[Result]:
         try:

@@ -9,6 +9,8 @@ import copy
 import math
 import time
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from torch.nn import functional
 from taylorglo.batches import Batches, stacked
 from taylorglo.data import Dataset, Split
 from taylorglo.devices import computing
-from taylorglo.loss import Loss, TaylorLoss
+from taylorglo.loss import Loss, TaylorLoss, taylor
 from taylorglo.models import ImageShape
 from taylorglo.settings import SweepSettings
 from taylorglo.training import (
@@ -38,6 +40,7 @@ from taylorglo.training import (
 
 # Of one matrix, the product is computed in another way than of several, with other rounding.
 _FEWEST = 2
+_VECTOR = 16  # values that the fused optimizer takes at a time, or a multiple of them
 
 
 def qualifies(network: nn.Module, image_shape: ImageShape) -> bool:
@@ -49,6 +52,7 @@ def qualifies(network: nn.Module, image_shape: ImageShape) -> bool:
     if list(network.get_submodule("network").buffers()):
         return False
     base = copy.deepcopy(network).to("meta")
+    _stackable(base)
     state = {name: value.expand(2, *value.shape) for name, value in base.state_dict().items()}
     try:
         images = torch.zeros(2, *image_shape, device="meta")
@@ -100,6 +104,7 @@ class _Stack:
         # Such as the normalisation: the same in all, and kept apart, or every network had a copy of the images.
         self._buffers = {name: value[0].to(self._device) for name, value in buffers.items()}
         self._base = copy.deepcopy(self._network)  # not on meta: moved there, tied weights are no longer tied
+        _stackable(self._base)
         self._batches = [Batches(dataset, settings, seed) for seed in seeds]
         self._source = torch.tensor([seeds.index(recipes[index].seed) for index in self._alive], device=self._device)
         self._curves: list[list[tuple[int, float, float]]] = [[] for _ in recipes]
@@ -108,10 +113,7 @@ class _Stack:
     def train(self) -> list[Result]:
         recipe = self._first
         validated, checked = recipe.validated, recipe.checked
-        # On a CPU, the fused optimizer rounds the last few values of a tensor in another way than the others: what
-        # comes of a network would depend on its place in the stack.
-        fused = self._device.type == "cuda"
-        optimizer = sgd(list(self._parameters.values()), self._settings.training, recipe.learning_rate, fused=fused)
+        optimizer = self._optimizer()
         schedule = schedule_of(optimizer, self._settings.training, recipe.horizon, recipe.learning_rate)
         objective = _Objective([self._recipes[index].loss for index in self._alive], self._device)
         with seeded(recipe.seed, self._device), computing(self._precision, self._device):
@@ -132,6 +134,22 @@ class _Stack:
             if index not in self._results:
                 self._end(row, "ok", self._curves[index][-1][1])
         return [self._results[index] for index in range(len(self._recipes))]
+
+    def _optimizer(self) -> torch.optim.SGD:
+        """The optimizer of every network.
+
+        The fused one rounds the last few values of a tensor on a CPU in another way than the others. So it takes those
+        only in which no network has such an end: what comes of a network must not depend on its place in the stack.
+        """
+        groups: dict[bool, list[nn.Parameter]] = {}
+        for parameter in self._parameters.values():
+            whole = self._device.type == "cuda" or parameter[0].numel() % _VECTOR == 0
+            groups.setdefault(whole, []).append(parameter)
+        return sgd(
+            [{"params": parameters, "fused": whole} for whole, parameters in groups.items()],
+            self._settings.training,
+            self._first.learning_rate,
+        )
 
     def _batch(self) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) and targets (B, n) for all, or a batch of each network's own, (M, B, ...)."""
@@ -205,17 +223,60 @@ class _Stack:
         self._alive = [self._alive[row] for row in left]
         rows = torch.tensor(left, device=self._device)
         self._source = self._source[rows]
-        momenta = [optimizer.state.pop(parameter, {}) for parameter in self._parameters.values()]
-        self._parameters = {name: self._leaf(value, rows) for name, value in self._parameters.items()}
-        group = optimizer.param_groups[0]
-        group["params"] = list(self._parameters.values())
-        for parameter, state in zip(group["params"], momenta, strict=True):
-            buffer = state.get("momentum_buffer")
+        former, self._parameters = (
+            self._parameters,
+            {name: self._leaf(value, rows) for name, value in self._parameters.items()},
+        )
+        kept = {former[name]: parameter for name, parameter in self._parameters.items()}
+        for group in optimizer.param_groups:
+            group["params"] = [kept[parameter] for parameter in group["params"]]
+        for old, parameter in kept.items():
+            buffer = optimizer.state.pop(old, {}).get("momentum_buffer")
             optimizer.state[parameter] = {"momentum_buffer": None if buffer is None else buffer[rows]}
         return True
 
     def _leaf(self, value: Tensor, rows: Tensor | slice = slice(None)) -> nn.Parameter:
         return nn.Parameter(value.detach()[rows].to(self._device), requires_grad=value.requires_grad)
+
+
+class _Linear(torch.autograd.Function):
+    """``functional.linear``, with a rule of its own for stacked weights.
+
+    PyTorch's rule gives gradients of another layout than the weights', which are copied into theirs then, and makes
+    several small products where all networks see the same batch.
+    """
+
+    @staticmethod
+    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return functional.linear(inputs, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        pass  # there is no backward: what the rule calls has one
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], inputs: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, int]:
+        dimension, *of_weights = in_dims
+        if of_weights != [0, None if bias is None else 0]:
+            raise NotImplementedError("weights of which only some are stacked")
+        stacked = inputs.expand(info.batch_size, *inputs.shape) if dimension is None else inputs.movedim(dimension, 0)
+        columns = stacked.flatten(1, -2).mT
+        outputs = torch.bmm(weight, columns) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, columns)
+        return outputs.mT.reshape(*stacked.shape[:-1], weight.shape[1]), 0
+
+
+def _stackable(network: nn.Module) -> None:
+    """Have the linear layers of a network follow the rule above."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            setattr(module, "forward", partial(_linear, module))  # noqa: B010 (to mypy, methods are not assigned)
+
+
+def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
+    outputs: Tensor = _Linear.apply(inputs, module.weight, module.bias)
+    return outputs
 
 
 class _Objective:
@@ -242,13 +303,8 @@ class _Objective:
         values = []
         for loss, thetas, rows in self._groups:
             z, t = (logits if whole else logits[rows]), (targets[rows] if own and not whole else targets)
-            if thetas is not None:
-
-                def one(theta: Tensor, z: Tensor, t: Tensor, loss: Loss = loss) -> Tensor:
-                    value: Tensor = functional_call(loss, {"theta": theta}, (z, t))
-                    return value
-
-                values.append(vmap(one, in_dims=(0, 0, 0 if own else None))(thetas, z, t))
+            if isinstance(loss, TaylorLoss):
+                values.append(taylor(thetas, loss.order, z, t).mean(dim=1))
             else:
                 t = t if own else t.expand(len(z), -1, -1)
                 values.append(loss.per_sample(z.flatten(0, 1), t.flatten(0, 1)).view(z.shape[:2]).mean(dim=1))
@@ -260,6 +316,7 @@ def kind_of(loss: Loss) -> str:
     return f"taylor {loss.order}" if isinstance(loss, TaylorLoss) else repr(loss)
 
 
-def _thetas(losses: Sequence[Loss], device: torch.device) -> Tensor | None:
+def _thetas(losses: Sequence[Loss], device: torch.device) -> Tensor:
+    """The thetas of Taylor losses (M, L); nothing of others."""
     thetas = [loss.theta for loss in losses if isinstance(loss, TaylorLoss)]
-    return torch.stack(thetas).to(device) if thetas else None
+    return torch.stack(thetas).to(device) if thetas else torch.empty(0)

@@ -72,7 +72,6 @@ class TaylorLoss(Loss):
         self.provenance = dict(provenance or {})
         value = theta if isinstance(theta, Tensor) else torch.tensor(numbers, dtype=torch.float64)
         self.register_buffer("theta", value)
-        self._index = {exponents: 2 + position for position, exponents in enumerate(terms(order))}
 
     @classmethod
     def from_coefficients(
@@ -100,16 +99,7 @@ class TaylorLoss(Loss):
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The loss of each sample, shape (N,); may be negative, and is only defined up to a constant."""
         logits = _at_least_float32(logits)
-        t = _distribution(logits, targets)
-        th = self.theta.to(device=logits.device, dtype=logits.dtype).unbind()
-        v, u = t - th[0], logits.softmax(dim=1) - th[1]
-        f = torch.zeros_like(th[0])
-        for b in range(self.order, 0, -1):  # Horner's rule, in h outside and in t inside
-            coefficient = th[self._index[self.order - b, b]]
-            for a in range(self.order - b - 1, -1, -1):
-                coefficient = torch.addcmul(th[self._index[a, b]], coefficient, v)
-            f = (f + coefficient) * u
-        return -f.sum(dim=1)
+        return taylor(self.theta, self.order, logits, _distribution(logits, targets))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write theta, order, classes and provenance as JSON; an existing file is replaced in one go.
@@ -166,6 +156,32 @@ class TaylorLoss(Loss):
     def extra_repr(self) -> str:
         """The coefficients, for ``print(loss)``."""
         return f"theta={[round(value, 4) for value in self.theta.tolist()]}, order={self.order}"
+
+
+def taylor(theta: Tensor, order: int, logits: Tensor, targets: Tensor) -> Tensor:
+    """The Taylor loss of each sample, of one theta or of several.
+
+    Args:
+        theta: (L,), or (M, L) for M networks at once, with L numbers for this order.
+        order: k >= 2.
+        logits: (N, n), or (M, N, n).
+        targets: distributions, (N, n), or (M, N, n).
+
+    Returns:
+        (N,), or (M, N).
+    """
+    logits = _widened(logits)
+    targets = targets.to(logits.dtype)
+    th = theta.to(device=logits.device, dtype=logits.dtype)[..., None, None, :].unbind(-1)
+    index = {exponents: 2 + position for position, exponents in enumerate(terms(order))}
+    v, u = targets - th[0], logits.softmax(dim=-1) - th[1]
+    f = torch.zeros_like(th[0])
+    for b in range(order, 0, -1):  # Horner's rule, in h outside and in t inside
+        coefficient = th[index[order - b, b]]
+        for a in range(order - b - 1, -1, -1):
+            coefficient = torch.addcmul(th[index[a, b]], coefficient, v)
+        f = (f + coefficient) * u
+    return -f.sum(dim=-1)
 
 
 class CrossEntropy(Loss):
@@ -228,6 +244,10 @@ def classic(name: str, label_smoothing: float = 0.0) -> Loss:
 def _at_least_float32(logits: Tensor) -> Tensor:
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise InputError(f"logits should have shape (samples, classes >= 2), have {tuple(logits.shape)}")
+    return _widened(logits)
+
+
+def _widened(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 

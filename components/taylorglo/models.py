@@ -80,7 +80,7 @@ def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
     """One hidden layer of 128 ReLU units."""
     channels, height, width = image_shape
     return nn.Sequential(
-        nn.Flatten(), nn.Linear(channels * height * width, 128), nn.ReLU(), nn.Linear(128, num_classes)
+        nn.Flatten(), nn.Linear(channels * height * width, 128), nn.ReLU(inplace=True), nn.Linear(128, num_classes)
     )
 
 
@@ -88,15 +88,16 @@ def cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
     """Two 3x3 convolutions (16 and 32 filters), each with ReLU and 2x2 max-pooling, and a linear layer: from 4x4 on.
 
     Here as in the networks below, pooling comes before ReLU: the values are the same, and there are fewer of them then.
+    ReLU overwrites what it is given, which nothing else needs.
     """
     channels, height, width = image_shape
     return nn.Sequential(
         nn.Conv2d(channels, 16, 3, padding=1),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(16, 32, 3, padding=1),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Flatten(),
         nn.Linear(32 * (height // 4) * (width // 4), num_classes),
     )
@@ -114,13 +115,13 @@ def mnist_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(channels, 32, 5, padding=2),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(32, 64, 5, padding=2),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Flatten(),
         nn.Linear(64 * (height // 4) * (width // 4), 1024),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         Dropout(0.4),
         nn.Linear(1024, num_classes),
     )
@@ -135,7 +136,7 @@ def allcnn_c(image_shape: ImageShape, num_classes: int) -> nn.Module:
     """
 
     def convolution(inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0) -> list[nn.Module]:
-        return [nn.Conv2d(inputs, outputs, size, stride, padding), nn.ReLU()]
+        return [nn.Conv2d(inputs, outputs, size, stride, padding), nn.ReLU(inplace=True)]
 
     network = nn.Sequential(
         Dropout(0.2),
@@ -182,17 +183,17 @@ def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
     return nn.Sequential(
         nn.Conv2d(channels, 64, 11, stride=4, padding=5),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(64, 192, 5, padding=2),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(192, 384, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(384, 256, 3, padding=1),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Conv2d(256, 256, 3, padding=1),
         nn.MaxPool2d(2),
-        nn.ReLU(),
+        nn.ReLU(inplace=True),
         nn.Flatten(),
         nn.Linear(256 * pooled(height) * pooled(width), num_classes),
     )

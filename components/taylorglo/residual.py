@@ -32,9 +32,12 @@ class PreActivationUnit(nn.Module):
         """
         super().__init__()
         self.shared = shared or inputs != outputs
-        self.activation = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU())
+        self.activation = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
         self.branch = nn.Sequential(
-            _convolution(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU(), _convolution(outputs, outputs)
+            _convolution(inputs, outputs, stride),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            _convolution(outputs, outputs),
         )
         self.shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
@@ -59,7 +62,7 @@ class PyramidalUnit(nn.Module):
             nn.BatchNorm2d(inputs),
             _convolution(inputs, outputs, stride),
             nn.BatchNorm2d(outputs),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             _convolution(outputs, outputs),
             nn.BatchNorm2d(outputs),
         )
@@ -125,7 +128,7 @@ def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _classifier(inputs: int, num_classes: int) -> list[nn.Module]:
-    pooled = [nn.BatchNorm2d(inputs), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    pooled = [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     return [*pooled, nn.Linear(inputs, num_classes)]
 
 

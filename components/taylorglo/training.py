@@ -3,11 +3,11 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save
@@ -143,7 +143,7 @@ def train(
     network.to(device).to(memory_format=torch.channels_last)
     loss = recipe.loss.to(device)
     objective = objective or (lambda images, targets: loss(network(images), targets))
-    optimizer = sgd(list(network.parameters()), settings.training, recipe.learning_rate)
+    optimizer = sgd(network.parameters(), settings.training, recipe.learning_rate)
     schedule = schedule_of(optimizer, settings.training, recipe.horizon, recipe.learning_rate)
     batches = Batches(dataset, settings, recipe.seed)
     validated, checked = recipe.validated, recipe.checked
@@ -232,16 +232,16 @@ def weights_of(network: nn.Module, dataset: Dataset, settings: SweepSettings) ->
 
 
 def sgd(
-    parameters: list[nn.Parameter], settings: TrainingSettings, learning_rate: float, *, fused: bool = True
+    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]], settings: TrainingSettings, learning_rate: float
 ) -> torch.optim.SGD:
-    """The optimizer of every training; ``fused`` is PyTorch's, one kernel for all that it does."""
+    """The optimizer of every training, of parameters or groups of them: PyTorch's fused one."""
     return torch.optim.SGD(
         parameters,
         lr=learning_rate,
         momentum=settings.momentum,
         nesterov=settings.nesterov,
         weight_decay=settings.weight_decay,
-        fused=fused,
+        fused=True,
     )
 
 

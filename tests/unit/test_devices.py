@@ -1,5 +1,9 @@
 """What a device is asked: its CPUs and its memory, as a container is allowed them, and its arithmetic."""
 
+import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +137,33 @@ def test_tf32_is_allowed_for_a_while(precision, allowed):
     with pytest.raises(ZeroDivisionError), computing(precision, CPU):
         raise ZeroDivisionError
     assert (matmul.allow_tf32, cudnn.allow_tf32) == former
+
+
+FREED_AND_TAKEN = """
+import resource
+import torch
+from taylorglo.devices import reuse_memory
+{first}
+for _ in range(20):
+    torch.ones(2**22)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(2**22)  # 16 MiB, 4096 pages
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is another one than glibc")
+def test_memory_is_used_again():
+    """Pages that were given back would have to be brought in again, one fault each."""
+
+    def faults(first: str) -> int:
+        command = [sys.executable, "-c", FREED_AND_TAKEN.format(first=first)]
+        environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}  # it adapts itself, unless it is set
+        return int(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout)
+
+    assert faults("") > 20 * 4000
+    assert faults("reuse_memory()") < 20 * 400
 
 
 def test_out_of_memory_is_recognised():

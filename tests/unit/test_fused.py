@@ -58,6 +58,11 @@ class Peeking(nn.Sequential):
         return super().forward(-images)
 
 
+def tokens(image_shape, num_classes):
+    rows = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(rows, nn.Linear(128, num_classes))
+
+
 def peeking(image_shape, num_classes):
     return Peeking(nn.Flatten(), nn.Linear(64, num_classes))
 
@@ -174,7 +179,7 @@ def test_with_augmentation_and_soft_targets(digits, augmentation):
 
 
 @pytest.mark.usefixtures("networks")
-@pytest.mark.parametrize("network", ["tied", "frozen", "dropout"])
+@pytest.mark.parametrize("network", ["tied", "frozen", "dropout", "tokens"])
 def test_networks_of_a_user(digits, network):
     settings = settings_of(f"stacked_networks:{network}")
     assert qualifies(build_network(settings, digits, 0), digits.image_shape)
@@ -217,13 +222,16 @@ def test_the_size_of_the_program_does_not_matter(digits):
         assert_same(parts, whole)
 
 
-def test_nor_does_it_for_convolutions():
-    """Of which one network alone would be computed in another way than several."""
-    dataset, settings = synthetic(SHAPES["allcnn-c"]), settings_of("allcnn-c")
+@pytest.mark.parametrize(("model", "shape"), [("allcnn-c", SHAPES["allcnn-c"]), ("mlp", (1, 28, 28))])
+def test_nor_does_it_for_larger_networks(model, shape):
+    """Of which one network alone would be computed in another way than several; of convolutions, so would very many."""
+    dataset, settings = synthetic(shape), settings_of(model)
     recipes = [recipe(loss, steps=3, rate=1e-3) for loss in LOSSES[:3]]
     whole = train_together(recipes, dataset, settings)
     assert_same(train_together(recipes[:2], dataset, settings), whole[:2])
     assert_same(train_together(recipes[2:], dataset, settings), whole[2:])
+    if model == "mlp":
+        assert_same(train_together(recipes * 4, dataset, settings), whole * 4)
 
 
 def test_those_that_are_given_up_leave(digits):

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -239,44 +238,25 @@ class _Stack:
         return nn.Parameter(value.detach()[rows].to(self._device), requires_grad=value.requires_grad)
 
 
-class _Linear(torch.autograd.Function):
-    """``functional.linear``, with a rule of its own for stacked weights.
-
-    PyTorch's rule gives gradients of another layout than the weights', which are copied into theirs then, and makes
-    several small products where all networks see the same batch.
-    """
-
-    @staticmethod
-    def forward(inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return functional.linear(inputs, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
-        pass  # there is no backward: what the rule calls has one
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[int | None, ...], inputs: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> tuple[Tensor, int]:
-        dimension, *of_weights = in_dims
-        if of_weights != [0, None if bias is None else 0]:
-            raise NotImplementedError("weights of which only some are stacked")
-        stacked = inputs.expand(info.batch_size, *inputs.shape) if dimension is None else inputs.movedim(dimension, 0)
-        columns = stacked.flatten(1, -2).mT
-        outputs = torch.bmm(weight, columns) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, columns)
-        return outputs.mT.reshape(*stacked.shape[:-1], weight.shape[1]), 0
-
-
 def _stackable(network: nn.Module) -> None:
-    """Have the linear layers of a network follow the rule above."""
+    """Have the linear layers of a network compute in the way that is faster when they are stacked."""
     for module in network.modules():
         if type(module) is nn.Linear:
             setattr(module, "forward", partial(_linear, module))  # noqa: B010 (to mypy, methods are not assigned)
 
 
 def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
-    outputs: Tensor = _Linear.apply(inputs, module.weight, module.bias)
-    return outputs
+    """``module(inputs)``, transposed.
+
+    So the gradients have the layout of the weights, into which they would be copied else. A batch of one matrix, for
+    ``vmap`` would make one product for all networks of those that see the same batch, and what is rounded in it depends
+    on how many they are.
+    """
+    columns = inputs.flatten(0, -2).mT
+    outputs = torch.bmm(module.weight[None], columns[None])
+    if module.bias is not None:
+        outputs += module.bias[:, None]
+    return outputs[0].mT.reshape(*inputs.shape[:-1], module.out_features)
 
 
 class _Objective:

@@ -306,7 +306,8 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tm
     process.communicate(timeout=10)
     assert process.returncode == -signal.SIGKILL
     known = trained(work)
-    assert POPSIZE < len(known) < 2 * POPSIZE
+    # Within generation 2, or at its end: its trainings, which are done together, end together.
+    assert POPSIZE < len(known) <= 2 * POPSIZE
     (killed,), _ = runs_of(mlflow_of(work))
     assert killed.info.status == "RUNNING"
 

@@ -105,8 +105,8 @@ def available_memory(device: torch.device) -> int:
 def reuse_memory() -> None:
     """Let this process keep the memory that it frees, for its next tensors.
 
-    The C library's allocator gives large blocks back, and the system hands out every page of them anew, cleared: on a
-    CPU a quarter of the time of a training. This is glibc's; other allocators are left as they are.
+    The C library's allocator gives large blocks back, and the system hands out every page of them anew, cleared, in
+    every step. This is for glibc's; other allocators are left as they are.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt

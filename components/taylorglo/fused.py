@@ -246,11 +246,10 @@ def _stackable(network: nn.Module) -> None:
 
 
 def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
-    """``module(inputs)``, transposed.
+    """``module(inputs)``, computed as the transpose of weight x inputs^T, as a batch of one product.
 
-    So the gradients have the layout of the weights, into which they would be copied else. A batch of one matrix, for
-    ``vmap`` would make one product for all networks of those that see the same batch, and what is rounded in it depends
-    on how many they are.
+    In this order, gradients have the layout of the weights, and are not copied into it. A batch, because ``vmap`` makes
+    one product of plain ones that share their inputs, and its rounding depends on how many networks there are.
     """
     columns = inputs.flatten(0, -2).mT
     outputs = torch.bmm(module.weight[None], columns[None])

@@ -125,6 +125,7 @@ class Engine:
         self.settings = settings
         self._read = read
         self._executor: Executor | None = None
+        self._apart = False  # whether it trains in processes of its own: a process may die, this one may not
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -173,8 +174,13 @@ class Engine:
                 except InputError:
                     raise
                 except BrokenProcessPool:
-                    waiting.appendleft(unit)
-                    if executor is self._executor:  # or it is known of another unit already
+                    if executor is not self._executor:  # it is known of another unit already
+                        waiting.appendleft(unit)
+                    elif self.plan.workers == 1:  # nothing else was done there: its process died of it
+                        self._stop()
+                        yield from self._again(unit, TaylorgloError("the process that trained it was killed"), waiting)
+                    else:
+                        waiting.appendleft(unit)
                         self._fewer()
                 except OutOfMemoryError as error:
                     yield from self._smaller(unit, error, waiting)
@@ -237,14 +243,21 @@ class Engine:
             return future
 
     def _start(self) -> Executor:
-        if self.plan.workers == 1:
+        if self.plan.workers == 1 and not self._apart:
             return _Here(_Trainer(self.settings, self.dataset, self.plan))
+        self._apart = True
         context = multiprocessing.get_context("forkserver")
         # Not a fork of this process, which has threads, locks of the study, and a GPU perhaps.
         forkserver.set_forkserver_preload([__name__])
-        return ProcessPoolExecutor(
+        executor = ProcessPoolExecutor(
             self.plan.workers, context, initializer=_begin, initargs=(self.settings, self._read, self.plan)
         )
+        if self.plan.workers == 1:  # others were killed: is it a training that kills them, or the machine?
+            try:
+                executor.submit(_ready).result()
+            except BrokenProcessPool as error:
+                raise TaylorgloError("no process can be started to train in, each is killed: out of memory?") from error
+        return executor
 
     def _stop(self, *, cancel: bool = True) -> None:
         if self._executor is not None:
@@ -382,6 +395,10 @@ def _begin(settings: SweepSettings, read: Callable[[], Dataset], plan: Plan) -> 
 
     threading.Thread(target=watch, daemon=True).start()
     _trainer = _Trainer(settings, read(), plan)
+
+
+def _ready() -> None:
+    """Nothing, for which a worker has to be prepared."""
 
 
 def _train(recipes: list[Recipe]) -> list[Result]:

@@ -99,7 +99,7 @@ def precision(bench: Bench) -> None:
     cases = (
         ("cnn", whole, 400, 0.05, 8),
         ("mnist-cnn", whole, 100, 0.05, 8),
-        ("allcnn-c", small, 120, 0.02, 4),
+        ("allcnn-c", small, 200, 0.01, 6),
     )
     for model, dataset, steps, rate, seeds in cases:
         for name, loss in (("cross-entropy", CrossEntropy()), ("a candidate", TaylorLoss(GOOD))):

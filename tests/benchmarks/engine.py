@@ -70,7 +70,7 @@ CASES = (
     Case("mlp", 64, 20, 200),
     Case("cnn", 64, 20, 60),
     Case("mnist-cnn", 100, 20, 24),
-    Case("allcnn-c", 128, 8, 4, "bfloat16"),
+    Case("allcnn-c", 128, 8, 8, "bfloat16"),
 )
 
 

@@ -1,5 +1,6 @@
 """The engine: the same results however it trains, what it chooses, and what it survives."""
 
+import importlib
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ from trainings import BACKWARDS, GOOD, OTHER, steps_counted, sweep, synthetic
 from taylorglo import data, devices, engine, memory
 from taylorglo.data import Dataset, Split
 from taylorglo.engine import Engine, plan
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.loss import CrossEntropy, TaylorLoss
 from taylorglo.models import skeleton
 from taylorglo.settings import DataSettings, SweepSettings
@@ -38,9 +39,22 @@ import signal
 from pathlib import Path
 
 import torch
+from taylorglo.data import read
+from taylorglo.loss import CrossEntropy
 from torch import nn
 
 FOLDER = Path(__file__).parent
+
+
+class Fatal(CrossEntropy):
+    def per_sample(self, logits, targets):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def read_or_die(path, survivor):
+    if os.getpid() != survivor:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read(Path(path))
 
 
 class Linear(nn.Sequential):
@@ -279,6 +293,29 @@ def test_a_worker_that_is_killed(saved, networks):
         assert engine.plan.workers == 2  # half as many, however many were at work when it happened
     assert (networks / "killed").exists()
     assert_same(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["fused", "parallel"])
+def test_a_training_that_kills_its_process_fails_alone(saved, networks, kind):
+    fatal = importlib.import_module("engine_networks").Fatal
+    sound = recipes(4)
+    wanted = {**{key: sound[key] for key in list(sound)[:2]}, "bad": recipe(fatal()), **sound}
+    settings = settings_of(engine=kind, workers=2)
+    with Engine(settings, partial(read_resident, saved, settings.training)) as engine:
+        found = dict(engine.train(wanted.items()))
+        assert engine.plan.workers == 1
+    bad = found.pop("bad").training
+    assert (bad.status, bad.accuracy, bad.reason) == ("failed", 0.0, "the process that trained it was killed")
+    assert_same(found, results(settings_of(engine=kind), saved, sound))
+
+
+def test_a_machine_on_which_no_process_lives_is_no_fault_of_the_trainings(saved, networks):
+    read = partial(importlib.import_module("engine_networks").read_or_die, saved, os.getpid())
+    with (
+        Engine(settings_of(engine="parallel", workers=2), read) as engine,
+        pytest.raises(TaylorgloError, match="no process can be started to train in"),
+    ):
+        list(engine.train(recipes(4).items()))
 
 
 def test_workers_end_with_the_process_that_they_work_for(saved, networks):

@@ -64,13 +64,13 @@ class Augmentation:
 
     def _crop(self, images: Tensor) -> Tensor:
         padding, (count, _, height, width) = self._settings.crop_padding, images.shape
-        corners = self._integers(2 * padding + 1, (2, count)).to(images.device)
+        corners = _on(images.device, self._integers(2 * padding + 1, (2, count)))
         # A view of all windows, (N, C, 2 padding + 1, 2 padding + 1, H, W), of which each image takes one.
         windows = functional.pad(images, (padding,) * 4).unfold(2, height, 1).unfold(3, width, 1)
         return windows[torch.arange(count, device=images.device), :, corners[0], corners[1]]
 
     def _flip(self, images: Tensor) -> Tensor:
-        flipped = self._integers(2, (len(images), 1, 1, 1)).bool().to(images.device)
+        flipped = _on(images.device, self._integers(2, (len(images), 1, 1, 1)).bool())
         return torch.where(flipped, images.flip(3), images)
 
     def _cutout(self, images: Tensor) -> Tensor:
@@ -80,7 +80,7 @@ class Augmentation:
             begin = self._integers(size, (count, 1)) - side // 2
             position = torch.arange(size)
             within.append((position >= begin) & (position < begin + side))
-        hole = (within[0][:, None, :, None] & within[1][:, None, None, :]).to(images.device)
+        hole = _on(images.device, within[0][:, None, :, None] & within[1][:, None, None, :])
         self._fill = self._fill.to(images)  # copied to the device once
         return torch.where(hole, self._fill, images)
 
@@ -88,7 +88,7 @@ class Augmentation:
         count, _, height, width = images.shape
         share = torch.rand((), generator=self._draws, dtype=torch.float64).item()  # Beta(1, 1) is uniform
         rows, columns = (self._interval(size, share) for size in (height, width))
-        partners = torch.randperm(count, generator=self._draws).to(images.device)
+        partners = _on(images.device, torch.randperm(count, generator=self._draws))
         mixed = images.clone()
         mixed[:, :, rows, columns] = images[partners, :, rows, columns]
         pasted = (rows.stop - rows.start) * (columns.stop - columns.start) / (height * width)
@@ -103,3 +103,8 @@ class Augmentation:
 
     def _integers(self, below: int, shape: tuple[int, ...]) -> Tensor:
         return torch.randint(below, shape, generator=self._draws)
+
+
+def _on(device: torch.device, values: Tensor) -> Tensor:
+    """Values of the CPU on a device; it is not waited for, as a copy from memory that is not pinned would."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
 from typing import Any, Protocol
 
 from safetensors import SafetensorError
@@ -216,5 +217,6 @@ def _key(contender: Contender, seed: int, engine: Engine) -> str:
         "training": settings.training.decisive(),
         "augmentation": settings.augmentation.model_dump(),
         "precision": engine.plan.precision,
+        "software": [version("taylorglo"), version("torch")],
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -1,17 +1,22 @@
-"""The device that a training runs on: what it can do, how many CPUs there are, how much memory is left."""
+"""The device that a training runs on: what it can do, how much memory is left, and its errors."""
 
 import contextlib
 import ctypes
-import os
+import platform
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from taylorglo.errors import InputError
-from taylorglo.settings import CPUS, TrainingSettings
+from taylorglo.machine import free_host_memory
+from taylorglo.settings import TrainingSettings
 
-_CGROUP = Path("/sys/fs/cgroup")
+_OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",  # the CPU's allocator has no exception of its own
+    "CUDA error: out of memory",  # of what is not PyTorch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's <malloc.h>
 
 
@@ -56,8 +61,10 @@ def precision_of(settings: TrainingSettings, device: torch.device, *, measured: 
 def _has_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # AVX512-BF16 or AMX, or their like: PyTorch computes with bfloat16 on every CPU, but elsewhere slower than without.
-    return torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    # PyTorch computes with bfloat16 on every CPU, but slower than in float32 where the CPU has no arithmetic for it. To
+    # its kernels any AVX512 will do, so that x86 is asked for AVX512-BF16, which those with AMX have too.
+    there = torch._C._has_mkldnn and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return there and (platform.machine() not in ("x86_64", "AMD64") or torch.cpu._is_avx512_bf16_supported())
 
 
 def _named(device: torch.device) -> str:
@@ -78,28 +85,11 @@ def computing(precision: str, device: torch.device) -> Iterator[None]:
         matmul.allow_tf32, cudnn.allow_tf32 = former
 
 
-def cpus() -> int:
-    """How many CPUs this task may use, at least 1: those it was told of, or what the system and its cgroup allow."""
-    told = os.environ.get(CPUS)
-    if told:
-        return max(1, int(told))
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read(_CGROUP / "cpu.max").split()  # "max 100000", or "150000 100000" for one and a half
-    if len(quota) == 2 and quota[0].isdigit():
-        allowed = min(allowed, int(quota[0]) // int(quota[1]))
-    return max(1, allowed)
-
-
 def available_memory(device: torch.device) -> int:
     """How many bytes can still be allocated on a device, as far as the system tells."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    lines = _read(Path("/proc/meminfo")).splitlines()
-    free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")), 2**63)
-    limit = _read(_CGROUP / "memory.max").strip()
-    if limit.isdigit():
-        free = min(free, int(limit) - int(_read(_CGROUP / "memory.current").strip() or 0))
-    return max(0, free)
+    return free_host_memory()
 
 
 def reuse_memory() -> None:
@@ -116,12 +106,10 @@ def reuse_memory() -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a device has no memory left."""
-    # The CPU's allocator has no exception of its own.
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    told = any(message in str(error) for message in _OUT_OF_MEMORY)
+    return told or isinstance(error, torch.OutOfMemoryError | MemoryError)
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+def is_broken(error: BaseException) -> bool:
+    """Whether a GPU failed in a way after which this process can compute nothing on it any more."""
+    return isinstance(error, torch.AcceleratorError)

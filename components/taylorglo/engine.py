@@ -3,6 +3,7 @@
 It is given recipes, takes as many at a time as it can work on, and gives back each result as soon as it is known.
 """
 
+import contextlib
 import gc
 import multiprocessing
 import os
@@ -15,16 +16,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from taylorglo.data import Dataset
-from taylorglo.devices import cpus, is_out_of_memory, precision_of, reuse_memory
+from taylorglo.devices import is_broken, is_out_of_memory, precision_of, reuse_memory
 from taylorglo.errors import InputError, TaylorgloError
-from taylorglo.fused import draws, kind_of, qualifies, train_together
+from taylorglo.fused import FEWEST, draws, kind_of, qualifies, train_together
 from taylorglo.loss import Loss
+from taylorglo.machine import cpus
 from taylorglo.memory import PROCESS, check_memory, free_memory
 from taylorglo.models import BFLOAT16
 from taylorglo.settings import SweepSettings
@@ -38,6 +41,10 @@ Key = TypeVar("Key", bound=Hashable)
 
 class OutOfMemoryError(TaylorgloError):
     """A device had no memory left for what was being trained."""
+
+
+class BrokenDeviceError(TaylorgloError):
+    """A GPU failed, and this process can compute nothing on it any more."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +77,7 @@ class Plan:
 def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     """Choose how to train: by the settings and, where they leave it open, by device and network.
 
-    - CUDA: fused, if the network can be stacked, else one after another; in one process.
+    - CUDA: fused, if the network can be stacked and several fit, else one after another; in one process.
     - CPU: fused, if the network can be stacked and has no convolutions, which are slower so; else
       parallel, with a process for every ``training.threads`` CPUs.
 
@@ -97,13 +104,19 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
             f"training.engine is fused, and networks like {settings.model.name!r} cannot be stacked: they keep "
             "buffers, such as the running statistics of batch normalisation, or compute what vmap cannot; use auto"
         )
+    if engine == "fused" and free < FEWEST * needed:
+        raise InputError(
+            f"training.engine is fused, and there is no memory for {FEWEST} networks like {settings.model.name!r} in "
+            "one program; use auto"
+        )
     convolves = any(isinstance(module, nn.modules.conv._ConvNd) for module in network.modules())
     if engine == "auto":
-        engine = "fused" if stackable and (device.type == "cuda" or not convolves) else "parallel"
+        pays = device.type == "cuda" or not convolves
+        engine = "fused" if stackable and pays and free >= FEWEST * needed else "parallel"
     workers = 1
     if engine != "sequential":
         workers = training.workers or (max(1, cpus() // training.threads) if device.type == "cpu" else 1)
-        workers = max(1, min(workers, free // (apart + needed)))
+        workers = max(1, min(workers, free // (apart + (FEWEST * needed if engine == "fused" else needed))))
     if engine == "parallel" and workers == 1:
         engine = "sequential"
     own = free if workers == 1 else free // workers - apart
@@ -125,6 +138,7 @@ class Engine:
         self.settings = settings
         self._read = read
         self._executor: Executor | None = None
+        self._life: Connection | None = None  # while it is open, the processes live
         self._apart = False  # whether it trains in processes of its own: a process may die, this one may not
 
     @cached_property
@@ -141,9 +155,9 @@ class Engine:
         """Start nothing yet."""
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """End the processes."""
-        self._stop()
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        """End the processes; after an error, without waiting for what they train."""
+        self._stop(wait=error is None)
 
     def train(self, recipes: Iterable[tuple[Key, Recipe]]) -> Iterator[tuple[Key, Result]]:
         """Do every training; the results come as they are known, with the keys that the recipes came with.
@@ -171,7 +185,7 @@ class Engine:
                 unit, executor = running.pop(future)
                 try:
                     results = future.result()
-                except InputError:
+                except (InputError, BrokenDeviceError):
                     raise
                 except BrokenProcessPool:
                     if executor is not self._executor:  # it is known of another unit already
@@ -183,7 +197,12 @@ class Engine:
                         waiting.appendleft(unit)
                         self._fewer()
                 except OutOfMemoryError as error:
-                    yield from self._smaller(unit, error, waiting)
+                    if self.plan.workers > 1 and len(unit.keys) == 1:
+                        waiting.appendleft(unit)
+                        if executor is self._executor:
+                            self._fewer()
+                    else:
+                        yield from self._smaller(unit, error, waiting)
                 except Exception as error:  # of a network of the user's own, ...: one training fails, not the search
                     yield from self._again(unit, error, waiting)
                 else:
@@ -204,10 +223,6 @@ class Engine:
         self, unit: "_Unit[Key]", error: OutOfMemoryError, waiting: "deque[_Unit[Key]]"
     ) -> Iterator[tuple[Key, Result]]:
         """Go on with less at a time, where a device is full."""
-        if self.plan.workers > 1 and len(unit.keys) == 1:
-            waiting.appendleft(unit)
-            self._fewer()
-            return
         if len(unit.keys) > 1:
             self.plan = replace(self.plan, chunk=max(1, min(self.plan.chunk, len(unit.keys)) // 2))
         yield from self._again(unit, error, waiting)
@@ -229,14 +244,15 @@ class Engine:
         elif unit.tries + 1 < _TRIES:
             waiting.appendleft(replace(unit, tries=unit.tries + 1))
         else:
-            reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-            yield unit.keys[0], Result(Training("failed", 0.0, [], 0.0, 0.0, 0.0, reason, method=self.plan.method))
+            training = Training("failed", 0.0, [], 0.0, 0.0, 0.0, _first_line(error), method=self.plan.method)
+            yield unit.keys[0], Result(training)
 
     def _submit(self, unit: "_Unit[Key]", executor: Executor) -> "Future[list[Result]]":
+        alone = unit.tries > 0 or self.plan.chunk < FEWEST  # a stack is never smaller, and takes more memory than one
         if isinstance(executor, _Here):
-            return executor.submit(executor.trainer.train, unit.recipes)
+            return executor.submit(executor.trainer.train, unit.recipes, alone)
         try:
-            return executor.submit(_train, unit.recipes)
+            return executor.submit(_train, unit.recipes, alone)
         except BrokenProcessPool as error:  # since the last result came
             future: Future[list[Result]] = Future()
             future.set_exception(error)
@@ -249,8 +265,9 @@ class Engine:
         context = multiprocessing.get_context("forkserver")
         # Not a fork of this process, which has threads, locks of the study, and a GPU perhaps.
         forkserver.set_forkserver_preload([__name__])
+        life, self._life = context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
-            self.plan.workers, context, initializer=_begin, initargs=(self.settings, self._read, self.plan)
+            self.plan.workers, context, initializer=_begin, initargs=(self.settings, self._read, self.plan, life)
         )
         if self.plan.workers == 1:  # others were killed: is it a training that kills them, or the machine?
             try:
@@ -259,10 +276,16 @@ class Engine:
                 raise TaylorgloError("no process can be started to train in, each is killed: out of memory?") from error
         return executor
 
-    def _stop(self, *, cancel: bool = True) -> None:
+    def _stop(self, *, wait: bool = True, cancel: bool = True) -> None:
+        """End the processes, when they have done what they are at, or at once."""
+        if self._life is not None and not wait:
+            self._life.close()
         if self._executor is not None:
             self._executor.shutdown(cancel_futures=cancel)
             self._executor = None
+        if self._life is not None:
+            self._life.close()
+            self._life = None
 
 
 @dataclass(frozen=True)
@@ -316,7 +339,8 @@ class _Here(Executor):
         try:
             future.set_result(fn(*args, **kwargs))
         except Exception as error:
-            future.set_exception(error)
+            # Without its frames, which hold on to all the tensors of what failed.
+            future.set_exception(error.with_traceback(None))
         return future
 
 
@@ -332,22 +356,23 @@ class _Trainer:
         else:
             reuse_memory()
 
-    def train(self, recipes: list[Recipe]) -> list[Result]:
+    def train(self, recipes: list[Recipe], alone: bool) -> list[Result]:
         try:
-            if self._plan.engine == "fused":
+            if self._plan.engine == "fused" and not alone:
                 return train_together(recipes, self._dataset, self._settings, self._plan.precision)
             return [self._train(recipe) for recipe in recipes]
         except Exception as error:
-            if not is_out_of_memory(error):
+            if is_out_of_memory(error):
+                failure: TaylorgloError = OutOfMemoryError(f"out of memory: {_first_line(error)}")
+            elif is_broken(error):
+                failure = BrokenDeviceError(f"the GPU failed, start this task again: {_first_line(error)}")
+            else:
                 raise
-            message = f"out of memory: {str(error).strip().splitlines()[0]}"
-        finally:
-            if self._plan.device == "cuda":
-                gc.collect()
-                torch.cuda.empty_cache()
         # Not while the other one is handled, which would be its context, and hold on to all the tensors of its frames.
         gc.collect()
-        raise OutOfMemoryError(message)
+        if self._plan.device == "cuda" and isinstance(failure, OutOfMemoryError):
+            torch.cuda.empty_cache()
+        raise failure
 
     def _train(self, recipe: Recipe) -> Result:
         network = build_network(self._settings, self._dataset, recipe.seed)
@@ -383,14 +408,16 @@ class _Trainer:
 _trainer: _Trainer | None = None  # of a worker process
 
 
-def _begin(settings: SweepSettings, read: Callable[[], Dataset], plan: Plan) -> None:
-    """Prepare a worker, which ends with the process that it works for, in whatever way that ends."""
+def _begin(settings: SweepSettings, read: Callable[[], Dataset], plan: Plan, life: Connection) -> None:
+    """Prepare a worker, which ends with the engine that it works for, in whatever way that ends.
+
+    ``life`` is a pipe that nothing is sent through: the engine closes its other end, or the end of its process does.
+    """
     global _trainer
-    parent = multiprocessing.parent_process()
-    assert parent is not None
 
     def watch() -> None:
-        parent.join()
+        with contextlib.suppress(EOFError, OSError):
+            life.recv_bytes()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -401,6 +428,15 @@ def _ready() -> None:
     """Nothing, for which a worker has to be prepared."""
 
 
-def _train(recipes: list[Recipe]) -> list[Result]:
+def _train(recipes: list[Recipe], alone: bool) -> list[Result]:
     assert _trainer is not None
-    return _trainer.train(recipes)
+    try:
+        return _trainer.train(recipes, alone)
+    except TaylorgloError:
+        raise
+    except Exception as error:  # of any class, also such that cannot be passed on to another process
+        raise RuntimeError(_first_line(error)) from None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -2,7 +2,8 @@
 
 With ``torch.func`` a step costs the overhead of one, and the device sees larger products. Each training sees the
 batches, the dropout and the schedule that it would see alone; one that diverges or is given up leaves the others as
-they are. Equal to :func:`taylorglo.training.train`, one after another, up to rounding.
+they are. Equal to :func:`taylorglo.training.train`, one after another, up to rounding. Only PyTorch's own dropout on
+feature maps, in a network of the user's, draws other masks here, since they follow the layout of the images in memory.
 """
 
 import copy
@@ -37,8 +38,8 @@ from taylorglo.training import (
     sgd,
 )
 
-# Of one matrix, the product is computed in another way than of several, with other rounding.
-_FEWEST = 2
+# Networks in a stack: of one matrix, the product is computed in another way than of several, with other rounding.
+FEWEST = 2
 _VECTOR = 16  # values that the fused optimizer takes at a time, or a multiple of them
 
 
@@ -90,14 +91,14 @@ class _Stack:
     """The networks that are still in training, and what became of the others."""
 
     def __init__(self, recipes: Sequence[Recipe], dataset: Dataset, settings: SweepSettings, precision: str) -> None:
-        self._started = time.time()
+        self._started = self._counted = time.time()
         self._recipes, self._dataset, self._settings, self._precision = recipes, dataset, settings, precision
         self._first = recipes[0]
         self._device = dataset.train.images.device
         seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
         built = {seed: build_network(settings, dataset, seed) for seed in seeds}
         self._network = built[seeds[0]]
-        self._alive = [*range(len(recipes)), *([0] * (_FEWEST - len(recipes)))]  # numbers of recipes, row by row
+        self._alive = [*range(len(recipes)), *([0] * (FEWEST - len(recipes)))]  # numbers of recipes, row by row
         parameters, buffers = stack_module_state([built[recipes[index].seed] for index in self._alive])
         self._parameters = {name: self._leaf(value) for name, value in parameters.items()}
         # Such as the normalisation: the same in all, and kept apart, or every network had a copy of the images.
@@ -106,6 +107,7 @@ class _Stack:
         _stackable(self._base)
         self._batches = [Batches(dataset, settings, seed) for seed in seeds]
         self._source = torch.tensor([seeds.index(recipes[index].seed) for index in self._alive], device=self._device)
+        self._seconds = [0.0] * len(recipes)
         self._curves: list[list[tuple[int, float, float]]] = [[] for _ in recipes]
         self._results: dict[int, Result] = {}
 
@@ -124,11 +126,13 @@ class _Stack:
                 optimizer.step()
                 schedule.step()
                 if step in checked:
+                    self._count()
                     gone = self._check(step, values.detach(), step in validated)
                     if gone and not self._leave(gone, optimizer):
                         break
                     if gone:
                         objective = _Objective([self._recipes[index].loss for index in self._alive], self._device)
+        self._count()
         for row, index in enumerate(self._alive):
             if index not in self._results:
                 self._end(row, "ok", self._curves[index][-1][1])
@@ -194,17 +198,23 @@ class _Stack:
     def _validate(self, split: Split) -> list[tuple[float, float]]:
         rows = len(self._alive)
         correct, total = (torch.zeros(rows, device=self._device) for _ in range(2))
-        for images, labels in evaluation_batches(split):
+        for images, labels in evaluation_batches(split, self._settings.training.batch_size):
             logits = self._logits(images, training=False).float()
             correct += (logits.argmax(dim=2) == labels).sum(dim=1)
             losses = functional.cross_entropy(logits.flatten(0, 1), labels.repeat(rows), reduction="none")
             total += losses.view(rows, -1).sum(dim=1)
         return list(zip((correct / len(split)).tolist(), (total / len(split)).tolist(), strict=True))
 
+    def _count(self) -> None:
+        """Share the time since the last count among those that were in training."""
+        now, alive = time.time(), set(self._alive) - self._results.keys()
+        for index in alive:
+            self._seconds[index] += (now - self._counted) / len(alive)
+        self._counted = now
+
     def _end(self, row: int, status: Status, accuracy: float, reason: str = "") -> None:
         index, now = self._alive[row], time.time()
-        share = (now - self._started) / len(self._recipes)
-        training = Training(status, accuracy, self._curves[index], self._started, now, share, reason)
+        training = Training(status, accuracy, self._curves[index], self._started, now, self._seconds[index], reason)
         recipe = self._recipes[index]
         if recipe.kept or recipe.epsilon:
             state = {name: value[row].detach() for name, value in self._parameters.items()}
@@ -218,7 +228,7 @@ class _Stack:
         left = [row for row in range(len(self._alive)) if row not in gone and self._alive[row] not in self._results]
         if not left:
             return False
-        left = [*left, *gone[: max(0, _FEWEST - len(left))]]
+        left = [*left, *gone[: max(0, FEWEST - len(left))]]
         self._alive = [self._alive[row] for row in left]
         rows = torch.tensor(left, device=self._device)
         self._source = self._source[rows]
@@ -297,5 +307,5 @@ def kind_of(loss: Loss) -> str:
 
 def _thetas(losses: Sequence[Loss], device: torch.device) -> Tensor:
     """The thetas of Taylor losses (M, L); nothing of others."""
-    thetas = [loss.theta for loss in losses if isinstance(loss, TaylorLoss)]
-    return torch.stack(thetas).to(device) if thetas else torch.empty(0)
+    thetas = [loss.theta.to(device) for loss in losses if isinstance(loss, TaylorLoss)]
+    return torch.stack(thetas) if thetas else torch.empty(0)

@@ -24,7 +24,6 @@ from taylorglo.models import build
 from taylorglo.settings import SweepSettings, TrainingSettings
 
 CURVE_POINTS = 10
-_EVALUATED_VALUES = 2**18  # of a batch's images, so that an evaluation takes no more memory than a training
 
 Status = Literal["ok", "diverged", "failed"]
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -167,7 +166,7 @@ def train(
                 continue
             accuracy, cross_entropy = 0.0, float(value.detach())
             if step in validated and math.isfinite(cross_entropy):
-                accuracy, cross_entropy = validate(network, dataset.validation)
+                accuracy, cross_entropy = validate(network, dataset.validation, settings.training.batch_size)
                 network.train()
             if not math.isfinite(cross_entropy):
                 return ended("diverged", 0.0, ran_off(step))
@@ -184,41 +183,45 @@ def finished(
     """What is measured of a network after its training, and its weights, as far as they are asked for."""
     robust, test = None, None
     if recipe.epsilon:
-        robust = robust_accuracy(network, dataset.validation, recipe.epsilon) if training.accuracy else 0.0
+        size = settings.training.batch_size
+        robust = robust_accuracy(network, dataset.validation, recipe.epsilon, size) if training.accuracy else 0.0
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
-            test = validate(network, dataset.test)[0]
+            test = validate(network, dataset.test, settings.training.batch_size)[0]
     measured = replace(training, robust_accuracy=robust, test_accuracy=test, ended=time.time())
     return Result(measured, weights_of(network, dataset, settings) if recipe.kept else b"")
 
 
 @torch.no_grad()
-def validate(network: nn.Module, split: Split) -> tuple[float, float]:
+def validate(network: nn.Module, split: Split, batch_size: int) -> tuple[float, float]:
     """Accuracy in [0, 1] and mean cross-entropy in nats of a network on a split; leaves it in evaluation mode."""
     network.eval()
     correct, total = torch.zeros((), device=split.images.device), torch.zeros((), device=split.images.device)
-    for images, labels in evaluation_batches(split):
+    for images, labels in evaluation_batches(split, batch_size):
         logits = network(images).float()
         correct += (logits.argmax(dim=1) == labels).sum()
         total += functional.cross_entropy(logits, labels, reduction="sum")
     return (correct / len(split)).item(), (total / len(split)).item()
 
 
-def robust_accuracy(network: nn.Module, split: Split, epsilon: float) -> float:
+def robust_accuracy(network: nn.Module, split: Split, epsilon: float, batch_size: int) -> float:
     """The accuracy in [0, 1] that FGSM of radius ``epsilon`` leaves, computed in float32."""
     correct = torch.zeros((), device=split.images.device)
     with computing("float32", split.images.device):  # rounding would hide gradients from the attack
-        for images, labels in evaluation_batches(split):
+        for images, labels in evaluation_batches(split, batch_size):
             attacked = fgsm(network, images, labels, epsilon)
             with torch.no_grad():
                 correct += (network(attacked).argmax(dim=1) == labels).sum()
     return (correct / len(split)).item()
 
 
-def evaluation_batches(split: Split) -> Iterator[tuple[Tensor, Tensor]]:
-    """A split in its order: images (N, C, H, W), floats in [0, 1], and labels (N,), with N from 64 to 1000."""
-    size = max(64, min(1000, _EVALUATED_VALUES // split.images[0].numel()))
-    for images, labels in zip(torch.split(split.images, size), torch.split(split.labels, size), strict=True):
+def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """A split in its order: images (N, C, H, W), floats in [0, 1], and labels (N,).
+
+    Batches are no larger than those of a training, so that an evaluation takes no more memory than that.
+    """
+    batches = zip(torch.split(split.images, batch_size), torch.split(split.labels, batch_size), strict=True)
+    for images, labels in batches:
         yield scaled(images).contiguous(memory_format=torch.channels_last), labels
 
 

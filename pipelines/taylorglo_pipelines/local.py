@@ -20,6 +20,7 @@ from typing import Any, Literal, TextIO
 
 from taylorglo.environment import ERROR, LOCAL_RUN, PREFIX, STARTED, STORE_URI, TRACKING_URI
 from taylorglo.errors import InputError, TaylorgloError
+from taylorglo.machine import cpus
 from taylorglo.mlflow_connection import redacted
 from taylorglo.settings import CPUS
 from taylorglo_pipelines.config import Config
@@ -56,7 +57,7 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
         **config.services.variables(),
         LOCAL_RUN: "1",
         STARTED: str(time.time()),
-        CPUS: str(max(1, (os.cpu_count() or 1) // min(_TASKS_AT_ONCE, config.pipeline.shards))),
+        CPUS: str(max(1, cpus() // min(_TASKS_AT_ONCE, config.pipeline.shards))),
     }
     places = Places(
         variables[STORE_URI],

@@ -259,8 +259,8 @@ def test_contenders_are_compared_from_the_same_new_seeds(full):
     for own in compared:
         for t in own:
             network = restore_network(memo.weights(t.key), "mlp", full)
-            assert validate(network, full.test)[0] == t.test_accuracy
-            assert validate(network, full.validation)[0] == t.accuracy
+            assert validate(network, full.test, 64)[0] == t.test_accuracy
+            assert validate(network, full.validation, 64)[0] == t.accuracy
         assert len({t.test_accuracy for t in own}) > 1
 
 
@@ -309,7 +309,7 @@ def test_a_network_is_restored(full, kept):
     network = restore_network(weights, "mlp", full)
     assert not network.training
     assert full.test is not None
-    assert validate(network, full.test)[0] == result.test_accuracy
+    assert validate(network, full.test, 64)[0] == result.test_accuracy
     assert torch.equal(network.get_submodule("normalize").mean.flatten(), torch.tensor(full.mean))
 
 
@@ -364,7 +364,7 @@ def tied(image_shape, num_classes):
     memo = Memory()
     result = train_in_full(CONTENDER, 5, digits, sweep({"model": {"name": "tied_networks:tied"}}), memo)
     network = restore_network(memo.weights(result.key), "tied_networks:tied", digits)
-    assert validate(network, digits.validation)[0] == result.accuracy
+    assert validate(network, digits.validation, 64)[0] == result.accuracy
 
 
 def test_a_training_in_full_that_fails_twice_is_an_error(digits, monkeypatch, tmp_path: Path):

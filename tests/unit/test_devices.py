@@ -1,4 +1,4 @@
-"""What a device is asked: its CPUs and its memory, as a container is allowed them, and its arithmetic."""
+"""What a device is asked: its arithmetic, its memory, and what its errors mean."""
 
 import os
 import platform
@@ -12,65 +12,11 @@ import torch
 from torch import nn
 
 from taylorglo import devices
-from taylorglo.devices import available_memory, computing, cpus, is_out_of_memory, precision_of
+from taylorglo.devices import available_memory, computing, is_broken, is_out_of_memory, precision_of
 from taylorglo.errors import InputError
 from taylorglo.settings import TrainingSettings
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine of 8 CPUs; returns the folder of its cgroup, which is empty."""
-    monkeypatch.setattr(devices, "_CGROUP", tmp_path)
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: set(range(8)), raising=False)
-    monkeypatch.delenv(devices.CPUS, raising=False)
-    return tmp_path
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"),
-    [
-        (None, 8),
-        ("max 100000", 8),
-        ("300000 100000", 3),
-        ("150000 100000", 1),
-        ("50000 100000", 1),
-        ("1600000 100000", 8),
-        ("", 8),
-    ],
-)
-def test_cpus_of_a_container(machine, quota, expected):
-    if quota is not None:
-        (machine / "cpu.max").write_text(f"{quota}\n")
-    assert cpus() == expected
-
-
-def test_cpus_that_a_task_was_told_of(machine, monkeypatch):
-    monkeypatch.setenv(devices.CPUS, "3")
-    assert cpus() == 3
-    monkeypatch.setenv(devices.CPUS, "0")
-    assert cpus() == 1
-    monkeypatch.setenv(devices.CPUS, "")
-    assert cpus() == 8
-
-
-def test_a_pinned_process_has_the_cpus_that_it_is_pinned_to(machine, monkeypatch):
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
-    assert cpus() == 2
-
-
-def test_memory_of_a_container(machine):
-    whole = available_memory(CPU)
-    assert 2**20 < whole < 2**63
-    (machine / "memory.max").write_text("max\n")
-    assert available_memory(CPU) == pytest.approx(whole, rel=0.5)
-    (machine / "memory.max").write_text("1000000\n")
-    assert available_memory(CPU) == 1000000
-    (machine / "memory.current").write_text("400000\n")
-    assert available_memory(CPU) == 600000
-    (machine / "memory.current").write_text("1400000\n")
-    assert available_memory(CPU) == 0
 
 
 @pytest.mark.parametrize(
@@ -97,8 +43,22 @@ def test_the_precision(monkeypatch, asked, measured, there, expected):
         assert "\n" not in str(caught.value)
 
 
-def test_this_cpu_is_asked_without_a_failure():
-    assert devices._has_bfloat16(CPU) in (True, False)
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="there is no /proc/cpuinfo")
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the flags of other CPUs have other names")
+def test_this_cpu_is_asked_for_its_arithmetic():
+    flags = Path("/proc/cpuinfo").read_text().split()
+    assert devices._has_bfloat16(CPU) == ("avx512_bf16" in flags)
+
+
+def test_a_cpu_without_the_arithmetic_is_not_taken_for_one_with_avx512(monkeypatch):
+    """PyTorch's own answer is yes on any AVX512, where bfloat16 is emulated."""
+    monkeypatch.setattr(devices.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert not devices._has_bfloat16(CPU)
+
+
+def test_memory_of_the_host():
+    assert 2**20 < available_memory(CPU) < 2**63
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("bfloat16", torch.bfloat16), ("float32", torch.float32)])
@@ -173,7 +133,15 @@ def test_out_of_memory_is_recognised():
         (caught.value, True),
         (torch.OutOfMemoryError("CUDA out of memory"), True),
         (MemoryError(), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (torch.AcceleratorError("CUDA error: out of memory"), True),
+        (torch.AcceleratorError("CUDA error: unspecified launch failure"), False),
         (RuntimeError("sizes do not match"), False),
         (InputError("no"), False),
     ]
     assert [is_out_of_memory(error) for error, _ in errors] == [expected for _, expected in errors]
+
+
+def test_a_gpu_that_failed_is_recognised():
+    assert is_broken(torch.AcceleratorError("CUDA error: unspecified launch failure"))
+    assert not is_broken(RuntimeError("sizes do not match"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from taylorglo.engine import Engine, plan
 from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.loss import CrossEntropy, TaylorLoss
 from taylorglo.models import skeleton
-from taylorglo.settings import DataSettings, SweepSettings
+from taylorglo.settings import CPUS, DataSettings, SweepSettings
 from taylorglo.training import Recipe, Result, read_resident
 
 LOSSES = [TaylorLoss(GOOD), CrossEntropy(), TaylorLoss(OTHER), CrossEntropy(0.1), TaylorLoss(BACKWARDS)]
@@ -40,6 +41,7 @@ from pathlib import Path
 
 import torch
 from taylorglo.data import read
+from taylorglo.errors import InputError
 from taylorglo.loss import CrossEntropy
 from torch import nn
 
@@ -49,6 +51,33 @@ FOLDER = Path(__file__).parent
 class Fatal(CrossEntropy):
     def per_sample(self, logits, targets):
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+class StrangeError(Exception):
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+class Strange(CrossEntropy):
+    def per_sample(self, logits, targets):
+        raise StrangeError("one", "other")
+
+
+class Crowded(CrossEntropy):
+    def per_sample(self, logits, targets):
+        # Four times in all.
+        for number in range(4):
+            try:
+                (FOLDER / f"crowded-{number}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            raise MemoryError("too many")
+        return super().per_sample(logits, targets)
+
+
+class Wrong(CrossEntropy):
+    def per_sample(self, logits, targets):
+        raise InputError("this loss cannot be computed")
 
 
 def read_or_die(path, survivor):
@@ -80,6 +109,8 @@ class Mortal(Linear):
 class Telling(Linear):
     def forward(self, images):
         (FOLDER / f"pid-{os.getpid()}").touch()
+        if not self.training:
+            (FOLDER / "validated").touch()
         return super().forward(images)
 
 
@@ -309,6 +340,41 @@ def test_a_training_that_kills_its_process_fails_alone(saved, networks, kind):
     assert_same(found, results(settings_of(engine=kind), saved, sound))
 
 
+def test_an_error_that_no_other_process_can_read(saved, networks):
+    strange = importlib.import_module("engine_networks").Strange
+    wanted = {"bad": recipe(strange()), **recipes(2)}
+    settings = settings_of(engine="parallel", workers=2)
+    with Engine(settings, partial(read_resident, saved, settings.training)) as engine:
+        found = dict(engine.train(wanted.items()))
+        assert engine.plan.workers == 2
+    assert (found["bad"].training.status, found["bad"].training.reason) == ("failed", "one and other")
+    assert [found[key].training.status for key in recipes(2)] == ["ok", "ok"]
+
+
+def test_processes_that_are_out_of_memory_together_are_halved_once(saved, networks):
+    crowded = importlib.import_module("engine_networks").Crowded
+    wanted = {number: recipe(crowded(), seed=number) for number in range(6)}
+    settings = settings_of(engine="parallel", workers=4)
+    with Engine(settings, partial(read_resident, saved, settings.training)) as engine:
+        found = dict(engine.train(wanted.items()))
+        assert engine.plan.workers == 2
+    assert len(list(networks.glob("crowded-*"))) == 4
+    assert_same(found, results(settings, saved, {number: recipe(CrossEntropy(), seed=number) for number in range(6)}))
+
+
+def test_after_an_error_nothing_is_waited_for(saved, networks):
+    wrong = importlib.import_module("engine_networks").Wrong
+    wanted = {"long": recipe(CrossEntropy(), steps=30_000, validations=1), "wrong": recipe(wrong())}
+    settings = settings_of("engine_networks:telling", engine="parallel", workers=2)
+    with (
+        pytest.raises(InputError, match="this loss cannot be computed"),
+        Engine(settings, partial(read_resident, saved, settings.training)) as engine,
+    ):
+        dict(engine.train(wanted.items()))
+    until(lambda: not any(map(runs, set(pids_of(networks)) - {os.getpid()})) or None)
+    assert not (networks / "validated").exists()
+
+
 def test_a_machine_on_which_no_process_lives_is_no_fault_of_the_trainings(saved, networks):
     read = partial(importlib.import_module("engine_networks").read_or_die, saved, os.getpid())
     with (
@@ -453,6 +519,44 @@ def test_one_that_fails_does_not_take_others_with_it(digits, kind, loss, reason)
     assert bad.method == f"{kind}, float32, cpu"
 
 
+class Broken(CrossEntropy):
+    """A loss that finds the GPU broken."""
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        raise torch.AcceleratorError("CUDA error: unspecified launch failure\nCUDA kernel errors might be ...")
+
+
+@pytest.mark.parametrize("kind", ["fused", "sequential"])
+def test_a_gpu_that_failed_ends_the_task(digits, kind):
+    """In this process everything else would fail on it too."""
+    wanted = [*recipes(3).items(), ("bad", recipe(Broken()))]
+    match = "^the GPU failed, start this task again: CUDA error: unspecified launch failure$"
+    with Engine(settings_of(engine=kind), lambda: digits) as engine, pytest.raises(TaylorgloError, match=match):
+        dict(engine.train(wanted))
+
+
+class Holding(CrossEntropy):
+    """A loss that fails, and looks whether what it was given before is still in memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: list[weakref.ref[Tensor]] = []
+        self.alive: list[bool] = []
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        self.alive.append(any(given() is not None for given in self.given))
+        self.given.append(weakref.ref(logits))
+        raise ValueError("broken")
+
+
+def test_what_failed_is_not_kept_in_memory_while_it_is_tried_again(digits):
+    loss = Holding()
+    with Engine(settings_of(engine="sequential"), lambda: digits) as engine:
+        ((_, result),) = engine.train([(1, recipe(loss))])
+    assert result.training.status == "failed"
+    assert loss.alive == [False, False]
+
+
 def test_a_single_training_that_does_not_fit_is_tried_twice(digits):
     with Engine(settings_of(), lambda: digits) as engine, steps_counted() as steps:
         ((_, result),) = engine.train([(1, recipe(Late()))])
@@ -472,7 +576,7 @@ def test_bad_input_ends_it(digits, kind):
 
 def planned(dataset: Dataset, model: str, cpus: int = 4, **training: Any) -> engine.Plan:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(devices.CPUS, str(cpus))
+        patch.setenv(CPUS, str(cpus))
         patch.setattr(memory, "available_memory", lambda device: 2**36)
         return plan(
             sweep(model=model, training={"batch_size": 32, "engine": "auto", "workers": 0, **training}), dataset
@@ -504,13 +608,13 @@ def test_how_many_processes(digits):
 
 def test_as_many_as_there_is_memory_for(digits, monkeypatch):
     needed = memory.footprint(skeleton("mlp", digits.image_shape, 10), digits.image_shape, 32).training
-    monkeypatch.setenv(devices.CPUS, "8")
+    monkeypatch.setenv(CPUS, "8")
     kept = sum(each.nbytes for s in (digits.train, digits.validation) for each in (s.images, s.labels))
     process = memory.PROCESS + kept  # of which there is none beside this one where one is all
     cases = (
-        (1.5 * needed, (1, 1)),
+        (2.5 * needed, (1, 2)),
         (40.5 * needed, (1, 40)),
-        (3 * (process + 1.5 * needed), (3, 1)),
+        (3 * (process + 2.5 * needed), (3, 2)),
         (8 * (process + 6.5 * needed), (8, 6)),
         (10**6 * needed, (8, 256)),
     )
@@ -518,6 +622,12 @@ def test_as_many_as_there_is_memory_for(digits, monkeypatch):
         monkeypatch.setattr(memory, "available_memory", lambda device, free=free: int(free / 0.9))
         found = plan(settings_of(engine="fused", workers=0), digits)
         assert (found.workers, found.chunk) == expected
+    monkeypatch.setattr(memory, "available_memory", lambda device: int(1.5 * needed / 0.9))
+    assert plan(settings_of(engine="auto", workers=0), digits).engine == "sequential"
+    with pytest.raises(
+        InputError, match=r"^training\.engine is fused, and there is no memory for 2 networks like 'mlp'"
+    ):
+        plan(settings_of(engine="fused", workers=0), digits)
     monkeypatch.setattr(memory, "available_memory", lambda device: int(needed * 0.99 / 0.9))
     with pytest.raises(InputError, match=r"^model 'mlp': training it in batches of 32 takes about 0\.0 GiB, and"):
         plan(settings_of(engine="fused", workers=0), digits)

@@ -352,12 +352,12 @@ def test_fitness_in_bfloat16_repeats_and_is_close(digits, monkeypatch):
 def test_the_attack_is_computed_in_float32(digits):
     network = build_network(sweep(model="cnn"), digits, 1)
     train(network, Recipe(TaylorLoss(GOOD), 0.1, 1, steps=40, horizon=40), digits, sweep(model="cnn"))
-    alone = robust_accuracy(network, digits.validation, 0.05)
+    alone = robust_accuracy(network, digits.validation, 0.05, 64)
     attacked = fgsm(network, scaled(digits.validation.images), digits.validation.labels, 0.05)
     types = set()
     network.register_forward_hook(lambda _network, _images, logits: types.add(logits.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        assert robust_accuracy(network, digits.validation, 0.05) == alone
+        assert robust_accuracy(network, digits.validation, 0.05, 64) == alone
         assert types == {torch.float32}
         assert not torch.equal(
             fgsm(network, scaled(digits.validation.images), digits.validation.labels, 0.05), attacked

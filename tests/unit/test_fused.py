@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load
 from trainings import BACKWARDS, GOOD, OTHER, sweep, synthetic
 
-from taylorglo import data
+from taylorglo import data, fused
 from taylorglo.data import Dataset
 from taylorglo.fused import draws, qualifies, train_together
 from taylorglo.loss import CrossEntropy, Loss, SquaredError, TaylorLoss
@@ -241,9 +241,21 @@ def test_those_that_are_given_up_leave(digits):
     assert [each.training.status for each in results] == ["diverged", "ok", "diverged", "ok", "diverged"]
     assert [each.training.curve[-1][0] for each in results] == [6, 20, 6, 20, 6]
     assert_alike(results, alone(recipes, digits, settings_of()))
+    # Their shares of the time are of what was done while they were there.
+    seconds = [each.training.seconds for each in results]
+    assert max(seconds[0::2]) < min(seconds[1::2])
+    assert 0 < sum(seconds) <= max(e.training.ended for e in results) - min(e.training.started for e in results)
     # Those that stay go on with their own momentum: as in a program that nobody left.
     assert_same([results[1], results[3]], train_together([recipes[1], recipes[3]], digits, settings_of()))
     assert_same([results[1]], train_together([recipes[0], recipes[1]], digits, settings_of())[1:])
+
+
+def test_nothing_of_a_loss_stays_on_another_device():
+    """The device ``meta`` stands in for a GPU: of its tensors and the CPU's none is made either."""
+    losses = [TaylorLoss(GOOD), TaylorLoss(OTHER), CrossEntropy(0.1)]
+    objective = fused._Objective(losses, torch.device("meta"))
+    logits, targets = torch.zeros(3, 8, 10, device="meta"), torch.zeros(8, 10, device="meta")
+    assert (objective(logits, targets).device.type, objective(logits, targets).shape) == ("meta", (3,))
 
 
 def test_those_that_leave_take_their_batches_with_them(digits):

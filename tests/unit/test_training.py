@@ -37,7 +37,7 @@ NETWORKS = """
 import torch
 from torch import nn
 
-initial, batches, evaluated, calls = [], [], 0, 0
+initial, batches, evaluated, calls = [], [], [], 0
 
 
 class Recording(nn.Module):
@@ -47,11 +47,10 @@ class Recording(nn.Module):
         initial.append(torch.cat([p.detach().flatten() for p in network.parameters()]).tolist())
 
     def forward(self, images):
-        global evaluated
         if self.training:
             batches.append(images.flatten(1).clone())
         else:
-            evaluated += 1
+            evaluated.append(len(images))
         return self.network(images)
 
 
@@ -107,7 +106,8 @@ def recorded(
         assert engine.plan.engine == "sequential"
         networks.initial.clear()
         networks.batches.clear()
-        networks.evaluated = networks.calls = 0
+        networks.evaluated.clear()
+        networks.calls = 0
         ((_, evaluation),) = evaluate([(0, theta, settings.evaluation.attempts)], generation, engine, Notes())
     return evaluation
 
@@ -136,7 +136,7 @@ def test_cross_entropy_learns_the_digits(digits):
     assert result.status == "ok"
     assert result.accuracy > 0.93
     assert not network.training
-    assert (result.accuracy, result.curve[-1][2]) == validate(network, digits.validation)
+    assert (result.accuracy, result.curve[-1][2]) == validate(network, digits.validation, 64)
     assert [step for step, _, _ in result.curve] == list(range(20, 201, 20))
     assert result.curve[-1][2] < result.curve[0][2] < math.log(10)
     assert result.started <= result.ended
@@ -230,13 +230,15 @@ def test_an_epoch_shows_every_image_once(digits, networks):
     for epoch in epochs:
         assert len(epoch.unique(dim=0)) == per_epoch * 100
     assert not torch.equal(*epochs)
-    assert networks.evaluated == 1  # a candidate is validated when it is known what it can do, and not before
+    # A candidate is validated when it is known what it can do, and not before.
+    assert sum(networks.evaluated) == len(digits.validation)
+    assert max(networks.evaluated) == 100  # an evaluation takes no more memory than a training
 
 
 def test_a_training_in_full_is_validated_ten_times(digits, networks):
     network = build_network(sweep(model="training_networks:recording"), digits, 1)
     train(network, Recipe(CrossEntropy(), 0.1, 0, steps=20, horizon=20), digits, sweep())
-    assert networks.evaluated == 10
+    assert sum(networks.evaluated) == 10 * len(digits.validation)
 
 
 def test_a_batch_larger_than_the_data_is_refused(digits):
@@ -441,7 +443,7 @@ def test_validate_agrees_with_scikit_learn(digits):
     split = digits.train
     assert len(split) > 1000  # more than one batch of the evaluation, the last one shorter
     network.train()
-    accuracy, cross_entropy = validate(network, split)
+    accuracy, cross_entropy = validate(network, split, 64)
     assert not network.training
     with torch.no_grad():
         probabilities = network(scaled(split.images)).double().softmax(dim=1).numpy()

@@ -197,12 +197,7 @@ class Engine:
                         waiting.appendleft(unit)
                         self._fewer()
                 except OutOfMemoryError as error:
-                    if self.plan.workers > 1 and len(unit.keys) == 1:
-                        waiting.appendleft(unit)
-                        if executor is self._executor:
-                            self._fewer()
-                    else:
-                        yield from self._smaller(unit, error, waiting)
+                    yield from self._smaller(unit, executor, error, waiting)
                 except Exception as error:  # of a network of the user's own, ...: one training fails, not the search
                     yield from self._again(unit, error, waiting)
                 else:
@@ -220,9 +215,14 @@ class Engine:
         return True
 
     def _smaller(
-        self, unit: "_Unit[Key]", error: OutOfMemoryError, waiting: "deque[_Unit[Key]]"
+        self, unit: "_Unit[Key]", executor: Executor, error: OutOfMemoryError, waiting: "deque[_Unit[Key]]"
     ) -> Iterator[tuple[Key, Result]]:
         """Go on with less at a time, where a device is full."""
+        if len(unit.keys) == 1 and (self.plan.workers > 1 or executor is not self._executor):
+            waiting.appendleft(unit)
+            if executor is self._executor:  # or it is known of another unit already
+                self._fewer()
+            return
         if len(unit.keys) > 1:
             self.plan = replace(self.plan, chunk=max(1, min(self.plan.chunk, len(unit.keys)) // 2))
         yield from self._again(unit, error, waiting)

@@ -140,7 +140,7 @@ def table(title: str, name: str, cases: list[tuple[Any, dict[str, Any]]], repeti
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repetitions", type=int, default=2)
+    parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -188,7 +188,7 @@ def main() -> None:
         cifar = str(made(Path(folder), 32, 3, 45_000, 5_000))
         heavy = {"model": "allcnn-c", "engine": "sequential", "workers": 1, "batch_size": 128, "path": cifar}
         cases = [(kind, {**heavy, "precision": kind, "population": 1, "steps": 4}) for kind in ("float32", "bfloat16")]
-        table("All-CNN-C on 45 000 + 5 000 images of CIFAR-10's shape", "precision", cases, 1)
+        table("All-CNN-C on 45 000 + 5 000 images of CIFAR-10's shape (n = 1)", "precision", cases, 1)
         source = str(Path(folder) / "source.safetensors")
         dataset = read(Path(cifar))
         save_file({"images": dataset.train.images, "labels": dataset.train.labels}, source)

@@ -120,7 +120,7 @@ class Reference:
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.case.steps)
         network.train()
-        batches = self._timed(iter(loader))
+        batches = self._timed(loader)
         for _ in range(self.case.steps):
             images, labels = next(batches)
             optimizer.zero_grad()
@@ -136,12 +136,14 @@ class Reference:
             correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in DataLoader(self.validation, VALIDATED))
         return correct / VALIDATED
 
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _timed(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        started = time.perf_counter()
+        batches = iter(loader)
         while True:
-            started = time.perf_counter()
             batch = next(batches)
             self.waited += time.perf_counter() - started
             yield batch
+            started = time.perf_counter()
 
 
 def replace_statistics(dataset: Dataset) -> Dataset:
@@ -195,10 +197,12 @@ KINDS = {
 
 
 def shares(events: Any) -> dict[str, float]:
-    """Where the time of a profile went, by kind of operation, as shares of it."""
+    """Where the time of a profile went, by kind of operation, as shares of it; but for the wait for a loader."""
     found: dict[str, float] = {}
     for event in events:
         name = event.key.lower()
+        if "dataloader" in name:
+            continue
         kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
         found[kind] = found.get(kind, 0.0) + event.self_cpu_time_total
     total = sum(found.values())
@@ -211,11 +215,15 @@ def profiled(case: Case, reference: Reference, dataset: Dataset, plan: Plan) -> 
     torch.set_num_threads(1)
     short = replace(case, steps=max(3, case.steps // 4))
     before = Reference(Path(reference.images.root), short, dataset)
+    before.workers = max(1, reference.workers)  # the transforms are another process's, and not in the profile
     with profile(activities=[ProfilerActivity.CPU]) as old:
         started = time.perf_counter()
         before.train(thetas(1)[0])
         seconds = time.perf_counter() - started
-    print(f"  reference, the loader {before.waited / seconds:.0%} of the time; the rest of it: {listed(old)}")
+    print(
+        f"  reference, the loader (workers: {before.workers}) {before.waited / seconds:.0%} of the time; "
+        f"the rest of it: {listed(old)}"
+    )
     with profile(activities=[ProfilerActivity.CPU]) as new:
         if plan.engine == "fused":
             train_together([r for _, r in recipes(short)], dataset, short.settings(), plan.precision)

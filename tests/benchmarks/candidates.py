@@ -1,6 +1,7 @@
 """What is spent per candidate, and whether it is safe to spend less (`make bench-candidates`).
 
-precision: is bfloat16 as accurate as float32? The same trainings in both, from the same seeds.
+precision: is bfloat16 as accurate as float32? The same trainings in both, from the same seeds. And does it
+    change the ranks in a generation more than another seed does?
 stopping: of the candidates that a rule gives up, how many would have ended in the better half of their generation?
 noise: equal searches with 1, 2 and 4 attempts, and with more for the leaders alone (evaluation.max_attempts).
 adversarial: what the accuracy under FGSM in the fitness costs.
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import ttest_rel
+from scipy.stats import kendalltau, ttest_rel
 from torch.nn import functional
 
 from taylorglo import data
@@ -119,6 +120,36 @@ def precision(bench: Bench) -> None:
                 f"({interval.low:+.2f} to {interval.high:+.2f})",
                 flush=True,
             )
+    print(
+        "\nprecision: ranks in a first generation of n candidates (reduced, filters learnable, stable), by validation\n"
+        "  accuracy: Kendall's tau-b, and how many of the better half are the same"
+    )
+    for model, steps in (("cnn", 200), ("mnist-cnn", 100)):
+        ranks(bench, model, whole, steps)
+
+
+def ranks(bench: Bench, model: str, dataset: Dataset, steps: int) -> None:
+    """Print how far float32 and bfloat16 agree on a generation, and how far float32 does with itself on two seeds."""
+    number, found = 24, {}
+    candidates = drawn(number, "reduced", ["learnable", "stable"], 0)
+    for kind, seed in (("float32", 1), ("bfloat16", 1), ("float32", 2)):
+        own = settings_of(model, steps, training={"precision": kind, "batch_size": 100})
+        with bench.engine(own, dataset) as engine:
+            trained = dict(engine.train((i, short_training(theta, seed, engine)) for i, theta in enumerate(candidates)))
+        found[kind, seed] = [trained[index].training.accuracy for index in range(number)]
+    base, half, again = found.values()
+    print(
+        f"  {model:<13} {steps} steps, n = {number}: float32 and bfloat16, one seed {agreement(base, half)}; "
+        f"float32, two seeds {agreement(base, again)}",
+        flush=True,
+    )
+
+
+def agreement(one: list[float], other: list[float]) -> str:
+    """Kendall's tau-b of two lists of accuracies, and how many candidates are in the better half of both."""
+    half = len(one) // 2
+    best, best_of_other = (set(sorted(range(len(values)), key=values.__getitem__)[half:]) for values in (one, other))
+    return f"{kendalltau(one, other).statistic:.2f}, {len(best & best_of_other)} of {half}"
 
 
 def drawn(number: int, coordinates: str, filters: list[str], seed: int) -> list[list[float]]:

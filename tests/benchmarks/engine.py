@@ -12,7 +12,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
@@ -120,7 +120,7 @@ class Reference:
         )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.case.steps)
         network.train()
-        batches = self._timed(iter(loader))
+        batches = self._timed(loader)
         for _ in range(self.case.steps):
             images, labels = next(batches)
             optimizer.zero_grad()
@@ -136,12 +136,14 @@ class Reference:
             correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in DataLoader(self.validation, VALIDATED))
         return correct / VALIDATED
 
-    def _timed(self, batches: Iterator[Any]) -> Iterator[Any]:
+    def _timed(self, loader: DataLoader[Any]) -> Iterator[Any]:
+        started = time.perf_counter()
+        batches = iter(loader)
         while True:
-            started = time.perf_counter()
             batch = next(batches)
             self.waited += time.perf_counter() - started
             yield batch
+            started = time.perf_counter()
 
 
 def replace_statistics(dataset: Dataset) -> Dataset:
@@ -195,10 +197,12 @@ KINDS = {
 
 
 def shares(events: Any) -> dict[str, float]:
-    """Where the time of a profile went, by kind of operation, as shares of it."""
+    """Where the time of a profile went, by kind of operation, as shares of it; but for the wait for a loader."""
     found: dict[str, float] = {}
     for event in events:
         name = event.key.lower()
+        if "dataloader" in name:
+            continue
         kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
         found[kind] = found.get(kind, 0.0) + event.self_cpu_time_total
     total = sum(found.values())
@@ -211,11 +215,15 @@ def profiled(case: Case, reference: Reference, dataset: Dataset, plan: Plan) -> 
     torch.set_num_threads(1)
     short = replace(case, steps=max(3, case.steps // 4))
     before = Reference(Path(reference.images.root), short, dataset)
+    before.workers = max(1, reference.workers)  # the transforms are another process's, and not in the profile
     with profile(activities=[ProfilerActivity.CPU]) as old:
         started = time.perf_counter()
         before.train(thetas(1)[0])
         seconds = time.perf_counter() - started
-    print(f"  reference, the loader {before.waited / seconds:.0%} of the time; the rest of it: {listed(old)}")
+    print(
+        f"  reference, the loader (workers: {before.workers}) {before.waited / seconds:.0%} of the time; "
+        f"the rest of it: {listed(old)}"
+    )
     with profile(activities=[ProfilerActivity.CPU]) as new:
         if plan.engine == "fused":
             train_together([r for _, r in recipes(short)], dataset, short.settings(), plan.precision)
@@ -257,6 +265,12 @@ def prepared(folder: Path) -> tuple[Path, Path, Dataset]:
     return folder, path, dataset
 
 
+def opened(case: Case, path: Path, **training: Any) -> Engine:
+    """An engine for a case, on the engine's file."""
+    settings = case.settings(**training)
+    return Engine(settings, partial(read_resident, str(path), settings.training))
+
+
 def engines(cases: list[Case], path: Path, repetitions: int) -> None:
     """Print candidate steps per second by engine, all in turns."""
     variants: dict[str, dict[str, Any]] = {
@@ -271,20 +285,68 @@ def engines(cases: list[Case], path: Path, repetitions: int) -> None:
         found: dict[str, list[float]] = {name: [] for name in variants}
         started: dict[str, float] = {}
         with ExitStack() as stack:
-            opened = {}
+            entered = {}
             for name, training in variants.items():
-                settings = case.settings(**training)
-                read = partial(read_resident, str(path), settings.training)
-                opened[name] = stack.enter_context(Engine(settings, read))
+                entered[name] = stack.enter_context(opened(case, path, **training))
                 begun = time.perf_counter()
-                run(opened[name], replace(case, steps=2))
+                run(entered[name], replace(case, steps=2))
                 started[name] = time.perf_counter() - begun
             for _ in range(repetitions):
-                for name, engine in opened.items():
+                for name, engine in entered.items():
                     found[name].append(run(engine, case)[0])
         for name, rates in found.items():
-            precision = opened[name].plan.precision
+            precision = entered[name].plan.precision
             print(f"  {name:<49} {precision:<9} {spread(rates)} steps/s, started in {started[name]:.1f} s", flush=True)
+
+
+def benched(case: Case, root: Path, path: Path, dataset: Dataset, repetitions: int) -> tuple[float, float]:
+    """Print the table of a case; returns the median ratio of its engine, and that of an engine with precision auto."""
+    reference = Reference(root, case, dataset)
+    reference.tune()
+    with ExitStack() as stack:
+        engine = stack.enter_context(opened(case, path))
+        started = time.perf_counter()
+        run(engine, replace(case, steps=2))
+        start = time.perf_counter() - started
+        runs: dict[str, Callable[[], tuple[float, float]]] = {
+            "reference": reference.run,
+            "engine": partial(run, engine, case),
+        }
+        auto = stack.enter_context(opened(case, path, precision="auto"))
+        if auto.plan.precision != engine.plan.precision:
+            run(auto, replace(case, steps=2))
+            runs["auto"] = partial(run, auto, case)
+        rates: dict[str, list[float]] = {name: [] for name in runs}
+        learned: dict[str, list[float]] = {name: [] for name in runs}
+        peaks = []
+        for _ in range(repetitions):
+            for name, generation in runs.items():
+                rate, accuracy = generation()
+                rates[name].append(rate)
+                learned[name].append(100 * accuracy)
+            peaks.append((matmul_rate(torch.float32), matmul_rate(torch.bfloat16)))
+    ratios = {name: [new / old for new, old in zip(rates[name], rates["reference"], strict=True)] for name in runs}
+    print(f"\n{case.model}: batches of {case.batch_size}, {case.candidates} candidates of {case.steps} steps")
+    print(f"  {engine.plan}; started in {start:.1f} s, once")
+    print(f"  candidate steps/s: reference {spread(rates['reference'])} with {reference.workers} loader workers")
+    print(f"  candidate steps/s: engine    {spread(rates['engine'])}")
+    print(f"  ratio:             {spread(ratios['engine'])}")
+    print(f"  accuracy (%) then: reference {spread(learned['reference'])}, engine {spread(learned['engine'])}")
+    if "auto" in runs:
+        print(f"  with auto, {auto.plan.precision}: {spread(rates['auto'])} steps/s, ratio {spread(ratios['auto'])}")
+    work = flops(case, dataset)
+    own = [
+        work * steps / peak[engine.plan.precision == "bfloat16"]
+        for steps, peak in zip(rates["engine"], peaks, strict=True)
+    ]
+    old = [work * steps / peak[0] for steps, peak in zip(rates["reference"], peaks, strict=True)]
+    single, half = (statistics.median(column) / 1e9 for column in zip(*peaks, strict=True))
+    print(
+        f"  of the rate of matrix products (float32 {single:.0f}, bfloat16 {half:.0f} GFLOP/s): reference "
+        f"{statistics.median(old):.0%} of float32, engine {statistics.median(own):.0%} of {engine.plan.precision}"
+    )
+    profiled(case, reference, dataset, engine.plan)
+    return statistics.median(ratios["engine"]), statistics.median(ratios.get("auto", ratios["engine"]))
 
 
 def main() -> None:
@@ -298,56 +360,16 @@ def main() -> None:
     print(
         f"{machine}; Python {platform.python_version()}, torch {torch.__version__}; {arguments.repetitions} repetitions"
     )
-    medians = []
     with tempfile.TemporaryDirectory() as folder:
         root, path, dataset = prepared(Path(folder))
         cases = [case for case in CASES if case.model in arguments.models]
         if arguments.engines:
             engines(cases, path, arguments.repetitions)
             return
-        for case in cases:
-            settings = case.settings()
-            reference = Reference(root, case, dataset)
-            reference.tune()
-            with Engine(settings, partial(read_resident, str(path), settings.training)) as engine:
-                started = time.perf_counter()
-                run(engine, replace(case, steps=2))
-                start = time.perf_counter() - started
-                before, after, peaks = [], [], []
-                learned: tuple[list[float], list[float]] = [], []
-                for _ in range(arguments.repetitions):
-                    for rates, accuracies, (rate, accuracy) in (
-                        (before, learned[0], reference.run()),
-                        (after, learned[1], run(engine, case)),
-                    ):
-                        rates.append(rate)
-                        accuracies.append(100 * accuracy)
-                    peaks.append((matmul_rate(torch.float32), matmul_rate(torch.bfloat16)))
-                ratios = [new / old for new, old in zip(after, before, strict=True)]
-                medians.append(statistics.median(ratios))
-                print(
-                    f"\n{case.model}: batches of {case.batch_size}, {case.candidates} candidates of {case.steps} steps"
-                )
-                print(f"  {engine.plan}; started in {start:.1f} s, once")
-                print(f"  candidate steps/s: reference {spread(before)} with {reference.workers} loader workers")
-                print(f"  candidate steps/s: engine    {spread(after)}")
-                print(f"  ratio:             {spread(ratios)}")
-                print(f"  accuracy (%) then: reference {spread(learned[0])}, engine {spread(learned[1])}")
-                work = flops(case, dataset)
-                own = [
-                    work * steps / peak[engine.plan.precision == "bfloat16"]
-                    for steps, peak in zip(after, peaks, strict=True)
-                ]
-                old = [work * steps / peak[0] for steps, peak in zip(before, peaks, strict=True)]
-                single, half = (statistics.median(column) / 1e9 for column in zip(*peaks, strict=True))
-                print(
-                    f"  of the rate of matrix products (float32 {single:.0f}, bfloat16 {half:.0f} GFLOP/s): reference "
-                    f"{statistics.median(old):.0%} of float32, engine {statistics.median(own):.0%} of "
-                    f"{engine.plan.precision}"
-                )
-                profiled(case, reference, dataset, engine.plan)
-    mean = statistics.geometric_mean(medians)
-    print(f"\ngeometric mean of the ratios: {mean:.2f}; the smallest: {min(medians):.2f}")
+        ratios = [benched(case, root, path, dataset, arguments.repetitions) for case in cases]
+    print("\ngeometric mean of the ratios:")
+    for name, medians in zip(("as benched", "with auto everywhere"), zip(*ratios, strict=True), strict=True):
+        print(f"  {name:<20} {statistics.geometric_mean(medians):.2f}; the smallest: {min(medians):.2f}")
 
 
 if __name__ == "__main__":

@@ -130,11 +130,16 @@ def table(title: str, name: str, cases: list[tuple[Any, dict[str, Any]]], repeti
         seconds, rates = sorted(each["seconds"] for each in own), sorted(each["rate"] for each in own)
         middle = len(own) // 2
         spread = f"{seconds[middle]:.2f} ({seconds[0]:.2f}-{seconds[-1]:.2f})"
-        rate = f"{rates[middle]:.0f} ({rates[0]:.0f}-{rates[-1]:.0f})"
+        rate = f"{short(rates[middle])} ({short(rates[0])}-{short(rates[-1])})"
         memory = f"{max(e['peak'] for e in own):8.0f}  {own[0]['formula']:8.0f}"
         if "parent" in own[0]:
             memory += f"  (their parent: {max(e['parent'] for e in own):.0f})"
         print(f"  {label:>12}  {spread:>18}  {rate:>22}  {memory}", flush=True)
+
+
+def short(value: float) -> str:
+    """A number with the digits that mean something."""
+    return f"{value:.0f}" if value >= 10 else f"{value:.2f}"
 
 
 def main() -> None:

@@ -64,7 +64,13 @@ class PipelineSettings(Section):
     accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field(
         "", description="kind of GPU for a task that trains"
     )
-    accelerators: int = Field(1, ge=1, description="how many of them, requested and limit")
+    accelerators: int = Field(
+        1,
+        ge=1,
+        le=1,
+        description="how many of them, requested and limit; a task uses one, which its processes share "
+        "(`training.workers`)",
+    )
     shared_memory: str = Field(
         "1Gi",
         pattern=_MEMORY,

@@ -73,6 +73,7 @@ class TestBeforeAnythingRuns:
             (["pipeline.generations=0"], ["pipeline.generations: should be greater than or equal to 1 (got 0)"]),
             (["pipeline.shards=13"], ["pipeline.shards: should be at most search.popsize (12)"]),
             (["pipeline.accelerator=tpu"], ["pipeline.accelerator: should be '', 'nvidia.com/gpu' or 'amd.com/gpu'"]),
+            (["pipeline.accelerators=2"], ["pipeline.accelerators: should be less than or equal to 1 (got 2)"]),
             (["pipeline.memory=lots"], ["pipeline.memory: "]),
             (["name=My Sweep"], ["name: "]),
             (

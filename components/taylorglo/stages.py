@@ -372,16 +372,18 @@ def attack_network(
 
     from taylorglo.attacks import robust_accuracy
     from taylorglo.batches import scaled
+    from taylorglo.devices import computing
 
     assert dataset.test is not None
     drawn = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(seed))[: settings.images]
     drawn = drawn.to(dataset.test.labels.device)
-    return robust_accuracy(
-        network.to(drawn.device),
-        scaled(dataset.test.images[drawn]),
-        dataset.test.labels[drawn],
-        epsilons=settings.epsilons,
-        pgd_steps=settings.pgd_steps,
-        pgd_restarts=settings.pgd_restarts,
-        seed=seed,
-    )
+    with computing("float32", drawn.device):  # cuDNN's own default is TF32
+        return robust_accuracy(
+            network.to(drawn.device),
+            scaled(dataset.test.images[drawn]),
+            dataset.test.labels[drawn],
+            epsilons=settings.epsilons,
+            pgd_steps=settings.pgd_steps,
+            pgd_restarts=settings.pgd_restarts,
+            seed=seed,
+        )

@@ -15,13 +15,13 @@ from servers import MlflowServer, at_once
 from trainings import steps_counted
 
 import taylorglo
-from taylorglo import environment, evaluation, search, stages, telling
+from taylorglo import data, environment, evaluation, search, stages, telling
 from taylorglo.comparison import Contender, Trained
 from taylorglo.environment import Sweep
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.record import sweep_record
 from taylorglo.search import summary
-from taylorglo.settings import SweepSettings
+from taylorglo.settings import AttackSettings, SweepSettings
 from taylorglo.statistics import paired
 from taylorglo.tracking import Tracker
 
@@ -201,6 +201,21 @@ class TestEvaluateShard:
         assert looks == [[trials[1]]] * 3
         runs = {c.trial: (c.result or {})["run"] for c in done}
         assert runs == {trial: "the other run" if trial == trials[1] else sweep.run_id for trial in trials}
+
+
+class TestAttackNetwork:
+    def test_computes_in_float32_whatever_the_convolutions_may_do_otherwise(
+        self, work: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cudnn, seen = torch.backends.cudnn, set()
+        monkeypatch.setattr(cudnn, "allow_tf32", True)  # as PyTorch has it
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        network.register_forward_hook(lambda *_: seen.add((cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)))
+        settings = AttackSettings(images=20, pgd_steps=2)
+        robust = stages.attack_network(network, data.read(work / "full_data"), settings, seed=0)
+        assert set(robust["worst"]) == set(settings.epsilons)
+        assert seen == {(False, False)}
+        assert cudnn.allow_tf32
 
 
 class TestMaxAttempts:

@@ -19,6 +19,7 @@ from taylorglo.telling import tell_generation
 
 NETWORK = "model.safetensors"
 _OTHERS_SECONDS = 1.0  # between looks at what another run is training
+_SMALL_BYTES = 2**28  # of weights and activations: where there is no room for them, there is none for PyTorch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -71,7 +72,7 @@ def prepare(
         local = fetch(data_settings.root, Path(folder)) if "://" in data_settings.root else None
         dataset = data.load(data_settings, seed, local)
     # Of the smallest batch, and here: how large one is, and where it will be trained, is not known yet.
-    check_memory(model, dataset.image_shape, dataset.num_classes, 2, torch.device("cpu"))
+    memory = check_memory(model, dataset.image_shape, dataset.num_classes, 2, torch.device("cpu"))
     models.check(model, dataset.image_shape, dataset.num_classes)
     data.save(data.without_test(dataset), Path(search_data))
     data.save(dataset, Path(full_data))
@@ -82,6 +83,7 @@ def prepare(
         "name": dataset.name,
         "num_classes": dataset.num_classes,
         "splits": splits,
+        "memory": {"weights": memory.weights, "activations_per_image": memory.activations // 2},
         "fingerprint": dataset.fingerprint,
         "provenance": dataset.provenance,
     }
@@ -103,6 +105,8 @@ def open_sweep(
     started = float(os.environ.get(environment.STARTED) or time.time())
     settings = SweepSettings.from_parameters(parameters)
     settings.training.check_data(description["splits"]["train"])
+    if os.environ.get(environment.LOCAL_RUN):
+        _check_machine(settings, description, full_data)
     search = environment.begin_search(settings, description["fingerprint"])
     total = max(settings.search.generations, generations)
     # A run begins where the last one stopped, but ends no later than the search: what is known is shown again.
@@ -138,6 +142,18 @@ def open_sweep(
         say(f"search {search.study!r}, warm-started from {search.source!r}")
     if first > 1 or total > generations:
         say(f"this run: generations {first} to {min(first + generations - 1, total)} of {total}")
+
+
+def _check_machine(settings: SweepSettings, description: Mapping[str, Any], full_data: str) -> None:
+    """Refuse what could not be trained here, before any task that trains finds it; quick where nothing can be wrong."""
+    training, memory = settings.training, description["memory"]
+    large = memory["weights"] + training.batch_size * memory["activations_per_image"] > _SMALL_BYTES
+    if not large and training.precision in ("auto", "float32") and training.device != "cuda":
+        return
+    from taylorglo.engine import plan
+    from taylorglo.training import read_resident
+
+    plan(settings, read_resident(full_data, training))
 
 
 def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_data: str) -> "list[Candidate]":

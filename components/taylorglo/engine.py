@@ -8,6 +8,7 @@ import gc
 import multiprocessing
 import os
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
@@ -244,7 +245,8 @@ class Engine:
         elif unit.tries + 1 < _TRIES:
             waiting.appendleft(replace(unit, tries=unit.tries + 1))
         else:
-            training = Training("failed", 0.0, [], 0.0, 0.0, 0.0, _first_line(error), method=self.plan.method)
+            now = time.time()
+            training = Training("failed", 0.0, [], now, now, 0.0, _first_line(error), method=self.plan.method)
             yield unit.keys[0], Result(training)
 
     def _submit(self, unit: "_Unit[Key]", executor: Executor) -> "Future[list[Result]]":

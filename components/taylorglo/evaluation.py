@@ -109,7 +109,7 @@ def evaluate(
             yield number, _evaluation([trainings[attempt] for attempt in sorted(trainings)], settings)
 
     for (number, attempt), result in engine.train(recipes()):
-        if result.training.status != "failed":  # what failed may be tried again another time
+        if result.training.status != "failed":  # by which nothing is known of it: another sweep may try again
             cache.record(keys[number, attempt], asdict(result.training))
         note(number, attempt, result.training)
         yield from evaluated()

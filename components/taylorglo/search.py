@@ -28,6 +28,7 @@ from taylorglo.settings import SearchSettings
 
 WORST_FITNESS = 0.0
 _GENERATION, _VERDICT, _RESULT = "generation", "verdict", "result"  # of a trial
+_PRECISION = "training_precision"  # of the settings
 _DRAWN = re.compile("seed|search|data")  # settings that candidates are drawn and judged by, before any is trained
 _IDENTITY, _START, _FINISHED = "identity", "start", "finished"  # of a study
 DRAWING, TELLING, _FIRST_TRIAL = 0, 1, 2  # the parts of a study that can be claimed; from the third on, its trials
@@ -152,6 +153,9 @@ class Search:
         if known is None:
             return []
         changed = [key for key in {**known, **identity} if known.get(key) != identity.get(key)]
+        precision = identity.get(_PRECISION)
+        if precision == "auto" or (known.get(_PRECISION) == "auto" and self.precisions() <= {precision}):
+            changed = [key for key in changed if key != _PRECISION]  # what auto comes to is seen where it is trained
         if not any(_DRAWN.match(key) for key in changed) and all(c.result is None for c in self.candidates()):
             return []  # nothing was trained with what was there, which may have been a mistake
         return [f"{key} {known.get(key)!r}, now {identity.get(key)!r}" for key in sorted(changed)]
@@ -163,6 +167,11 @@ class Search:
                 "with new ones; give the new sweep another name"
             )
         self._retried(lambda: self._study.set_user_attr(_IDENTITY, identity))
+
+    def precisions(self) -> set[str]:
+        """What the candidates were trained in: one precision, if all is well."""
+        results = [c.result for c in self.candidates() if c.result is not None and c.result["status"] != "failed"]
+        return {part for result in results for part in result["method"].split(", ")[1:2]}  # engine, precision, device
 
     @property
     def finished(self) -> bool:

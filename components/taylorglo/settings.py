@@ -118,8 +118,9 @@ class TrainingSettings(Section):
     )
     precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         "auto",
-        description="of matrix products and convolutions; `auto`: bfloat16 for the networks with which it was measured "
-        "to be as accurate, where the device has it, else float32. Attacks are computed in float32",
+        description="of matrix products and convolutions; `auto`: bfloat16 for the networks for which no difference in "
+        "accuracy was found (docs/results.md), where the device has arithmetic for it, else float32. Attacks are "
+        "computed in float32",
     )
     engine: Literal["auto", "sequential", "parallel", "fused"] = Field(
         "auto",
@@ -127,7 +128,11 @@ class TrainingSettings(Section):
         "one program, in `workers` processes; `auto` chooses by device and network, and the report says what it chose",
     )
     workers: int = Field(
-        0, ge=0, le=1024, description="processes of a task that trains; 0: one per `threads` CPUs, or one per GPU"
+        0,
+        ge=0,
+        le=1024,
+        description="processes of a task that trains; 0: one per `threads` CPUs, or a single one on a GPU. All are on "
+        "the same GPU, however many there are",
     )
     threads: int = Field(1, ge=1, description="CPU threads per process; results on CPU are exact for a given number")
     compile: bool = Field(

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from taylorglo import environment
 from taylorglo.environment import Sweep, say
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.mlflow_connection import LOSS
 from taylorglo.settings import AttackSettings, DataSettings, Scalar, SweepSettings
 from taylorglo.telling import tell_generation
 
 NETWORK = "model.safetensors"
 _OTHERS_SECONDS = 1.0  # between looks at what another run is training
+_SMALL_BYTES = 2**28  # of weights and activations: where there is no room for them, there is none for PyTorch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from taylorglo.data import Dataset
     from taylorglo.engine import Engine
     from taylorglo.loss import TaylorLoss
-    from taylorglo.search import Candidate
+    from taylorglo.search import Candidate, Search
 
 
 def check(parameters: Mapping[str, Scalar], settings: str) -> str:
@@ -71,7 +72,7 @@ def prepare(
         local = fetch(data_settings.root, Path(folder)) if "://" in data_settings.root else None
         dataset = data.load(data_settings, seed, local)
     # Of the smallest batch, and here: how large one is, and where it will be trained, is not known yet.
-    check_memory(model, dataset.image_shape, dataset.num_classes, 2, torch.device("cpu"))
+    memory = check_memory(model, dataset.image_shape, dataset.num_classes, 2, torch.device("cpu"))
     models.check(model, dataset.image_shape, dataset.num_classes)
     data.save(data.without_test(dataset), Path(search_data))
     data.save(dataset, Path(full_data))
@@ -82,6 +83,7 @@ def prepare(
         "name": dataset.name,
         "num_classes": dataset.num_classes,
         "splits": splits,
+        "memory": {"weights": memory.weights, "activations_per_image": memory.activations // 2},
         "fingerprint": dataset.fingerprint,
         "provenance": dataset.provenance,
     }
@@ -103,6 +105,8 @@ def open_sweep(
     started = float(os.environ.get(environment.STARTED) or time.time())
     settings = SweepSettings.from_parameters(parameters)
     settings.training.check_data(description["splits"]["train"])
+    if os.environ.get(environment.LOCAL_RUN):
+        _check_machine(settings, description, full_data)
     search = environment.begin_search(settings, description["fingerprint"])
     total = max(settings.search.generations, generations)
     # A run begins where the last one stopped, but ends no later than the search: what is known is shown again.
@@ -140,12 +144,28 @@ def open_sweep(
         say(f"this run: generations {first} to {min(first + generations - 1, total)} of {total}")
 
 
+def _check_machine(settings: SweepSettings, description: Mapping[str, Any], full_data: str) -> None:
+    """Refuse what could not be trained here, before any task that trains finds it; quick where nothing can be wrong."""
+    training, memory = settings.training, description["memory"]
+    large = memory["weights"] + training.batch_size * memory["activations_per_image"] > _SMALL_BYTES
+    if not large and training.precision in ("auto", "float32") and training.device != "cuda":
+        return
+    from taylorglo.engine import plan
+    from taylorglo.training import read_resident
+
+    plan(settings, read_resident(full_data, training))
+
+
 def evaluate_shard(sweep: Sweep, generation: int, trials: Sequence[int], search_data: str) -> "list[Candidate]":
     """Train those of the candidates that have no result yet; the study knows each result at once.
 
     A candidate that another run of the sweep is training is left to it, and waited for. With
     ``evaluation.max_attempts``, the shard that completes a generation trains its leaders more often, if their order is
     noise, and tells the study of all.
+
+    Raises:
+        InputError: the search was trained in another precision so far.
+        TaylorgloError: all trainings failed, by which no candidate can be judged; the study is not told.
     """
     settings, search = sweep.settings, sweep.search
     before = [c for c in search.candidates(generation) if c.trial in trials and not c.finished]
@@ -177,7 +197,8 @@ def _train(sweep: Sweep, generation: int, wanted: Mapping[int, int], engine: "En
 
     search, final = sweep.search, not sweep.settings.evaluation.max_attempts
     claims: dict[int, ExitStack] = {}
-    told = False
+    failed: dict[int, dict[str, Any]] = {}  # held back until something is seen to train here
+    told = works = False
 
     def missing(candidate: "Candidate") -> bool:
         result = candidate.result
@@ -192,15 +213,31 @@ def _train(sweep: Sweep, generation: int, wanted: Mapping[int, int], engine: "En
                     claims[trial] = claim.pop_all()
                     yield trial, candidate.theta, attempts
 
+    def keep(trial: int, result: dict[str, Any]) -> None:
+        if final:
+            search.tell(trial, result["fitness"], result)
+        else:
+            search.note(trial, result)
+        claims.pop(trial).close()
+
+    def keep_failed() -> None:
+        for trial in list(failed):
+            keep(trial, failed.pop(trial))
+
+    if any(missing(c) for c in search.candidates(generation) if c.trial in wanted):
+        _check_precision(search, engine.plan.precision)
     while True:
         try:
             for trial, evaluation in evaluate(claimed(), generation, engine, sweep.evaluations):
                 result = {**evaluation.as_dict(), "run": sweep.run_id}
-                if final:
-                    search.tell(trial, evaluation.fitness, result)
-                else:
-                    search.note(trial, result)
-                claims.pop(trial).close()
+                if evaluation.status == "failed" and not works:
+                    failed[trial] = result
+                    continue
+                works = True
+                keep_failed()
+                keep(trial, result)
+            _check_failed(generation, failed, search.candidates(generation))
+            keep_failed()
         finally:
             for claim in claims.values():
                 claim.close()
@@ -215,6 +252,32 @@ def _train(sweep: Sweep, generation: int, wanted: Mapping[int, int], engine: "En
             say(f"generation {generation}: waiting for {len(waiting)} candidates that another run is training")
         told = True
         time.sleep(_OTHERS_SECONDS)
+
+
+def _check_precision(search: "Search", precision: str) -> None:
+    """Refuse to train in another precision than that of the results so far, which may be another machine's."""
+    known = search.precisions()
+    if known - {precision}:
+        raise InputError(
+            f"search {search.study!r} was trained in {' and '.join(sorted(known))} so far, and this machine would "
+            f"train in {precision}, which cannot be compared: set training.precision to the former, if the machine "
+            "has arithmetic for it, or give the new sweep another name"
+        )
+
+
+def _check_failed(generation: int, failed: Mapping[int, Mapping[str, Any]], known: "Sequence[Candidate]") -> None:
+    """Refuse to blame the candidates where nothing was trained: it is the network then, or the machine.
+
+    What failed is to blame where another one of the generation was trained, by whatever task. Not so leaders, which
+    are trained more often, where all of them fail: they were trained themselves.
+    """
+    trained = {c.trial for c in known if c.result is not None and c.result["status"] != "failed"}
+    if failed and (not trained or failed.keys() <= trained):
+        reason = next(iter(failed.values()))["reason"]
+        raise TaylorgloError(
+            f"generation {generation}: every training failed, the first with: {reason}; none of them counts, so put "
+            "that right and run the sweep again, which goes on from here"
+        )
 
 
 @dataclass(frozen=True)
@@ -372,16 +435,18 @@ def attack_network(
 
     from taylorglo.attacks import robust_accuracy
     from taylorglo.batches import scaled
+    from taylorglo.devices import computing
 
     assert dataset.test is not None
     drawn = torch.randperm(len(dataset.test), generator=torch.Generator().manual_seed(seed))[: settings.images]
     drawn = drawn.to(dataset.test.labels.device)
-    return robust_accuracy(
-        network.to(drawn.device),
-        scaled(dataset.test.images[drawn]),
-        dataset.test.labels[drawn],
-        epsilons=settings.epsilons,
-        pgd_steps=settings.pgd_steps,
-        pgd_restarts=settings.pgd_restarts,
-        seed=seed,
-    )
+    with computing("float32", drawn.device):  # cuDNN's own default is TF32
+        return robust_accuracy(
+            network.to(drawn.device),
+            scaled(dataset.test.images[drawn]),
+            dataset.test.labels[drawn],
+            epsilons=settings.epsilons,
+            pgd_steps=settings.pgd_steps,
+            pgd_restarts=settings.pgd_restarts,
+            seed=seed,
+        )

@@ -22,13 +22,16 @@ def tell_generation(sweep: Sweep, generation: int, candidates: "Sequence[Candida
 
     numbers = summary(candidates)
     results = [c.result for c in candidates if c.result is not None]
+    failed = f"failed {numbers['failed']:.0f}  " if numbers["failed"] else ""
     spent = f"{covered((r['started'], r['ended']) for r in results):.0f} s"
     say(
         f"generation {generation:>{len(str(sweep.generations))}}/{sweep.generations}  "
         f"best {numbers['best']:7.2%}  median {numbers['median']:7.2%}  "
         f"rejected {numbers['rejected']:.0f} of {numbers['drawn']:.0f}  "
-        f"diverged {numbers['diverged']:.0f}  {spent if new else 'known from before'}"
+        f"diverged {numbers['diverged']:.0f}  {failed}{spent if new else 'known from before'}"
     )
+    if failed:
+        say(f"the first training that failed: {next(r['reason'] for r in results if r['status'] == 'failed')}")
     try:
         track_generations(sweep, generation, patience=30)
     except ServiceError as error:  # what counts is in the study

@@ -62,9 +62,9 @@ class PipelineSettings(Section):
     )
     memory_limit: str = Field("", pattern=_MEMORY, description="likewise, the limit; empty: none")
     accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field(
-        "", description="kind of GPU for a task that trains"
+        "",
+        description="kind of GPU for a task that trains, which gets one; its processes share it (`training.workers`)",
     )
-    accelerators: int = Field(1, ge=1, description="how many of them, requested and limit")
     shared_memory: str = Field(
         "1Gi",
         pattern=_MEMORY,

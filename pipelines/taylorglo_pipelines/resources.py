@@ -54,7 +54,7 @@ def place_training(task: dsl.PipelineTask, name: str, settings: PipelineSettings
         if amount:
             ask(amount)
     if settings.accelerator:
-        task.set_accelerator_type(settings.accelerator).set_accelerator_limit(settings.accelerators)
+        task.set_accelerator_type(settings.accelerator).set_accelerator_limit(1)
     if settings.shared_memory:
         kubernetes.empty_dir_mount(task, "shm", "/dev/shm", medium="Memory", size_limit=settings.shared_memory)
     for key, value in settings.node_selector.items():

@@ -374,6 +374,44 @@ IN_A_TASK: dict[str, Case] = {
         r"^model 'resnet': unknown; there are mlp, ",
     ),
 }
+
+
+def _too_wide(folder: Path) -> dict[str, object]:
+    """A network that two images fit in, and a thousand in twice the memory of this machine do not."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    (folder / "my_network.py").write_text(
+        "from torch import nn\n"
+        "def build(shape, classes):\n"
+        f"    wide = nn.Conv2d(1, {2 * memory // (1000 * 64 * 4)}, 3, padding=1)\n"
+        "    layers = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(wide.out_channels, classes)\n"
+        "    return nn.Sequential(wide, *layers)\n"
+    )
+    return {"model_name": "my_network:build", "training_batch_size": 1000, "training_device": "cpu"}
+
+
+# What a machine cannot train, which is seen before there is a study where the tasks run on the machine of the command.
+ON_THIS_MACHINE: dict[str, Case] = {
+    "batch larger than the data": (
+        lambda _: {"training_batch_size": 5000},
+        _nothing,
+        r"^training\.batch_size: 5000 is more than the \d+ training images$",
+    ),
+    "network too large": (
+        _too_wide,
+        _nothing,
+        r"^model 'my_network:build': training it in batches of 1000 takes about [\d.]+ GiB, and [\d.]+ GiB of memory",
+    ),
+    "no arithmetic in bfloat16": (
+        lambda _: {"training_precision": "bfloat16", "training_device": "cpu"},
+        lambda _: {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        r"^training\.precision is bfloat16, and the CPU here has no arithmetic for it; use auto or float32$",
+    ),
+    "no arithmetic in TF32": (
+        lambda _: {"training_precision": "tf32", "training_device": "cpu"},
+        _nothing,
+        r"^training\.precision is tf32, and the CPU here has no arithmetic for it; use auto or float32$",
+    ),
+}
 # Starting the command and its task takes seconds; what a task itself does and prints is tried for every case below.
 BY_COMMAND = ("truncated gz",)
 
@@ -506,8 +544,13 @@ def test_a_cluster_that_names_no_service(
     assert line == f"the environment variable {name} is not set; every task of a sweep needs it"
 
 
-def _command(case: str, folder: Path) -> Any:
-    settings, variables, expected = IN_A_TASK[case]
+def test_what_this_machine_cannot_train_another_one_of_a_cluster_may(tasks: Tasks, tmp_path: Path) -> None:
+    tasks.prepare(training_precision="tf32", training_device="cpu")
+    assert (tmp_path / "sweep").exists()
+
+
+def _command(case: Case, folder: Path) -> None:
+    settings, variables, expected = case
     overrides = tuple(f"{key.replace('_', '.', 1)}={value}" for key, value in settings(folder).items())
     process = Sweeps(folder / "work", overrides, variables(folder)).run()
     assert process.returncode == 2
@@ -521,14 +564,23 @@ def _command(case: str, folder: Path) -> Any:
 
 @pytest.mark.parametrize("case", BY_COMMAND)
 def test_by_command(case: str, tmp_path: Path) -> None:
-    _command(case, tmp_path)
+    _command(IN_A_TASK[case], tmp_path)
+
+
+@pytest.mark.parametrize("case", ON_THIS_MACHINE)
+def test_what_this_machine_cannot_train_is_told_once_before_there_is_a_study(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    _command(ON_THIS_MACHINE[case], tmp_path)
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [".digits.lock", "logs", "pipeline"]
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", [name for name in IN_A_TASK if name not in BY_COMMAND])
 def test_by_command_the_others(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    _command(case, tmp_path)
+    _command(IN_A_TASK[case], tmp_path)
 
 
 def test_a_task_that_dies_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

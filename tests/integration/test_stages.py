@@ -1,9 +1,13 @@
 """What the tasks do, on a real study, store and MLflow: the parts that a sweep run to its end does not show."""
 
 import dataclasses
+import importlib
 import json
+import re
 import shutil
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
 from typing import Any, ClassVar
@@ -15,13 +19,13 @@ from servers import MlflowServer, at_once
 from trainings import steps_counted
 
 import taylorglo
-from taylorglo import environment, evaluation, search, stages, telling
+from taylorglo import data, devices, environment, evaluation, search, stages, telling
 from taylorglo.comparison import Contender, Trained
 from taylorglo.environment import Sweep
-from taylorglo.errors import InputError, ServiceError
+from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo.record import sweep_record
 from taylorglo.search import summary
-from taylorglo.settings import SweepSettings
+from taylorglo.settings import AttackSettings, SweepSettings
 from taylorglo.statistics import paired
 from taylorglo.tracking import Tracker
 
@@ -201,6 +205,165 @@ class TestEvaluateShard:
         assert looks == [[trials[1]]] * 3
         runs = {c.trial: (c.result or {})["run"] for c in done}
         assert runs == {trial: "the other run" if trial == trials[1] else sweep.run_id for trial in trials}
+
+
+class TestFailedTrainings:
+    """A network of the user's own that raises an error as often as it is told to; a training is tried twice."""
+
+    @pytest.fixture
+    def network(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+        (work / "failing_network.py").write_text("""
+from torch import nn
+
+failures = 0
+
+class Failing(nn.Sequential):
+    def forward(self, images):
+        global failures
+        if failures and self.training and images.device.type != "meta":
+            failures -= 1
+            raise RuntimeError("disk on fire")
+        return super().forward(images)
+
+def build(image_shape, num_classes):
+    return Failing(nn.Flatten(), nn.Linear(64, num_classes))
+""")
+        monkeypatch.syspath_prepend(work)
+        yield importlib.import_module("failing_network")
+        del sys.modules["failing_network"]
+
+    @pytest.fixture
+    def sweep(self, work: Path, network: Any) -> Sweep:
+        return opened(work, name="failing", model_name="failing_network:build", training_engine="sequential")
+
+    def statuses(self, sweep: Sweep) -> list[str | None]:
+        """Of the accepted candidates, None: it has no result."""
+        return [c.result and c.result["status"] for c in sweep.search.candidates(1) if not c.rejected]
+
+    def test_some_are_the_worst_and_the_generation_says_so(
+        self, sweep: Sweep, work: Path, network: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trials = generation(sweep, 1, [])
+        network.failures = 4
+        done = stages.evaluate_shard(sweep, 1, trials, str(work / "search_data"))
+        assert self.statuses(sweep) == ["failed", "failed", "ok", "ok"]
+        assert all(c.finished for c in done)
+        assert [c.fitness for c in done[:2]] == [0.0, 0.0]
+        line, reason = capsys.readouterr().out.splitlines()
+        assert re.search(r"  rejected \d+ of \d+  diverged 0  failed 2  \d+ s$", line)
+        assert reason == "taylorglo: the first training that failed: disk on fire"
+        with steps_counted() as steps:
+            stages.evaluate_shard(sweep, 1, trials, "there is nothing to train")
+        assert steps == []
+
+    def test_where_all_fail_the_search_ends_and_goes_on_once_that_is_mended(
+        self, sweep: Sweep, work: Path, network: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trials, data = generation(sweep, 1, []), str(work / "search_data")
+        network.failures = 8
+        with pytest.raises(TaylorgloError, match=r"^generation 1: every training failed, .*: disk on fire; none of"):
+            stages.evaluate_shard(sweep, 1, trials, data)
+        assert network.failures == 0
+        assert self.statuses(sweep) == [None] * 4
+        assert not any(c.finished for c in sweep.search.candidates(1) if not c.rejected)
+        assert capsys.readouterr().out == ""
+        stages.evaluate_shard(sweep, 1, trials, data)
+        assert self.statuses(sweep) == ["ok"] * 4
+        (line,) = capsys.readouterr().out.splitlines()
+        assert "failed" not in line
+
+    def test_a_shard_of_failures_counts_where_the_other_one_trained(
+        self, sweep: Sweep, work: Path, network: Any, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        trials, data = generation(sweep, 1, []), str(work / "search_data")
+        network.failures = 4
+        with pytest.raises(TaylorgloError, match="every training failed"):
+            stages.evaluate_shard(sweep, 1, trials[0::2], data)
+        stages.evaluate_shard(sweep, 1, trials[1::2], data)
+        assert self.statuses(sweep) == [None, "ok", None, "ok"]
+        network.failures = 4
+        stages.evaluate_shard(sweep, 1, trials[0::2], data)
+        assert self.statuses(sweep) == ["failed", "ok", "failed", "ok"]
+        assert "  failed 2  " in capsys.readouterr().out
+
+    def test_leaders_that_all_fail_when_they_are_trained_again_keep_what_they_have(
+        self, work: Path, network: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        parameters = {"model_name": "failing_network:build", "training_engine": "sequential"}
+        sweep = opened(work, name="noisy", evaluation_attempts=2, evaluation_max_attempts=3, **parameters)
+        trials, data = generation(sweep, 1, []), str(work / "search_data")
+        network.failures = 8
+        with pytest.raises(TaylorgloError, match="every training failed"):
+            stages.evaluate_shard(sweep, 1, trials, data)
+        assert self.statuses(sweep) == [None] * 4
+
+        def noisy(rows: Any) -> bool:
+            network.failures = 4
+            return True
+
+        monkeypatch.setattr(evaluation, "_noisy", noisy)
+        with pytest.raises(TaylorgloError, match="every training failed"):
+            stages.evaluate_shard(sweep, 1, trials, data)
+        assert network.failures == 0
+        assert self.statuses(sweep) == ["ok"] * 4
+        assert not any(c.finished for c in sweep.search.candidates(1) if not c.rejected)
+        monkeypatch.setattr(evaluation, "_noisy", lambda rows: True)
+        done = stages.evaluate_shard(sweep, 1, trials, data)
+        assert sorted(len((c.result or {})["accuracies"]) for c in done) == [2, 2, 3, 3]
+        assert all(c.finished for c in done)
+
+
+class TestPrecision:
+    """Machines with and without arithmetic in bfloat16, which the search on this network takes where it can."""
+
+    @pytest.fixture
+    def begun(self, work: Path, monkeypatch: pytest.MonkeyPatch) -> Sweep:
+        """A search whose first generation was trained in float32."""
+        monkeypatch.setattr(devices, "_has_bfloat16", lambda device: False)
+        sweep = opened(work, name="mixed", model_name="cnn")
+        stages.evaluate_shard(sweep, 1, generation(sweep, 1, []), str(work / "search_data"))
+        assert sweep.search.precisions() == {"float32"}
+        monkeypatch.setattr(devices, "_has_bfloat16", lambda device: True)
+        return sweep
+
+    def test_one_search_has_one(self, begun: Sweep, work: Path) -> None:
+        data = str(work / "search_data")
+        trials = generation(begun, 2, [])
+        with steps_counted() as steps, pytest.raises(InputError) as refused:
+            stages.evaluate_shard(begun, 2, trials, data)
+        assert str(refused.value) == (
+            "search 'mixed' was trained in float32 so far, and this machine would train in bfloat16, which cannot be "
+            "compared: set training.precision to the former, if the machine has arithmetic for it, or give the new "
+            "sweep another name"
+        )
+        assert steps == []
+        assert not any(c.result for c in begun.search.candidates(2))
+        stages.evaluate_shard(begun, 1, [c.trial for c in begun.search.candidates(1)], "there is nothing to train")
+        same = opened(work, name="mixed", model_name="cnn", training_precision="float32")
+        stages.evaluate_shard(same, 2, trials, data)
+        assert same.search.precisions() == {"float32"}
+        assert all(c.result for c in same.search.candidates(2) if not c.rejected)
+
+    def test_another_one_is_another_search(self, begun: Sweep, work: Path) -> None:
+        changed = {"name": "mixed", "model_name": "cnn", "training_precision": "bfloat16"}
+        with pytest.raises(InputError, match="was begun with training_precision 'auto', now 'bfloat16'"):
+            opened(work, **changed)
+        assert opened(work, **changed, search_renew=True).study == "mixed.2"
+
+
+class TestAttackNetwork:
+    def test_computes_in_float32_whatever_the_convolutions_may_do_otherwise(
+        self, work: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cudnn, seen = torch.backends.cudnn, set()
+        monkeypatch.setattr(cudnn, "allow_tf32", True)  # as PyTorch has it
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        network.register_forward_hook(lambda *_: seen.add((cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)))
+        settings = AttackSettings(images=20, pgd_steps=2)
+        robust = stages.attack_network(network, data.read(work / "full_data"), settings, seed=0)
+        assert set(robust["worst"]) == set(settings.epsilons)
+        assert seen == {(False, False)}
+        assert cudnn.allow_tf32
 
 
 class TestMaxAttempts:

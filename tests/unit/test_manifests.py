@@ -188,7 +188,7 @@ def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered):
     layout = load(K8S / "overlays/gpu/sweep.yaml").pipeline
     assert check["nodeSelector"] == layout.node_selector != {}
     assert check["tolerations"] == [each.model_dump(exclude_defaults=True) for each in layout.tolerations] != []
-    assert check["containers"][0]["resources"]["limits"][layout.accelerator] == str(layout.accelerators)
+    assert check["containers"][0]["resources"]["limits"][layout.accelerator] == "1"
     assert check["containers"][0]["image"] == layout.image
     assert check["serviceAccountName"] == layout.service_account
     quota = found(objects, f"ResourceQuota {PIPELINES}/gpus")["spec"]["hard"]

@@ -202,7 +202,6 @@ def test_limits_nodes_and_shared_memory_are_those_of_the_tasks_that_train(tmp_pa
         "pipeline.cpu_limit=4",
         "pipeline.memory_limit=8Gi",
         "pipeline.accelerator=nvidia.com/gpu",
-        "pipeline.accelerators=2",
         "pipeline.shared_memory=2Gi",
         "pipeline.node_selector={gpu: a100}",
         "pipeline.tolerations=[{key: nvidia.com/gpu, operator: Exists, effect: NoSchedule}, {key: team, value: ml}]",
@@ -228,7 +227,7 @@ def test_limits_nodes_and_shared_memory_are_those_of_the_tasks_that_train(tmp_pa
             "4",
             "8Gi",
         )
-        assert asked["accelerator"]["resourceCount"] == "2"
+        assert asked["accelerator"]["resourceCount"] == "1"
 
 
 def test_every_task_gets_credentials_uris_labels_and_limits(tmp_path: Path) -> None:

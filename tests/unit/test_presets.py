@@ -93,11 +93,13 @@ def test_the_published_configurations_are_those_of_the_papers() -> None:
         schedule="step",
         milestones=[0.571429, 0.714286, 0.857143],
         decay=0.1,
+        precision="float32",
     )
     assert allcnn.evaluation.steps == 12_285
     mnist = load(CONFIGS / "mnist-published.yaml")
     assert mnist.model.name == "mnist-cnn"
     assert (mnist.training.steps, mnist.training.batch_size, mnist.training.momentum) == (20_000, 100, 0)
+    assert mnist.training.precision == "float32"
     assert mnist.evaluation.steps == 2_000
 
 

@@ -106,5 +106,5 @@ class Augmentation:
 
 
 def _on(device: torch.device, values: Tensor) -> Tensor:
-    """Values of the CPU on a device; it is not waited for, as a copy from memory that is not pinned would."""
-    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
+    """Values of the CPU on a device; a GPU is not waited for, as it would be in a copy from memory that is not pinned."""
+    return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

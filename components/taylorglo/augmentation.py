@@ -106,5 +106,5 @@ class Augmentation:
 
 
 def _on(device: torch.device, values: Tensor) -> Tensor:
-    """Values of the CPU on a device; a GPU is not waited for, as it would be in a copy from memory that is not pinned."""
+    """Values of the CPU on a device; a GPU is not waited for, as it is in a copy from memory that is not pinned."""
     return (values.pin_memory() if device.type == "cuda" else values).to(device, non_blocking=True)

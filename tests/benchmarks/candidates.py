@@ -1,7 +1,7 @@
 """What is spent per candidate, and whether it is safe to spend less (`make bench-candidates`).
 
-precision: is bfloat16 as accurate as float32? The same trainings in both, from the same seeds. And does it
-    change the ranks in a generation more than another seed does?
+precision: is bfloat16 as accurate as float32? The same trainings in both, from the same seeds.
+ranks: does bfloat16 change the ranks in a generation more than another seed does?
 stopping: of the candidates that a rule gives up, how many would have ended in the better half of their generation?
 noise: equal searches with 1, 2 and 4 attempts, and with more for the leaders alone (evaluation.max_attempts).
 adversarial: what the accuracy under FGSM in the fitness costs.
@@ -120,29 +120,30 @@ def precision(bench: Bench) -> None:
                 f"({interval.low:+.2f} to {interval.high:+.2f})",
                 flush=True,
             )
-    print(
-        "\nprecision: ranks in a first generation of n candidates (reduced, filters learnable, stable), by validation\n"
-        "  accuracy: Kendall's tau-b, and how many of the better half are the same"
-    )
-    for model, steps in (("cnn", 200), ("mnist-cnn", 100)):
-        ranks(bench, model, whole, steps)
 
 
-def ranks(bench: Bench, model: str, dataset: Dataset, steps: int) -> None:
+def ranks(bench: Bench) -> None:
     """Print how far float32 and bfloat16 agree on a generation, and how far float32 does with itself on two seeds."""
-    number, found = 24, {}
-    candidates = drawn(number, "reduced", ["learnable", "stable"], 0)
-    for kind, seed in (("float32", 1), ("bfloat16", 1), ("float32", 2)):
-        own = settings_of(model, steps, training={"precision": kind, "batch_size": 100})
-        with bench.engine(own, dataset) as engine:
-            trained = dict(engine.train((i, short_training(theta, seed, engine)) for i, theta in enumerate(candidates)))
-        found[kind, seed] = [trained[index].training.accuracy for index in range(number)]
-    base, half, again = found.values()
     print(
-        f"  {model:<13} {steps} steps, n = {number}: float32 and bfloat16, one seed {agreement(base, half)}; "
-        f"float32, two seeds {agreement(base, again)}",
-        flush=True,
+        "\nranks: in a first generation of n candidates (reduced, filters learnable, stable), by validation accuracy:\n"
+        "  Kendall's tau-b, and how many of the better half are the same"
     )
+    number, dataset = 24, fashion(20_000, 4_000)
+    candidates = drawn(number, "reduced", ["learnable", "stable"], 0)
+    for model, steps in (("cnn", 200), ("mnist-cnn", 100)):
+        found = []
+        for kind, seed in (("float32", 1), ("bfloat16", 1), ("float32", 2)):
+            own = settings_of(model, steps, training={"precision": kind, "batch_size": 100})
+            with bench.engine(own, dataset) as engine:
+                recipes = ((i, short_training(theta, seed, engine)) for i, theta in enumerate(candidates))
+                trained = dict(engine.train(recipes))
+            found.append([trained[index].training.accuracy for index in range(number)])
+        base, half, again = found
+        print(
+            f"  {model:<13} {steps} steps, n = {number}: float32 and bfloat16, one seed {agreement(base, half)}; "
+            f"float32, two seeds {agreement(base, again)}",
+            flush=True,
+        )
 
 
 def agreement(one: list[float], other: list[float]) -> str:
@@ -296,6 +297,7 @@ def adversarial(bench: Bench) -> None:
 
 STUDIES: dict[str, Callable[[Bench], None]] = {
     "precision": precision,
+    "ranks": ranks,
     "stopping": stopping,
     "noise": noise,
     "adversarial": adversarial,

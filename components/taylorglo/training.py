@@ -181,13 +181,12 @@ def finished(
     training: Training, network: nn.Module, recipe: Recipe, dataset: Dataset, settings: SweepSettings, precision: str
 ) -> Result:
     """What is measured of a network after its training, and its weights, as far as they are asked for."""
-    robust, test = None, None
+    robust, test, size = None, None, settings.training.batch_size
     if recipe.epsilon:
-        size = settings.training.batch_size
         robust = robust_accuracy(network, dataset.validation, recipe.epsilon, size) if training.accuracy else 0.0
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
-            test = validate(network, dataset.test, settings.training.batch_size)[0]
+            test = validate(network, dataset.test, size)[0]
     measured = replace(training, robust_accuracy=robust, test_accuracy=test, ended=time.time())
     return Result(measured, weights_of(network, dataset, settings) if recipe.kept else b"")
 

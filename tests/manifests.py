@@ -1,4 +1,5 @@
-"""The overlays of k8s/ as objects, and what has to hold for them; as a program, says so per overlay and version."""
+"""The overlays of k8s/ as objects, and what has to hold for them; as a program, says so per overlay
+and version."""
 
 import re
 import shutil
@@ -17,13 +18,20 @@ OVERLAYS = ("local", "gpu")
 VERSIONS = ("1.27", "1.29", "1.31", "1.33", "1.35", "1.37")
 SERVICES, PIPELINES = "taylorglo", "kubeflow"
 TEMPLATED = ("Deployment", "StatefulSet", "Job", "CronJob")
-CONTEXT = {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}}
+CONTEXT = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
 
 Object = dict[str, Any]
 
 
-def render(overlay: str, patch: Path | None = None, values: dict[str, str] | None = None) -> list[Object]:
-    """What ``kubectl apply -k`` would send, with the example's secrets, each of value ``secret-NAME`` unless given.
+def render(
+    overlay: str, patch: Path | None = None, values: dict[str, str] | None = None
+) -> list[Object]:
+    """What ``kubectl apply -k`` would send, with the example's secrets, each of value ``secret-
+    NAME`` unless given.
 
     ``patch`` is a kustomization that is laid over the overlay, which it calls ``overlay``.
     """
@@ -32,7 +40,8 @@ def render(overlay: str, patch: Path | None = None, values: dict[str, str] | Non
         target = root / "overlays" / overlay
         example = (target / "secrets/example.env").read_text()
         lines = [
-            f"{name}={(values or {}).get(name, 'secret-' + name)}" for name in re.findall(r"^(\w+)=", example, re.M)
+            f"{name}={(values or {}).get(name, 'secret-' + name)}"
+            for name in re.findall(r"^(\w+)=", example, re.M)
         ]
         (target / "secrets/secrets.env").write_text("\n".join(lines))
         for path in target.glob("secrets/example.*.json"):
@@ -43,7 +52,9 @@ def render(overlay: str, patch: Path | None = None, values: dict[str, str] | Non
             target = root / "overlays/patched"
         program = kubectl.find()
         assert program, "no kubectl"
-        process = subprocess.run([program, "kustomize", str(target)], capture_output=True, text=True, check=False)
+        process = subprocess.run(
+            [program, "kustomize", str(target)], capture_output=True, text=True, check=False
+        )
         if process.returncode:
             raise RuntimeError(process.stderr.replace(str(root), "k8s"))
         return list(yaml.safe_load_all(process.stdout))
@@ -59,7 +70,11 @@ def pods(objects: list[Object]) -> Iterator[tuple[Object, Object]]:
     """Every object that makes pods, with its pod template."""
     for thing in objects:
         if thing["kind"] in TEMPLATED:
-            spec = thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
+            spec = (
+                thing["spec"]["jobTemplate"]["spec"]
+                if thing["kind"] == "CronJob"
+                else thing["spec"]
+            )
             yield thing, spec["template"]
 
 
@@ -76,7 +91,10 @@ def schema_faults(objects: list[Object], version: str) -> list[str]:
     for thing in objects:
         try:
             kubernetes_validate.validate(thing, version, strict=True)
-        except (kubernetes_validate.ValidationError, kubernetes_validate.SchemaNotFoundError) as error:
+        except (
+            kubernetes_validate.ValidationError,
+            kubernetes_validate.SchemaNotFoundError,
+        ) as error:
             faults.append(f"{name_of(thing)}: {error.message}")
     return faults
 
@@ -110,7 +128,12 @@ def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Itera
     if spec.get("automountServiceAccountToken") is not False:
         yield "mounts a token of Kubernetes' API"
     for volume in spec.get("volumes", []):
-        if not set(volume) - {"name"} <= {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}:
+        if not set(volume) - {"name"} <= {
+            "configMap",
+            "secret",
+            "emptyDir",
+            "persistentVolumeClaim",
+        }:
             yield f"volume {volume['name']} is of a kind that is not allowed"
     for container in containers(template):
         for fault in _container_faults(container):
@@ -120,7 +143,9 @@ def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Itera
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if probe not in container:
                     yield f"container {container['name']} has no {probe}"
-    elif not template["spec"].get("activeDeadlineSeconds") and not _job_spec(thing).get("activeDeadlineSeconds"):
+    elif not template["spec"].get("activeDeadlineSeconds") and not _job_spec(thing).get(
+        "activeDeadlineSeconds"
+    ):
         yield "may run for ever"
     known = {name_of(each): each for each in objects}
     account = known.get(f"ServiceAccount {namespace}/{spec.get('serviceAccountName')}")
@@ -138,7 +163,9 @@ def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Itera
 
 
 def _job_spec(thing: Object) -> Object:
-    spec: Object = thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
+    spec: Object = (
+        thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
+    )
     return spec
 
 
@@ -168,7 +195,11 @@ def _references(spec: Object) -> Iterator[tuple[str, str, str | None]]:
         for variable in container.get("env", []):
             for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
                 if field in variable.get("valueFrom", {}):
-                    yield kind, variable["valueFrom"][field]["name"], variable["valueFrom"][field]["key"]
+                    yield (
+                        kind,
+                        variable["valueFrom"][field]["name"],
+                        variable["valueFrom"][field]["key"],
+                    )
     for volume in spec.get("volumes", []):
         if "configMap" in volume:
             yield "ConfigMap", volume["configMap"]["name"], None
@@ -184,16 +215,26 @@ def _selector_faults(thing: Object, objects: list[Object]) -> Iterator[str]:
         "PodDisruptionBudget": [spec.get("selector", {}).get("matchLabels")],
         "Deployment": [spec.get("selector", {}).get("matchLabels")],
         "StatefulSet": [spec.get("selector", {}).get("matchLabels")],
-        "NetworkPolicy": [spec.get("podSelector", {}).get("matchLabels", {})] if namespace == SERVICES else [],
+        "NetworkPolicy": [spec.get("podSelector", {}).get("matchLabels", {})]
+        if namespace == SERVICES
+        else [],
     }.get(thing["kind"], [])
     for selector in selectors:
-        matching = [template for template in templates if selector is not None and _matches(selector, template)]
+        matching = [
+            template
+            for template in templates
+            if selector is not None and _matches(selector, template)
+        ]
         if not matching:
             yield f"selects no pod: {selector}"
         if thing["kind"] == "Service":
             for port in spec["ports"]:
                 for template in matching:
-                    names = [p["name"] for c in template["spec"]["containers"] for p in c.get("ports", [])]
+                    names = [
+                        p["name"]
+                        for c in template["spec"]["containers"]
+                        for p in c.get("ports", [])
+                    ]
                     if port["targetPort"] not in names:
                         yield f"has a port that its pod has not: {port['targetPort']}"
 
@@ -220,13 +261,22 @@ def _denies_by_default(thing: Object, policy_type: str) -> bool:
     )
 
 
-def reachable(objects: list[Object], source: tuple[str, Object], target: tuple[str, Object], port: int) -> bool:
-    """Whether the NetworkPolicies let a pod (namespace, labels) connect to another; by the rules of Kubernetes."""
-    return _lets(objects, "Egress", source, target, port) and _lets(objects, "Ingress", target, source, port)
+def reachable(
+    objects: list[Object], source: tuple[str, Object], target: tuple[str, Object], port: int
+) -> bool:
+    """Whether the NetworkPolicies let a pod (namespace, labels) connect to another; by the rules of
+    Kubernetes."""
+    return _lets(objects, "Egress", source, target, port) and _lets(
+        objects, "Ingress", target, source, port
+    )
 
 
 def _lets(
-    objects: list[Object], policy_type: str, own: tuple[str, Object], other: tuple[str, Object], port: int
+    objects: list[Object],
+    policy_type: str,
+    own: tuple[str, Object],
+    other: tuple[str, Object],
+    port: int,
 ) -> bool:
     specs = [
         thing["spec"]
@@ -249,8 +299,15 @@ def _is_peer(peer: Object, own_namespace: str, other: tuple[str, Object]) -> boo
     namespace, labels = other
     if "ipBlock" in peer:
         return False
-    wanted = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name", own_namespace)
-    return bool(namespace == wanted and peer.get("podSelector", {}).get("matchLabels", {}).items() <= labels.items())
+    wanted = (
+        peer.get("namespaceSelector", {})
+        .get("matchLabels", {})
+        .get("kubernetes.io/metadata.name", own_namespace)
+    )
+    return bool(
+        namespace == wanted
+        and peer.get("podSelector", {}).get("matchLabels", {}).items() <= labels.items()
+    )
 
 
 def main() -> int:
@@ -265,7 +322,9 @@ def main() -> int:
             ("rules of the project", faults(objects)),
             *((f"Kubernetes {version}", schema_faults(objects, version)) for version in VERSIONS),
         ):
-            print(f"{overlay:6} {len(objects)} objects  {what:22} {'ok' if not found else 'FAULTS'}")
+            print(
+                f"{overlay:6} {len(objects)} objects  {what:22} {'ok' if not found else 'FAULTS'}"
+            )
             for fault in found:
                 print(f"       {fault}")
             failed = failed or bool(found)

@@ -1,4 +1,5 @@
-"""MLflow's own server, which a test may stop and start again; databases of a PostgreSQL; processes side by side."""
+"""MLflow's own server, which a test may stop and start again; databases of a PostgreSQL; processes
+side by side."""
 
 import os
 import secrets
@@ -18,13 +19,23 @@ START_SECONDS = 90
 class MlflowServer:
     """A tracking server on a port of its own; its artifacts are kept where ``destination`` says."""
 
-    def __init__(self, backend: str, destination: str, log: Path, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, backend: str, destination: str, log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
         self._log = log
         self._command = [
-            *(sys.executable, "-m", "mlflow", "server", "--host=127.0.0.1", f"--port={self.port}", "--workers=1"),
+            *(
+                sys.executable,
+                "-m",
+                "mlflow",
+                "server",
+                "--host=127.0.0.1",
+                f"--port={self.port}",
+                "--workers=1",
+            ),
             *(f"--backend-store-uri={backend}", f"--artifacts-destination={destination}"),
         ]
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
@@ -68,7 +79,8 @@ def mlflow_server(
 
 
 def at_once(code: str, *arguments: str, path: Path | None = None) -> list[tuple[str, str]]:
-    """Run code in two processes that go on from their line ``wait()`` at the same moment; returns output and errors."""
+    """Run code in two processes that go on from their line ``wait()`` at the same moment; returns
+    output and errors."""
     wait = "def wait():\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
     folders = [str(Path(__file__).parent), path and str(path), os.environ.get("PYTHONPATH")]
     processes = [

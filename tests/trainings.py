@@ -1,4 +1,5 @@
-"""Small trainings for the tests: data sets, settings, caches, and candidates evaluated by an engine of their own."""
+"""Small trainings for the tests: data sets, settings, caches, and candidates evaluated by an engine
+of their own."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,11 +10,11 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from taylorglo.data import Dataset, Split
-from taylorglo.engine import Engine
-from taylorglo.evaluation import Evaluation, evaluate
-from taylorglo.polynomial import from_coefficients
+from taylorglo.data.dataset import Dataset, Split
+from taylorglo.evaluation.fitness import Evaluation, evaluate
+from taylorglo.loss.polynomial import from_coefficients
 from taylorglo.settings import SweepSettings
+from taylorglo.training.engine import Engine
 
 GOOD = from_coefficients(4.0, -4.0, -1.0, 0.0)
 OTHER = from_coefficients(6.0, -3.0, -2.0, 0.5)
@@ -48,7 +49,9 @@ def sweep(
     )
 
 
-def evaluated(theta: Sequence[float], generation: int, dataset: Dataset, settings: SweepSettings) -> Evaluation:
+def evaluated(
+    theta: Sequence[float], generation: int, dataset: Dataset, settings: SweepSettings
+) -> Evaluation:
     """One candidate, evaluated alone, with nothing known before."""
     (evaluation,) = all_evaluated([theta], generation, dataset, settings)
     return evaluation
@@ -58,7 +61,9 @@ def all_evaluated(
     thetas: Sequence[Sequence[float]], generation: int, dataset: Dataset, settings: SweepSettings
 ) -> list[Evaluation]:
     """Candidates that are evaluated together, with nothing known before."""
-    candidates = [(number, theta, settings.evaluation.attempts) for number, theta in enumerate(thetas)]
+    candidates = [
+        (number, theta, settings.evaluation.attempts) for number, theta in enumerate(thetas)
+    ]
     with Engine(settings, lambda: dataset) as engine:
         found = dict(evaluate(candidates, generation, engine, Notes()))
     return [found[number] for number in range(len(thetas))]
@@ -69,7 +74,9 @@ def untimed(evaluation: Evaluation) -> Evaluation:
     return replace(evaluation, started=0.0, ended=0.0, seconds=0.0, method="")
 
 
-def synthetic(shape: tuple[int, int, int], classes: int = 4, train: int = 64, held_out: int = 32) -> Dataset:
+def synthetic(
+    shape: tuple[int, int, int], classes: int = 4, train: int = 64, held_out: int = 32
+) -> Dataset:
     """Images that can be told apart: noise, brighter in the rows that belong to the class."""
     generator = torch.Generator().manual_seed(5)
 
@@ -77,7 +84,9 @@ def synthetic(shape: tuple[int, int, int], classes: int = 4, train: int = 64, he
         labels = torch.arange(size) % classes
         images = torch.randint(0, 128, (size, *shape), generator=generator, dtype=torch.uint8)
         for label in range(classes):
-            images[labels == label, :, label * shape[1] // classes : (label + 1) * shape[1] // classes] += 100
+            images[
+                labels == label, :, label * shape[1] // classes : (label + 1) * shape[1] // classes
+            ] += 100
         return Split(images, labels)
 
     return Dataset(

@@ -1,6 +1,97 @@
-"""TaylorGLO: search for better loss functions (arXiv 2002.00059 and 2010.00788)."""
+"""TaylorGLO: search for better loss functions (arXiv 2002.00059 and 2010.00788).
 
-from taylorglo.loading import load_loss
+The names in ``__all__`` are the public interface. They are imported when they are first used, so
+that ``import taylorglo`` is quick, and so that a found loss needs PyTorch alone.
+"""
 
-__all__ = ["load_loss"]
-__version__ = "0.1.0"
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taylorglo.attacks import fgsm, pgd, robust_accuracy
+    from taylorglo.errors import InputError, ServiceError, TaylorgloError
+    from taylorglo.loss.dynamics import (
+        Dynamics,
+        coefficients,
+        collapse_rate,
+        dynamics,
+        equilibrium_confidence,
+        label_smoothed,
+        learning_drive,
+        net_pull,
+    )
+    from taylorglo.loss.functions import Baikal, CrossEntropy, Loss, SquaredError, TaylorLoss
+    from taylorglo.results import Candidate, Evaluation
+    from taylorglo.search.study import Search
+    from taylorglo.services.registry import load_loss
+    from taylorglo.settings import Identity, SearchSettings
+
+    __version__: str
+
+__all__ = [
+    "Baikal",
+    "Candidate",
+    "CrossEntropy",
+    "Dynamics",
+    "Evaluation",
+    "Identity",
+    "InputError",
+    "Loss",
+    "Search",
+    "SearchSettings",
+    "ServiceError",
+    "SquaredError",
+    "TaylorLoss",
+    "TaylorgloError",
+    "coefficients",
+    "collapse_rate",
+    "dynamics",
+    "equilibrium_confidence",
+    "fgsm",
+    "label_smoothed",
+    "learning_drive",
+    "load_loss",
+    "net_pull",
+    "pgd",
+    "robust_accuracy",
+]
+
+_MODULES = {
+    "attacks": ("fgsm", "pgd", "robust_accuracy"),
+    "errors": ("InputError", "ServiceError", "TaylorgloError"),
+    "loss.dynamics": (
+        "Dynamics",
+        "coefficients",
+        "collapse_rate",
+        "dynamics",
+        "equilibrium_confidence",
+        "label_smoothed",
+        "learning_drive",
+        "net_pull",
+    ),
+    "loss.functions": ("Baikal", "CrossEntropy", "Loss", "SquaredError", "TaylorLoss"),
+    "results": ("Candidate", "Evaluation"),
+    "search.study": ("Search",),
+    "services.registry": ("load_loss",),
+    "settings": ("Identity", "SearchSettings"),
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name when it is first used."""
+    if name == "__version__":
+        return version("taylorglo")
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    except ModuleNotFoundError as error:
+        from taylorglo.extras import missing
+
+        raise missing(f"taylorglo.{name}", error) from None
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__, "__version__"])

@@ -122,7 +122,9 @@ def pgd(
                 fooled, value, gradient = _ascent(
                     model, point, labels, _OBJECTIVES[objective], differentiate=number < steps
                 )
-                worse = (fooled & ~worst_fooled) | ((fooled == worst_fooled) & (value > worst_value))
+                worse = (fooled & ~worst_fooled) | (
+                    (fooled == worst_fooled) & (value > worst_value)
+                )
                 worst = torch.where(worse.view(-1, *[1] * (images.ndim - 1)), point, worst)
                 worst_fooled = worst_fooled | fooled
                 worst_value = torch.where(worse, value, worst_value)
@@ -166,13 +168,24 @@ def robust_accuracy(
     """
     radii = sorted({0.0, *epsilons})
     _check(images, labels, radii)
-    for name, count in (("pgd_steps", pgd_steps), ("pgd_restarts", pgd_restarts), ("batch_size", batch_size)):
+    for name, count in (
+        ("pgd_steps", pgd_steps),
+        ("pgd_restarts", pgd_restarts),
+        ("batch_size", batch_size),
+    ):
         if count < 1:
             raise InputError(f"{name}: should be at least 1, got {count}")
 
     def attack_pgd(objective: str) -> Callable[[Tensor, Tensor, float], Tensor]:
         return lambda x, y, epsilon: pgd(
-            model, x, y, epsilon, steps=pgd_steps, restarts=pgd_restarts, objective=objective, seed=seed
+            model,
+            x,
+            y,
+            epsilon,
+            steps=pgd_steps,
+            restarts=pgd_restarts,
+            objective=objective,
+            seed=seed,
         )
 
     attacks: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -213,7 +226,9 @@ def _check(images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> None:
         )
     for epsilon in epsilons:
         if not 0 <= epsilon <= 1:
-            raise InputError(f"epsilon: should be in [0, 1], the units of the images, got {epsilon}")
+            raise InputError(
+                f"epsilon: should be in [0, 1], the units of the images, got {epsilon}"
+            )
 
 
 @contextmanager
@@ -235,12 +250,15 @@ def _logits(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             f"model: should return logits of shape ({len(labels)}, n) with n >= 2, got {tuple(logits.shape)}"
         )
     if labels.min() < 0 or labels.max() >= logits.shape[1]:
-        raise InputError(f"labels: should be from 0 to {logits.shape[1] - 1}, the classes that the model knows")
+        raise InputError(
+            f"labels: should be from 0 to {logits.shape[1] - 1}, the classes that the model knows"
+        )
     return logits
 
 
 def _fooled(logits: Tensor, labels: Tensor) -> Tensor:
-    # argmax picks a NaN, which is no classification: a diverged network would score on the class of its NaN.
+    # argmax picks a NaN, which is no classification: a diverged network would score on the class of
+    # its NaN.
     return (logits.argmax(dim=1) != labels) | logits.isnan().any(dim=1)
 
 
@@ -262,5 +280,9 @@ def _ascent(
         images = images.detach().requires_grad_(differentiate)
         logits = _logits(model, images, labels)
         values = objective(logits, labels)
-        gradient = torch.autograd.grad(values.sum(), images)[0] if differentiate else torch.zeros_like(images)
+        gradient = (
+            torch.autograd.grad(values.sum(), images)[0]
+            if differentiate
+            else torch.zeros_like(images)
+        )
     return _fooled(logits, labels).detach(), values.detach(), gradient

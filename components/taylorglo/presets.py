@@ -7,10 +7,13 @@ whole batches of 128. Milestones are fractions of the training, to six decimals.
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-Name = Literal["mnist-cnn", "allcnn-c", "alexnet", "preresnet-20", "wrn-16-8", "wrn-28-5", "pyramidnet-110-48"]
+Name = Literal[
+    "mnist-cnn", "allcnn-c", "alexnet", "preresnet-20", "wrn-16-8", "wrn-28-5", "pyramidnet-110-48"
+]
 
 _EPOCH = 45_000 // 128
-# Padded by 4 pixels, cropped and mirrored: He et al. 2015 (arXiv 1512.03385, section 4.2), and all that follow them.
+# Padded by 4 pixels, cropped and mirrored: He et al. 2015 (arXiv 1512.03385, section 4.2), and all
+# that follow them.
 _CROP_AND_FLIP = {"crop_padding": 4, "flip": True}
 
 
@@ -18,9 +21,9 @@ def _drops(at: Sequence[int], of: int, times: float) -> dict[str, Any]:
     return {"schedule": "step", "milestones": [round(each / of, 6) for each in at], "decay": times}
 
 
-# Zagoruyko & Komodakis 2016 (arXiv 1605.07146), section 3: SGD with Nesterov's momentum 0.9, batches of 128, learning
-# rate 0.1, weight decay 0.0005, 200 epochs, the rate times 0.2 after 60, 120 and 160. Crop and flip as there, but what
-# a crop lacks is black here and reflected there.
+# Zagoruyko & Komodakis 2016 (arXiv 1605.07146), section 3: SGD with Nesterov's momentum 0.9,
+# batches of 128, learning rate 0.1, weight decay 0.0005, 200 epochs, the rate times 0.2 after 60,
+# 120 and 160. Crop and flip as there, but what a crop lacks is black here and reflected there.
 _WIDE_RESNET = {
     "training": {
         "steps": 200 * _EPOCH,
@@ -35,8 +38,8 @@ _WIDE_RESNET = {
 }
 
 PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
-    # The TaylorGLO paper (arXiv 2002.00059, section V): 20 000 steps of SGD with batches of 100, learning rate 0.01.
-    # Assumed: neither momentum nor weight decay, of which it says nothing.
+    # The TaylorGLO paper (arXiv 2002.00059, section V): 20 000 steps of SGD with batches of 100,
+    # learning rate 0.01. Assumed: neither momentum nor weight decay, of which it says nothing.
     "mnist-cnn": {
         "training": {
             "steps": 20_000,
@@ -49,9 +52,10 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
             "milestones": [],
         },
     },
-    # Springenberg et al. 2015 (arXiv 1412.6806), section 3.1, and the regularization paper (arXiv 2010.00788): momentum
-    # 0.9, learning rate 0.01 (the paper's grid has it), weight decay 0.001, 350 epochs, the rate times 0.1 after 200,
-    # 250 and 300; here without augmentation, as in the first of its two tables. Assumed: batches of 128.
+    # Springenberg et al. 2015 (arXiv 1412.6806), section 3.1, and the regularization paper (arXiv
+    # 2010.00788): momentum 0.9, learning rate 0.01 (the paper's grid has it), weight decay 0.001,
+    # 350 epochs, the rate times 0.1 after 200, 250 and 300; here without augmentation, as in the
+    # first of its two tables. Assumed: batches of 128.
     "allcnn-c": {
         "training": {
             "steps": 350 * _EPOCH,
@@ -63,8 +67,9 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
             **_drops([200, 250, 300], 350, 0.1),
         },
     },
-    # bearpaw/pytorch-classification, TRAINING.md and the defaults of cifar.py: momentum 0.9, batches of 128, learning
-    # rate 0.1, weight decay 0.0005, 164 epochs, the rate times 0.1 after 81 and 122; crop and flip.
+    # bearpaw/pytorch-classification, TRAINING.md and the defaults of cifar.py: momentum 0.9,
+    # batches of 128, learning rate 0.1, weight decay 0.0005, 164 epochs, the rate times 0.1 after
+    # 81 and 122; crop and flip.
     "alexnet": {
         "training": {
             "steps": 164 * _EPOCH,
@@ -77,9 +82,10 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
         },
         "augmentation": _CROP_AND_FLIP,
     },
-    # He et al. 2015 (arXiv 1512.03385), section 4.2, whose settings He et al. 2016 (arXiv 1603.05027) keep: momentum
-    # 0.9, batches of 128, learning rate 0.1, weight decay 0.0001, 64 000 steps on 45 000 images, the rate times 0.1
-    # after 32 000 and 48 000; crop and flip. Left out: 400 steps of warming up, which the latter calls unnecessary.
+    # He et al. 2015 (arXiv 1512.03385), section 4.2, whose settings He et al. 2016 (arXiv
+    # 1603.05027) keep: momentum 0.9, batches of 128, learning rate 0.1, weight decay 0.0001, 64 000
+    # steps on 45 000 images, the rate times 0.1 after 32 000 and 48 000; crop and flip. Left out:
+    # 400 steps of warming up, which the latter calls unnecessary.
     "preresnet-20": {
         "training": {
             "steps": 64_000,
@@ -94,8 +100,9 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
     },
     "wrn-16-8": _WIDE_RESNET,
     "wrn-28-5": _WIDE_RESNET,
-    # Han et al. 2017 (arXiv 1610.02915), section 4: SGD with Nesterov's momentum 0.9, batches of 128, learning rate 0.1
-    # on CIFAR-10, weight decay 0.0001, 300 epochs, the rate times 0.1 after 150 and 225; crop and flip.
+    # Han et al. 2017 (arXiv 1610.02915), section 4: SGD with Nesterov's momentum 0.9, batches of
+    # 128, learning rate 0.1 on CIFAR-10, weight decay 0.0001, 300 epochs, the rate times 0.1 after
+    # 150 and 225; crop and flip.
     "pyramidnet-110-48": {
         "training": {
             "steps": 300 * _EPOCH,
@@ -122,9 +129,15 @@ def with_preset(name: Name, content: Mapping[str, Any]) -> dict[str, Any]:
         own = content.get(section, {})
         if not isinstance(own, Mapping):
             continue  # of the wrong kind, or a whole section already
-        apart = section == "training" and own.get("schedule", values["schedule"]) != values["schedule"]
+        apart = (
+            section == "training" and own.get("schedule", values["schedule"]) != values["schedule"]
+        )
         filled[section] = {
-            **{key: value for key, value in values.items() if not (apart and key in ("milestones", "decay"))},
+            **{
+                key: value
+                for key, value in values.items()
+                if not (apart and key in ("milestones", "decay"))
+            },
             **own,
         }
     return filled

@@ -1,13 +1,15 @@
-"""What a sweep is told: typed, validated sections with defaults that suit the digits data set.
+"""The settings of a sweep: typed, validated sections with defaults that suit the digits data set.
 
-The same models validate the YAML file of the command line and the run-time parameters of a pipeline, where every
-field is one scalar (``SweepSettings.parameters``): a list is written with commas, a section and its key are joined
-by an underscore.
+The same models validate the YAML file of the command line and the parameters of a pipeline, which
+are one group of values for each section. A setting is declared here and nowhere else: its type, its
+range, what it means, and what it decides in a search.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
 from itertools import pairwise
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -24,11 +26,19 @@ from taylorglo.errors import InputError
 
 Scalar = str | int | float | bool
 
-CPUS = "TAYLORGLO_CPUS"  # the environment variable that says how many CPUs a task may use, where tasks share a machine
+
+class Decides(Enum):
+    """What a setting decides in a search. It is given to a section, or to a field in its type."""
+
+    CANDIDATES = "which candidates are drawn and accepted; it cannot change within a search"
+    FITNESS = "what the training of a candidate computes; it cannot change within a search"
+    PRECISION = "the precision, together with the device; results of two cannot be compared"
+    OUTCOME = "what is done after the search"
+    EFFORT = "where, how long and how hard is computed, but not the results"
 
 
 def _split(value: object) -> object:
-    """Accept one value, or a comma-separated string, wherever a list is expected (pipeline parameters are scalars)."""
+    """Accept one value or a comma-separated text in place of a list, as on a command line."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",") if item.strip()]
     return [value] if isinstance(value, int | float) else value
@@ -47,38 +57,76 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A group of settings: immutable, closed to unknown keys, finite numbers only."""
+    """A group of settings: immutable, closed to unknown keys, with finite numbers only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    decides: ClassVar[Decides] = Decides.OUTCOME
 
     @field_validator("*", mode="before")
     @classmethod
     def _truth_is_no_number(cls, value: object, info: ValidationInfo) -> object:
-        """Reject what pydantic takes for 0 or 1, and YAML makes of a plain yes or no."""
+        """Reject truth values that pydantic would take for 0 or 1: YAML reads yes and no so."""
         items = value if isinstance(value, list) else [value]
         annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
         if annotation is not bool and any(isinstance(item, bool) for item in items):
             raise ValueError("should not be true or false")
         return value
 
+    @classmethod
+    def decision(cls, key: str) -> Decides:
+        """Return what a setting of this section decides."""
+        marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Decides)]
+        return marks[0] if marks else cls.decides
+
 
 class DataSettings(Section):
-    """Which images, and how they are split (fractions are stratified by class)."""
+    """The images, and how they are split (fractions are stratified by class)."""
 
-    name: Literal["digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "image-folder", "safetensors"] = (
-        Field("digits", description="scikit-learn's digits, one of torchvision's, or your own (the last two)")
+    name: Literal[
+        "digits",
+        "mnist",
+        "fashion-mnist",
+        "cifar10",
+        "cifar100",
+        "svhn",
+        "image-folder",
+        "safetensors",
+    ] = Field(
+        "digits",
+        description="Data set: scikit-learn's digits, one of torchvision's, or your own images "
+        "(`image-folder` or `safetensors`).",
     )
-    root: str = Field("", description="folder, file or `s3://` URI of the data; needed by all but `digits`")
-    download: bool = Field(False, description="let torchvision download what is not under `root`")
+    root: str = Field(
+        "",
+        description="Folder, file or `s3://` URI of the data. Every data set but `digits` needs "
+        "it.",
+    )
+    download: bool = Field(
+        False, description="Let torchvision download the files that are missing in `root`."
+    )
     sha256: str = Field(
         "",
         pattern=r"^([0-9a-f]{64})?$",
-        description="expected checksum of the source, 64 hexadecimal digits; the report names the one found",
+        description="Expected checksum of the source, 64 hexadecimal digits. The report names the "
+        "actual one.",
     )
-    validation_fraction: Fraction = Field(0.2, description="held out of the training images, for fitness and tuning")
-    test_fraction: Fraction = Field(0.25, description="held out first, where the source has no test split")
+    validation_fraction: Fraction = Field(
+        0.2,
+        description="Part of the training images that is held out for the fitness of candidates "
+        "and for tuning.",
+    )
+    test_fraction: Fraction = Field(
+        0.25,
+        description="Part of all images that is held out for the final test, if the source has no "
+        "test split.",
+    )
     train_fraction: float = Field(
-        1.0, gt=0, le=1, description="of the remaining training images, how many are used (studies with little data)"
+        1.0,
+        gt=0,
+        le=1,
+        description="Part of the remaining training images that is used, for studies with little "
+        "data.",
     )
 
     @model_validator(mode="after")
@@ -89,75 +137,104 @@ class DataSettings(Section):
 
 
 class ModelSettings(Section):
-    """The network: a built-in name, torchvision:NAME, or the user's own package.module:factory."""
+    """The network: a built-in one, one of torchvision's, or your own."""
+
+    decides = Decides.FITNESS
 
     name: str = Field(
         "mlp",
         min_length=1,
-        description="`mlp`, `cnn`, `mnist-cnn`, `allcnn-c`, `alexnet`, `preresnet-20`, `wrn-16-8`, `wrn-28-5`, "
-        "`pyramidnet-110-48`; torchvision's classifiers, such as `torchvision:resnet18`; or `package.module:factory`",
+        description="Network: `mlp`, `cnn`, `mnist-cnn`, `allcnn-c`, `alexnet`, `preresnet-20`, "
+        "`wrn-16-8`, `wrn-28-5` or `pyramidnet-110-48`; a classifier of torchvision, such as "
+        "`torchvision:resnet18`; or a function of your own, `package.module:factory`.",
     )
 
 
 class TrainingSettings(Section):
-    """A training in full: SGD, as it is done for the champion and the baselines."""
+    """A training in full with SGD, as the champion and the baselines get it."""
 
-    steps: int = Field(1500, ge=1, description="of a training in full")
-    batch_size: int = Field(64, ge=1, description="samples per step")
-    learning_rate: float = Field(0.1, gt=0, description="of candidates and champion; a loss's scale acts on it too")
-    momentum: float = Field(0.9, ge=0, lt=1, description="of SGD")
-    nesterov: bool = Field(True, description="Nesterov's form of the momentum, which has to be above 0 then")
-    weight_decay: float = Field(5e-4, ge=0, description="of SGD")
-    schedule: Literal["constant", "step", "cosine", "one-cycle"] = Field("cosine", description="of the learning rate")
+    decides = Decides.FITNESS
+
+    steps: int = Field(1500, ge=1, description="Number of steps of a training in full.")
+    batch_size: int = Field(64, ge=1, description="Number of images in a step.")
+    learning_rate: float = Field(
+        0.1,
+        gt=0,
+        description="Learning rate of candidates and champion. The scale of a loss multiplies it.",
+    )
+    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
+    nesterov: bool = Field(
+        True, description="Use Nesterov's form of the momentum, which has to be above 0 then."
+    )
+    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of SGD.")
+    schedule: Literal["constant", "step", "cosine", "one-cycle"] = Field(
+        "cosine", description="Schedule of the learning rate."
+    )
     milestones: Numbers = Field(
-        [], description="of `step`, which needs them: where the rate drops, as fractions of the training, ascending"
+        [],
+        description="Where the schedule `step` drops the rate, as ascending fractions of the "
+        "training. Only this schedule has milestones, and it needs them.",
     )
-    decay: float = Field(0.1, gt=0, lt=1, description="of `step`: what the rate is multiplied by")
-    device: Literal["auto", "cpu", "cuda"] = Field(
-        "auto", description="`auto`: CUDA where there is a GPU, else the CPU"
+    decay: float = Field(0.1, gt=0, lt=1, description="Factor of each drop of the schedule `step`.")
+    device: Annotated[Literal["auto", "cpu", "cuda"], Decides.EFFORT] = Field(
+        "auto", description="Device to train on. `auto`: CUDA if there is a GPU, else the CPU."
     )
-    precision: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
+    precision: Annotated[Literal["auto", "float32", "tf32", "bfloat16"], Decides.PRECISION] = Field(
         "auto",
-        description="of matrix products and convolutions; `auto`: bfloat16 for the networks for which no difference in "
-        "accuracy was found (docs/results.md), where the device has arithmetic for it, else float32. Attacks are "
-        "computed in float32",
+        description="Precision of matrix products and convolutions. `auto`: bfloat16 if the device "
+        "has arithmetic for it and no loss of accuracy was found with the network "
+        "(docs/results.md), else float32. Attacks are always computed in float32.",
     )
-    engine: Literal["auto", "sequential", "parallel", "fused"] = Field(
+    engine: Annotated[Literal["auto", "sequential", "parallel", "fused"], Decides.EFFORT] = Field(
         "auto",
-        description="`sequential`: one training after another; `parallel`: in `workers` processes; `fused`: many as "
-        "one program, in `workers` processes; `auto` chooses by device and network, and the report says what it chose",
+        description="How trainings are done. `sequential`: one after another; `parallel`: in "
+        "`workers` processes; `fused`: many as one program, in `workers` processes; `auto`: chosen "
+        "by device and network. The report names the choice.",
     )
-    workers: int = Field(
+    workers: Annotated[int, Decides.EFFORT] = Field(
         0,
         ge=0,
         le=1024,
-        description="processes of a task that trains; 0: one per `threads` CPUs, or a single one on a GPU. All are on "
-        "the same GPU, however many there are",
+        description="Number of processes in a task that trains; 0: one for each `threads` CPUs, or "
+        "one on a GPU. All processes of a task share its GPU.",
     )
-    threads: int = Field(1, ge=1, description="CPU threads per process; results on CPU are exact for a given number")
-    compile: bool = Field(
-        False, description="`sequential`, `parallel`: torch.compile the step, once for all candidates of a process"
+    threads: Annotated[int, Decides.EFFORT] = Field(
+        1,
+        ge=1,
+        description="Number of CPU threads of each process. Results on a CPU are exact for a given "
+        "number.",
+    )
+    compile: Annotated[bool, Decides.EFFORT] = Field(
+        False,
+        description="Compile the step with torch.compile, once for all candidates of a process. "
+        "Only for the engines `sequential` and `parallel`.",
     )
 
     def decisive(self) -> dict[str, Any]:
-        """The settings that decide what is computed, but for the precision, which a device chooses with them."""
-        return self.model_dump(exclude={"device", "precision", "engine", "workers", "threads", "compile"})
+        """Return the settings that decide what a training computes, except for the precision."""
+        every = self.model_dump()
+        return {k: v for k, v in every.items() if self.decision(k) is Decides.FITNESS}
 
     def check_data(self, images: int) -> None:
-        """Refuse a batch that is larger than the training images.
+        """Refuse a batch that is larger than the training split.
+
+        Args:
+            images: number of training images.
 
         Raises:
-            InputError: it is.
+            InputError: the batch is larger.
         """
         if self.batch_size > images:
-            raise InputError(f"training.batch_size: {self.batch_size} is more than the {images} training images")
+            raise InputError(
+                f"training.batch_size: {self.batch_size} is more than the {images} training images"
+            )
 
     @field_validator("milestones")
     @classmethod
     def _milestones_are_fractions(cls, values: list[float]) -> list[float]:
         if not all(0 < value < 1 for value in values):
             raise ValueError("should be fractions between 0 and 1")
-        return [float(v) for v in _ascending(values)]
+        return [float(value) for value in _ascending(values)]
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainingSettings":
@@ -171,88 +248,149 @@ class TrainingSettings(Section):
 
 
 class AugmentationSettings(Section):
-    """Random changes of the training images, in this order, of candidates, champion and baselines alike."""
+    """Random changes of the training images, in this order, for candidates and baselines alike."""
+
+    decides = Decides.FITNESS
 
     crop_padding: int = Field(
-        0, ge=0, description="black pixels around an image, of which a window of its size is cut at random; 0: no crop"
+        0,
+        ge=0,
+        description="Number of black pixels around an image, from which a window of the image's "
+        "size is cut at random; 0: no crop.",
     )
-    flip: bool = Field(False, description="mirror an image left to right, or do not, at random")
+    flip: bool = Field(
+        False, description="Mirror an image left to right with a probability of one half."
+    )
     cutout: int = Field(
-        0, ge=0, description="side in pixels of a square that is blanked at a random place (Cutout); 0: none"
+        0,
+        ge=0,
+        description="Side in pixels of a square that is blanked at a random place (Cutout); "
+        "0: none.",
     )
     cutmix: float = Field(
-        0.0, ge=0, le=1, description="probability that the images of a batch, and their targets, are mixed (CutMix)"
+        0.0,
+        ge=0,
+        le=1,
+        description="Probability that the images of a batch and their targets are mixed (CutMix).",
     )
 
 
 class EvaluationSettings(Section):
     """The short training that gives a candidate its fitness."""
 
-    steps: int = Field(300, ge=1, description="of the short training, at most `training.steps`")
-    attempts: int = Field(
-        2, ge=1, le=100, description="such trainings per candidate, averaged; a generation's candidates share the seeds"
+    decides = Decides.FITNESS
+
+    steps: int = Field(
+        300, ge=1, description="Number of steps of a short training, at most `training.steps`."
     )
-    anneal: bool = Field(True, description="the whole schedule in these steps; `false`: its first steps, as published")
+    attempts: int = Field(
+        2,
+        ge=1,
+        le=100,
+        description="Number of short trainings of a candidate, which are averaged. All candidates "
+        "of a generation share the seeds.",
+    )
+    anneal: bool = Field(
+        True,
+        description="Run the whole schedule of the learning rate in a short training. `false`: run "
+        "its first steps, as published.",
+    )
     give_up_step: int = Field(
-        100, ge=0, description="stop a candidate that has not learned by this step, at most `steps`; 0: never"
+        100,
+        ge=0,
+        description="Step at which a candidate that has not learned is given up, at most `steps`; "
+        "0: never.",
     )
     give_up_gain: float = Field(
-        0.05, ge=0, lt=1, description="what counts as learned: validation accuracy above chance by this much"
+        0.05,
+        ge=0,
+        lt=1,
+        description="Gain of validation accuracy above chance that counts as having learned.",
     )
     max_attempts: int = Field(
         0,
         ge=0,
         le=100,
-        description="trainings of the leading half of a generation, at most, as long as the noise of their fitness "
-        "exceeds its spread; 0: no more than `attempts`",
+        description="Largest number of short trainings for the leading half of a generation, which "
+        "gets more of them as long as the noise of their fitness exceeds its spread; 0: no more "
+        "than `attempts`.",
     )
     adversarial_weight: float = Field(
-        0.0, ge=0, le=1, description="share of the accuracy under FGSM, on the validation split, in the fitness"
+        0.0,
+        ge=0,
+        le=1,
+        description="Weight in the fitness of the validation accuracy under FGSM.",
     )
-    adversarial_epsilon: float = Field(0.03, gt=0, le=1, description="radius of that FGSM, in pixel space")
+    adversarial_epsilon: float = Field(
+        0.03, gt=0, le=1, description="Radius of this FGSM attack, in pixel space."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "EvaluationSettings":
         if self.give_up_step > self.steps:
             raise ValueError(f"give_up_step: should be at most steps ({self.steps}), or 0")
         if 0 < self.max_attempts < max(2, self.attempts):
-            raise ValueError(f"max_attempts: should be 0, or at least attempts ({self.attempts}) and 2")
+            raise ValueError(
+                f"max_attempts: should be 0, or at least attempts ({self.attempts}) and 2"
+            )
         if self.max_attempts and self.attempts == 1:
-            raise ValueError("attempts: should be at least 2 with max_attempts: noise is seen in their spread")
+            raise ValueError(
+                "attempts: should be at least 2 with max_attempts: noise is seen in their spread"
+            )
         return self
 
 
 class SearchSettings(Section):
     """CMA-ES over the coefficients of the loss."""
 
+    decides = Decides.CANDIDATES
+
     coordinates: Literal["reduced", "theta"] = Field(
         "reduced",
-        description="`reduced`: the four numbers that decide a training (cy', chy, ch, chh); "
-        "`theta`: all k(k+1)/2 + 2 of theta for order k, as published",
+        description="Coordinates of the search. `reduced`: the four numbers that decide a training "
+        "(cy', chy, ch, chh); `theta`: all k(k+1)/2 + 2 numbers of theta for order k, as "
+        "published.",
     )
-    order: int = Field(3, ge=2, le=8, description="of the polynomial; `reduced` is for order 3")
-    popsize: int = Field(12, ge=2, le=10_000, description="evaluated candidates per generation")
-    sigma: float = Field(1.2, gt=0, description="of the first generation")
+    order: int = Field(
+        3,
+        ge=2,
+        le=8,
+        description="Order of the polynomial. The coordinates `reduced` need order 3.",
+    )
+    popsize: int = Field(
+        12, ge=2, le=10_000, description="Number of candidates of a generation that are evaluated."
+    )
+    sigma: float = Field(1.2, gt=0, description="Step size of CMA-ES in the first generation.")
     mean: Numbers = Field(
         [],
-        description="of the first generation, a number per coordinate; "
-        "empty: near cross-entropy (`reduced`: 4, -4, -1, 0) or 0 (`theta`)",
+        description="Mean of CMA-ES in the first generation, a number for each coordinate. Empty: "
+        "near cross-entropy (`reduced`: 4, -4, -1, 0) or 0 (`theta`).",
     )
     filters: Names = Field(
-        ["learnable", "stable"], description="one or more of `learnable`, `stable`, `published`; or `none`"
+        ["learnable", "stable"],
+        description="Filters that candidates have to pass: one or more of `learnable`, `stable` "
+        "and `published`, or `none`.",
     )
     on_reject: Literal["resample", "penalize"] = Field(
         "resample",
-        description="`resample`: draw again, up to `max_draws`; `penalize`: count it with fitness 0, as published",
+        description="What follows on a rejected candidate. `resample`: another one is drawn, up to "
+        "`max_draws`; `penalize`: the candidate counts with fitness 0, as published.",
     )
-    max_draws: int = Field(1000, ge=2, description="most candidates drawn for one generation, at least `popsize`")
-    generations: int = Field(
+    max_draws: Annotated[int, Decides.EFFORT] = Field(
+        1000,
+        ge=2,
+        description="Largest number of candidates drawn for one generation, at least `popsize`.",
+    )
+    generations: Annotated[int, Decides.EFFORT] = Field(
         0,
         ge=0,
-        description="of the whole search, in as many runs as it takes; 0: `pipeline.generations`, else no fewer",
+        description="Number of generations of the whole search, in as many runs as it takes, at "
+        "least `pipeline.generations`; 0: those of one run.",
     )
-    renew: bool = Field(
-        False, description="when the search is finished, the next run begins another one, warm-started from it"
+    renew: Annotated[bool, Decides.EFFORT] = Field(
+        False,
+        description="Begin another search, warm-started from the last one, when a run finds the "
+        "last one finished.",
     )
 
     @field_validator("filters")
@@ -263,18 +401,22 @@ class SearchSettings(Section):
             if value not in known:
                 raise ValueError(f"unknown filter {value!r}; there are {', '.join(known)}")
         if not values or ("none" in values and len(values) > 1) or len(set(values)) < len(values):
-            raise ValueError("should be none, or one or more different ones of published, learnable, stable")
+            raise ValueError(
+                "should be none, or one or more different ones of published, learnable, stable"
+            )
         return values
 
     @property
     def dimensions(self) -> int:
-        """How many numbers are searched: 4 reduced coefficients, or k(k+1)/2 + 2 thetas for order k."""
+        """The number of coordinates: 4 if reduced, else k(k+1)/2 + 2 for order k."""
         return 4 if self.coordinates == "reduced" else self.order * (self.order + 1) // 2 + 2
 
     @model_validator(mode="after")
     def _consistent(self) -> "SearchSettings":
         if self.coordinates == "reduced" and self.order != 3:
-            raise ValueError("order: the reduced coordinates are those of order 3; use coordinates: theta")
+            raise ValueError(
+                "order: the reduced coordinates are those of order 3; use coordinates: theta"
+            )
         if self.mean and len(self.mean) != self.dimensions:
             raise ValueError(f"mean: should have {self.dimensions} numbers, has {len(self.mean)}")
         if self.max_draws < self.popsize:
@@ -283,22 +425,27 @@ class SearchSettings(Section):
 
 
 class BaselineSettings(Section):
-    """The losses to beat, each with its learning rate tuned on the validation split."""
+    """The losses to beat; the learning rate of each is tuned on the validation split."""
 
     learning_rates: Numbers = Field(
-        [0.01, 0.03, 0.1, 0.3], description="the grid that every baseline is tuned over; above 0, ascending"
+        [0.01, 0.03, 0.1, 0.3],
+        description="Learning rates that every baseline is tuned over, above 0 and ascending.",
     )
     attempts: int = Field(
-        2, ge=1, le=100, description="trainings in full per learning rate, averaged; also for the finalists"
+        2,
+        ge=1,
+        le=100,
+        description="Number of trainings in full for each learning rate, and for each finalist; "
+        "they are averaged.",
     )
-    label_smoothing: Fraction = Field(0.1, description="alpha of the smoothed cross-entropy")
+    label_smoothing: Fraction = Field(0.1, description="Alpha of the label-smoothed cross-entropy.")
 
     @field_validator("learning_rates")
     @classmethod
     def _rates_are_positive(cls, values: list[float]) -> list[float]:
         if not values or min(values) <= 0:
             raise ValueError("should be one or more positive numbers")
-        return [float(v) for v in _ascending(values)]
+        return [float(value) for value in _ascending(values)]
 
 
 class ChampionSettings(Section):
@@ -308,26 +455,59 @@ class ChampionSettings(Section):
         3,
         ge=1,
         le=100,
-        description="best candidates that are trained in full to choose the champion, on the validation split",
+        description="Number of best candidates that are trained in full to choose the champion, on "
+        "the validation split.",
     )
-    seeds: int = Field(10, ge=2, le=1000, description="trainings in full of the champion and of each baseline, tested")
+    seeds: int = Field(
+        10,
+        ge=2,
+        le=1000,
+        description="Number of trainings in full of the champion and of each baseline that are "
+        "tested.",
+    )
 
 
 class AttackSettings(Section):
-    """FGSM and PGD (l-infinity, pixel space) on the champion and the baselines."""
+    """FGSM and PGD (l-infinity, in pixel space) on networks of the champion and the baselines."""
 
     epsilons: Annotated[list[Epsilon], BeforeValidator(_split)] = Field(
-        [0.0, 0.02, 0.05, 0.1], description="radii in pixel space; 0 is always added"
+        [0.0, 0.02, 0.05, 0.1],
+        description="Radii of the attacks in pixel space; 0 is always added.",
     )
-    pgd_steps: int = Field(20, ge=1, description="steps of PGD")
-    pgd_restarts: int = Field(2, ge=1, description="starts of PGD, the first at the image itself")
-    images: int = Field(500, ge=1, description="test images attacked, at most")
-    seeds: int = Field(3, ge=1, description="trained networks attacked per loss, at most `champion.seeds`")
+    pgd_steps: int = Field(20, ge=1, description="Number of steps of PGD.")
+    pgd_restarts: int = Field(
+        2, ge=1, description="Number of starts of PGD, the first one at the image itself."
+    )
+    images: int = Field(500, ge=1, description="Largest number of test images to attack.")
+    seeds: int = Field(
+        3,
+        ge=1,
+        description="Number of trained networks to attack for each loss, at most `champion.seeds`.",
+    )
 
     @field_validator("epsilons")
     @classmethod
     def _with_zero(cls, values: list[float]) -> list[float]:
         return sorted({0.0, *values})
+
+
+@dataclass(frozen=True)
+class Identity:
+    """The settings that a study is begun with, by name: they cannot change within a search.
+
+    ``candidates`` decide which candidates are drawn, before any is trained; ``fitness`` decide what
+    a training computes; ``precision`` is the configured one, which ``auto`` leaves to the device.
+    """
+
+    PRECISION: ClassVar[str] = "training_precision"
+
+    candidates: dict[str, Scalar]
+    fitness: dict[str, Scalar]
+    precision: str
+
+    def flat(self) -> dict[str, Scalar]:
+        """Return all settings in one mapping, as the study keeps them."""
+        return {**self.candidates, **self.fitness, self.PRECISION: self.precision}
 
 
 class SweepSettings(Section):
@@ -336,10 +516,15 @@ class SweepSettings(Section):
     name: str = Field(
         "digits",
         pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
-        description="of the study, the MLflow experiment and the folder in the store; a-z, 0-9 and hyphens, at most 63",
+        description="Name of the sweep: of its study, its MLflow experiment and its folder in the "
+        "store. At most 63 of a-z, 0-9 and hyphens.",
     )
-    seed: int = Field(
-        0, ge=0, lt=2**31, description="of all randomness: splits, candidates, initial weights, order of the samples"
+    seed: Annotated[int, Decides.CANDIDATES] = Field(
+        0,
+        ge=0,
+        lt=2**31,
+        description="Seed of all randomness: splits, candidates, initial weights, order of the "
+        "images.",
     )
     data: DataSettings = DataSettings()
     model: ModelSettings = ModelSettings()
@@ -354,44 +539,58 @@ class SweepSettings(Section):
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSettings":
         if self.evaluation.steps > self.training.steps:
-            raise ValueError(f"evaluation.steps: should be at most training.steps ({self.training.steps})")
+            raise ValueError(
+                f"evaluation.steps: should be at most training.steps ({self.training.steps})"
+            )
         if self.attack.seeds > self.champion.seeds:
-            raise ValueError(f"attack.seeds: should be at most champion.seeds ({self.champion.seeds})")
+            raise ValueError(
+                f"attack.seeds: should be at most champion.seeds ({self.champion.seeds})"
+            )
         return self
 
-    def parameters(self) -> dict[str, Scalar]:
-        """Every setting as one scalar: the parameters of a pipeline run."""
-        flat: dict[str, Scalar] = {}
-        for key, value in self.model_dump().items():
-            if not isinstance(value, dict):
-                flat[key] = value
-                continue
-            for inner, leaf in value.items():
-                flat[f"{key}_{inner}"] = ", ".join(str(item) for item in leaf) if isinstance(leaf, list) else leaf
-        return flat
+    def flat(self) -> dict[str, Scalar]:
+        """Return every setting as one scalar by ``section_key``, as MLflow's parameters are."""
+        return {name: value for name, value, _ in self._leaves()}
 
-    @classmethod
-    def from_parameters(cls, parameters: Mapping[str, Scalar]) -> "SweepSettings":
-        """The inverse of :meth:`parameters`.
+    def identity(self, data: str) -> Identity:
+        """Return the settings that cannot change within a search.
 
-        Raises:
-            InputError: naming every parameter that is wrong.
+        Args:
+            data: the name and the checksum of the data.
         """
-        nested: dict[str, Any] = {}
-        for key, value in parameters.items():
-            section, _, inner = key.partition("_")
-            if inner:
-                nested.setdefault(section, {})[inner] = value
-            else:
-                nested[key] = value
-        return validated(cls, nested, "parameters")
+        leaves = list(self._leaves())
+
+        def deciding(what: Decides) -> dict[str, Scalar]:
+            return {name: value for name, value, decision in leaves if decision is what}
+
+        candidates = {**deciding(Decides.CANDIDATES), "data": data}
+        return Identity(candidates, deciding(Decides.FITNESS), self.training.precision)
+
+    def _leaves(self) -> Iterator[tuple[str, Scalar, Decides]]:
+        """Yield name, value and decision of every setting; a list becomes a text with commas."""
+        for key, value in self:
+            if not isinstance(value, Section):
+                yield key, value, self.decision(key)
+                continue
+            for inner, leaf in value.model_dump().items():
+                text = ", ".join(map(str, leaf)) if isinstance(leaf, list) else leaf
+                yield f"{key}_{inner}", text, value.decision(inner)
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def validated(model: type[Model], values: object, source: str) -> Model:
-    """Validate ``values``, or raise one InputError that lists every problem by its path, a line each."""
+    """Validate ``values``.
+
+    Args:
+        model: the settings that they should be.
+        values: nested mappings.
+        source: where they come from, for the error.
+
+    Raises:
+        InputError: listing every problem by its path, a line each.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -402,14 +601,16 @@ def _problems(error: ValidationError) -> list[str]:
     lines = []
     for problem in error.errors():
         path = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ").replace("Input should be", "should be")
+        message = problem["msg"].removeprefix("Value error, ")
+        message = message.replace("Input should be", "should be")
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
         elif problem["type"] == "model_type":
             message = "should be a group of settings"
         elif problem["type"] == "value_error":
             head, colon, tail = message.partition(": ")
-            if colon and " " not in head:  # a validator of a whole section names the key itself
+            # The validator of a whole section names the key itself.
+            if colon and " " not in head:
                 path, message = f"{path}.{head}".lstrip("."), tail
         given = problem["input"]
         shown = "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"

@@ -9,7 +9,7 @@ import torch
 
 import taylorglo
 import taylorglo_pipelines
-from taylorglo.loss import TaylorLoss
+from taylorglo.loss.functions import TaylorLoss
 
 for package in (taylorglo, taylorglo_pipelines):
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -26,4 +26,6 @@ value.backward()
 optimizer.step()
 if not value.isfinite() or torch.equal(before, network.weight):
     raise SystemExit("the training step did not change the network")
-print(f"a training step on {device}: torch {torch.__version__}, kfp {kfp.__version__}, mlflow {mlflow.__version__}")
+print(
+    f"a training step on {device}: torch {torch.__version__}, kfp {kfp.__version__}, mlflow {mlflow.__version__}"
+)

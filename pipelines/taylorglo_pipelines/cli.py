@@ -13,7 +13,7 @@ from taylorglo.errors import TaylorgloError
 
 if TYPE_CHECKING:
     from taylorglo_pipelines.config import Config
-    from taylorglo_pipelines.kubeflow import Connection
+    from taylorglo_pipelines.kubeflow.client import Connection
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     sys.path.insert(0, "")  # the user's own networks, as `python -m` finds them
     # argparse takes a theta that begins with a minus for an option, unless there is a space in it.
-    given = _parser().parse_args([f" {word}" if re.match(r"^-[\d.]", word) else word for word in words])
+    given = _parser().parse_args(
+        [f" {word}" if re.match(r"^-[\d.]", word) else word for word in words]
+    )
     try:
         given.command(given)
     except TaylorgloError as error:
@@ -41,12 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="taylorglo", description="Find better loss functions for a network and a data set (TaylorGLO)."
+        prog="taylorglo",
+        description="Find better loss functions for a network and a data set (TaylorGLO).",
     )
     parser.add_argument("--version", action="version", version=f"taylorglo {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    run = commands.add_parser("run", help="run a sweep on this machine, or go on with an interrupted one")
+    run = commands.add_parser(
+        "run", help="run a sweep on this machine, or go on with an interrupted one"
+    )
     _add_config(run)
     run.add_argument(
         "--runner",
@@ -58,18 +63,24 @@ def _parser() -> argparse.ArgumentParser:
 
     compile_ = commands.add_parser("compile", help="compile a sweep for Kubeflow Pipelines")
     _add_config(compile_)
-    compile_.add_argument("-o", "--output", required=True, metavar="FILE", type=Path, help="the pipeline, .yaml")
+    compile_.add_argument(
+        "-o", "--output", required=True, metavar="FILE", type=Path, help="the pipeline, .yaml"
+    )
     compile_.set_defaults(command=_compile)
 
     submit = commands.add_parser("submit", help="run a sweep on Kubeflow Pipelines")
     _add_config(submit)
     _add_access(submit)
-    submit.add_argument("--wait", action="store_true", help="follow the run; exit status 1 unless it succeeds")
+    submit.add_argument(
+        "--wait", action="store_true", help="follow the run; exit status 1 unless it succeeds"
+    )
     submit.set_defaults(command=_submit)
 
     _add_schedule(commands.add_parser("schedule", help="sweeps that recur on Kubeflow Pipelines"))
 
-    inspect = commands.add_parser("inspect", help="what a loss does in training, from its coefficients alone")
+    inspect = commands.add_parser(
+        "inspect", help="what a loss does in training, from its coefficients alone"
+    )
     inspect.add_argument(
         "loss",
         nargs="+",
@@ -77,26 +88,52 @@ def _parser() -> argparse.ArgumentParser:
         help="a theta (numbers, with spaces or commas), a saved loss (.json), or cross-entropy, squared-error, baikal",
     )
     inspect.add_argument(
-        "--classes", type=int, metavar="N", help="number of classes (default: the saved loss's, or 10)"
+        "--classes",
+        type=int,
+        metavar="N",
+        help="number of classes (default: the saved loss's, or 10)",
     )
     inspect.add_argument(
-        "--plot", type=Path, metavar="FILE", help="draw its shape and pull to a .svg, .png or .pdf file"
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw its shape and pull to a .svg, .png or .pdf file",
     )
     inspect.set_defaults(command=_inspect)
 
     attack = commands.add_parser("attack", help="attack a trained network with FGSM and PGD")
-    attack.add_argument("model", metavar="MODEL", help="a champion's folder, or weights (.safetensors); may be s3://")
-    attack.add_argument("--data", metavar="FILE", help="prepared data set (default: the one beside the champion)")
-    attack.add_argument("--model-name", metavar="NAME", help="the network, where the weights do not name it themselves")
     attack.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides", help="e.g. epsilons=[0,0.05,0.1]"
+        "model",
+        metavar="MODEL",
+        help="a champion's folder, or weights (.safetensors); may be s3://",
+    )
+    attack.add_argument(
+        "--data", metavar="FILE", help="prepared data set (default: the one beside the champion)"
+    )
+    attack.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="the network, where the weights do not name it themselves",
+    )
+    attack.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="e.g. epsilons=[0,0.05,0.1]",
     )
     attack.set_defaults(command=_attack)
     return parser
 
 
 def _add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file, such as pipelines/configs/digits.yaml")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        type=Path,
+        help="YAML file, such as pipelines/configs/digits.yaml",
+    )
     parser.add_argument(
         "--set",
         action="append",
@@ -116,27 +153,48 @@ def _add_access(parser: argparse.ArgumentParser, experiment: str = "the sweep's 
         "kubeconfig's)",
     )
     parser.add_argument(
-        "--namespace", default="", metavar="NS", help="of the runs, and of Kubeflow without --host (default: kubeflow)"
+        "--namespace",
+        default="",
+        metavar="NS",
+        help="of the runs, and of Kubeflow without --host (default: kubeflow)",
     )
-    parser.add_argument("--experiment", default="", metavar="NAME", help=f"of the runs (default: {experiment})")
     parser.add_argument(
-        "--token-file", type=Path, metavar="FILE", help="read for every call (default: KF_PIPELINES_SA_TOKEN_PATH)"
+        "--experiment", default="", metavar="NAME", help=f"of the runs (default: {experiment})"
     )
-    parser.add_argument("--ca-cert", type=Path, metavar="FILE", help="of the authority that the server's is signed by")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="read for every call (default: KF_PIPELINES_SA_TOKEN_PATH)",
+    )
+    parser.add_argument(
+        "--ca-cert",
+        type=Path,
+        metavar="FILE",
+        help="of the authority that the server's is signed by",
+    )
 
 
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True, dest="verb")
 
-    create = verbs.add_parser("create", help="let a sweep recur; again with the same name: change it")
+    create = verbs.add_parser(
+        "create", help="let a sweep recur; again with the same name: change it"
+    )
     _add_config(create)
     create.add_argument("--name", default="", help="of the schedule (default: the sweep's)")
     when = create.add_mutually_exclusive_group(required=True)
-    when.add_argument("--cron", metavar="FIELDS", help='in UTC, seconds first, such as "0 0 3 * * *"; or five fields')
+    when.add_argument(
+        "--cron",
+        metavar="FIELDS",
+        help='in UTC, seconds first, such as "0 0 3 * * *"; or five fields',
+    )
     when.add_argument("--every", metavar="TIME", help="such as 30m, 12h or 2d")
     _add_access(create)
 
-    _add_access(verbs.add_parser("list", help="all schedules and when they fire next"), experiment="any")
+    _add_access(
+        verbs.add_parser("list", help="all schedules and when they fire next"), experiment="any"
+    )
     for verb, help_ in (
         ("show", "what it is, and its next firings"),
         ("pause", "let it not fire until it is resumed"),
@@ -151,7 +209,8 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines import config, local
+    from taylorglo_pipelines import config
+    from taylorglo_pipelines.local import runner as local
 
     settings = config.load(given.config, given.overrides)
     print(
@@ -174,13 +233,16 @@ def _run(given: argparse.Namespace) -> None:
 
 
 def _compile(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines.compiling import compile_sweep
+    from taylorglo_pipelines.pipeline.compile import compile_sweep
 
-    print(f"{given.output}: {compile_sweep(_config_for_kubeflow(given), given.output) / 1000:.0f} kB")
+    print(
+        f"{given.output}: {compile_sweep(_config_for_kubeflow(given), given.output) / 1000:.0f} kB"
+    )
 
 
 def _config_for_kubeflow(given: argparse.Namespace) -> "Config":
-    from taylorglo_pipelines import compiling, config
+    from taylorglo_pipelines import config
+    from taylorglo_pipelines.pipeline import compile as compiling
 
     settings = config.load(given.config, given.overrides)
     for warning in compiling.warnings(settings):
@@ -189,14 +251,14 @@ def _config_for_kubeflow(given: argparse.Namespace) -> "Config":
 
 
 def _connection(given: argparse.Namespace) -> "Connection":
-    from taylorglo_pipelines.kubeflow import Access, Connection
+    from taylorglo_pipelines.kubeflow.client import Access, Connection
 
     return Connection(Access(given.host, given.namespace, given.token_file, given.ca_cert))
 
 
 def _submit(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines import kubeflow
-    from taylorglo_pipelines.waiting import wait
+    from taylorglo_pipelines.kubeflow import client as kubeflow
+    from taylorglo_pipelines.kubeflow.wait import wait
 
     settings = _config_for_kubeflow(given)
     connection = _connection(given)
@@ -208,7 +270,7 @@ def _submit(given: argparse.Namespace) -> None:
 
 
 def _schedule(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines import cron, schedules
+    from taylorglo_pipelines.kubeflow import cron, schedules
 
     where = given.experiment
     if given.verb == "create":
@@ -236,13 +298,19 @@ def _schedule(given: argparse.Namespace) -> None:
 
 
 def _inspect(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines.inspection import inspect
+    from taylorglo_pipelines.commands.inspect import inspect
 
-    print(inspect([word for part in given.loss for word in part.replace(",", " ").split()], given.classes, given.plot))
+    print(
+        inspect(
+            [word for part in given.loss for word in part.replace(",", " ").split()],
+            given.classes,
+            given.plot,
+        )
+    )
 
 
 def _attack(given: argparse.Namespace) -> None:
-    from taylorglo_pipelines.attacking import attack
+    from taylorglo_pipelines.commands.attack import attack
 
     print(attack(given.model, given.data, given.model_name, given.overrides))
 

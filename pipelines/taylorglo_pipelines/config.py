@@ -8,9 +8,9 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import Field, model_validator
 
-from taylorglo.environment import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.errors import InputError
 from taylorglo.presets import PRESETS, Name, with_preset
+from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.settings import Section, SweepSettings, validated
 
 _CPU = r"^(\d+(\.\d+)?|\d+m)?$"
@@ -22,9 +22,13 @@ class Toleration(Section):
     """A taint of nodes that tasks which train put up with, as in a pod's specification."""
 
     key: str = Field("", description="of the taint; empty, with `Exists`: any")
-    operator: Literal["Equal", "Exists"] = Field("Equal", description="`Exists`: whatever the value")
+    operator: Literal["Equal", "Exists"] = Field(
+        "Equal", description="`Exists`: whatever the value"
+    )
     value: str = Field("", description="of the taint, for `Equal`")
-    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field("", description="empty: any")
+    effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
+        "", description="empty: any"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "Toleration":
@@ -56,9 +60,13 @@ class PipelineSettings(Section):
         coerce_numbers_to_str=True,
         description="requested for a task that trains, such as `2` or `500m`; empty: nothing",
     )
-    cpu_limit: str = Field("", pattern=_CPU, coerce_numbers_to_str=True, description="likewise, the limit; empty: none")
+    cpu_limit: str = Field(
+        "", pattern=_CPU, coerce_numbers_to_str=True, description="likewise, the limit; empty: none"
+    )
     memory: str = Field(
-        "", pattern=_MEMORY, description="requested for a task that trains, such as `4Gi`; empty: nothing"
+        "",
+        pattern=_MEMORY,
+        description="requested for a task that trains, such as `4Gi`; empty: nothing",
     )
     memory_limit: str = Field("", pattern=_MEMORY, description="likewise, the limit; empty: none")
     accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field(
@@ -70,9 +78,13 @@ class PipelineSettings(Section):
         pattern=_MEMORY,
         description="size of /dev/shm in a task that trains; empty: 64 MiB, as containers have it",
     )
-    node_selector: dict[str, str] = Field({}, description="labels of the nodes for tasks that train")
+    node_selector: dict[str, str] = Field(
+        {}, description="labels of the nodes for tasks that train"
+    )
     tolerations: list[Toleration] = Field([], description="of tasks that train")
-    timeout: int = Field(86_400, ge=0, description="seconds after which Kubernetes ends a task; 0: never")
+    timeout: int = Field(
+        86_400, ge=0, description="seconds after which Kubernetes ends a task; 0: never"
+    )
     retries: int = Field(
         2,
         ge=0,
@@ -81,7 +93,9 @@ class PipelineSettings(Section):
     )
     service_account: str = Field("", description="of the pods; empty: the one that Kubeflow takes")
     secret: str = Field(
-        "taylorglo", pattern=_OBJECT_NAME, description="the Secret with the credentials of the services"
+        "taylorglo",
+        pattern=_OBJECT_NAME,
+        description="the Secret with the credentials of the services",
     )
     config_map: str = Field(
         "taylorglo", pattern=_OBJECT_NAME, description="the ConfigMap with the URIs of the services"
@@ -91,13 +105,17 @@ class PipelineSettings(Section):
 class ServiceSettings(Section):
     """Where a local run keeps things. What is empty is taken from the environment, or else lies under work_dir."""
 
-    work_dir: str = Field("runs", min_length=1, description="folder in which everything lies that is not elsewhere")
+    work_dir: str = Field(
+        "runs", min_length=1, description="folder in which everything lies that is not elsewhere"
+    )
     study_url: str = Field(
-        "", description="`sqlite:///FILE` or `postgresql://HOST/DATABASE`, never with a password; else `study.db`"
+        "",
+        description="`sqlite:///FILE` or `postgresql://HOST/DATABASE`, never with a password; else `study.db`",
     )
     store_uri: str = Field("", description="a folder or `s3://BUCKET/PREFIX`; else `store/`")
     tracking_uri: str = Field(
-        "", description="`sqlite:///FILE`, or `http(s)://HOST` of an MLflow server; else `mlruns.db`"
+        "",
+        description="`sqlite:///FILE`, or `http(s)://HOST` of an MLflow server; else `mlruns.db`",
     )
 
     def variables(self) -> dict[str, str]:
@@ -108,14 +126,18 @@ class ServiceSettings(Section):
             STORE_URI: (self.store_uri, str(work / "store")),
             TRACKING_URI: (self.tracking_uri, f"sqlite:///{work / 'mlruns.db'}"),
         }
-        return {name: value or os.environ.get(name) or default for name, (value, default) in chosen.items()}
+        return {
+            name: value or os.environ.get(name) or default
+            for name, (value, default) in chosen.items()
+        }
 
 
 class Config(SweepSettings):
     """The whole file."""
 
     preset: Literal["", Name] = Field(
-        "", description="a published network and its training, for all keys of theirs that are not set here"
+        "",
+        description="a published network and its training, for all keys of theirs that are not set here",
     )
     pipeline: PipelineSettings = PipelineSettings()
     services: ServiceSettings = ServiceSettings()
@@ -129,14 +151,22 @@ class Config(SweepSettings):
     @classmethod
     def _filled_from_preset(cls, content: Any) -> Any:
         named = content.get("preset") if isinstance(content, dict) else None
-        return with_preset(cast(Name, named), content) if isinstance(named, str) and named in PRESETS else content
+        return (
+            with_preset(cast(Name, named), content)
+            if isinstance(named, str) and named in PRESETS
+            else content
+        )
 
     @model_validator(mode="after")
     def _layout_fits_search(self) -> "Config":
         if self.pipeline.shards > self.search.popsize:
-            raise ValueError(f"pipeline.shards: should be at most search.popsize ({self.search.popsize})")
+            raise ValueError(
+                f"pipeline.shards: should be at most search.popsize ({self.search.popsize})"
+            )
         if 0 < self.search.generations < self.pipeline.generations:
-            raise ValueError(f"pipeline.generations: should be at most search.generations ({self.search.generations})")
+            raise ValueError(
+                f"pipeline.generations: should be at most search.generations ({self.search.generations})"
+            )
         return self
 
 
@@ -150,7 +180,9 @@ class _Loader(yaml.SafeLoader):
                 continue
             if key.value in seen:
                 problem = f"the key {key.value!r} is there twice"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+                raise yaml.constructor.ConstructorError(
+                    problem=problem, problem_mark=key.start_mark
+                )
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
@@ -168,10 +200,16 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     try:
         content = yaml.load(Path(path).read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raise InputError(
+            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
+        ) from None
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else " ".join(str(error).split())
+        where = (
+            f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+            if mark
+            else " ".join(str(error).split())
+        )
         raise InputError(f"{path}: is not YAML: {where}") from None
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path}: should be a mapping of sections, is a {type(content).__name__}")

@@ -1,10 +1,10 @@
 """What is spent per candidate, and whether it is safe to spend less (`make bench-candidates`).
 
 precision: is bfloat16 as accurate as float32? The same trainings in both, from the same seeds.
-ranks: does bfloat16 change the ranks in a generation more than another seed does?
-stopping: of the candidates that a rule gives up, how many would have ended in the better half of their generation?
-noise: equal searches with 1, 2 and 4 attempts, and with more for the leaders alone (evaluation.max_attempts).
-adversarial: what the accuracy under FGSM in the fitness costs.
+ranks: does bfloat16 change the ranks in a generation more than another seed does? stopping: of the
+candidates that a rule gives up, how many would have ended in the better half of their generation?
+noise: equal searches with 1, 2 and 4 attempts, and with more for the leaders alone
+(evaluation.max_attempts). adversarial: what the accuracy under FGSM in the fitness costs.
 
 Data: scikit-learn's digits, and Fashion-MNIST (Debian's package dataset-fashion-mnist).
 """
@@ -24,17 +24,17 @@ import torch
 from scipy.stats import kendalltau, ttest_rel
 from torch.nn import functional
 
-from taylorglo import data
-from taylorglo.batches import derived_seed
-from taylorglo.data import Dataset
-from taylorglo.engine import Engine
-from taylorglo.evaluation import attempts_wanted, evaluate, short_training
-from taylorglo.loss import CrossEntropy, TaylorLoss
-from taylorglo.polynomial import from_coefficients
-from taylorglo.search import Search
+from taylorglo.data import dataset as data
+from taylorglo.data.batches import derived_seed
+from taylorglo.data.dataset import Dataset
+from taylorglo.data.sources import Split, digest_of
+from taylorglo.evaluation.fitness import attempts_wanted, evaluate, short_training
+from taylorglo.loss.functions import CrossEntropy, TaylorLoss
+from taylorglo.loss.polynomial import from_coefficients
+from taylorglo.search.study import Search
 from taylorglo.settings import DataSettings, SweepSettings
-from taylorglo.sources import Split, digest_of
-from taylorglo.training import Recipe, read_resident
+from taylorglo.training.engine import Engine
+from taylorglo.training.loop import Recipe, read_resident
 
 FASHION = "/usr/share/datasets/fashion-mnist"
 GOOD = from_coefficients(4.0, -4.0, -1.0, 0.0)
@@ -59,11 +59,13 @@ def fashion(train: int, validation: int, shrink: int = 1) -> Dataset:
         return Split(images, split.labels[:number])
 
     parts = {"train": part(whole.train, train), "validation": part(whole.validation, validation)}
-    return replace(whole, **parts, provenance={**whole.provenance, "fingerprint": digest_of(**parts)})
+    return replace(
+        whole, **parts, provenance={**whole.provenance, "fingerprint": digest_of(**parts)}
+    )
 
 
 def digits() -> Dataset:
-    """scikit-learn's digits."""
+    """Scikit-learn's digits."""
     return data.without_test(data.load(DataSettings(), 0))
 
 
@@ -95,7 +97,9 @@ class Bench:
 
 def precision(bench: Bench) -> None:
     """Print the accuracies in both precisions, and a paired test."""
-    print("\nprecision: validation accuracy (%), mean of n seeds; difference: paired, with its 95 % interval")
+    print(
+        "\nprecision: validation accuracy (%), mean of n seeds; difference: paired, with its 95 % interval"
+    )
     whole, small = fashion(20_000, 4_000), fashion(20_000, 4_000, shrink=2)
     cases = (
         ("cnn", whole, 400, 0.05, 8),
@@ -108,7 +112,9 @@ def precision(bench: Bench) -> None:
             for kind in ("float32", "bfloat16"):
                 own = settings_of(model, steps, training={"precision": kind, "batch_size": 100})
                 with bench.engine(own, dataset) as engine:
-                    recipes = [(seed, Recipe(loss, rate, seed, steps, steps, 1)) for seed in range(seeds)]
+                    recipes = [
+                        (seed, Recipe(loss, rate, seed, steps, steps, 1)) for seed in range(seeds)
+                    ]
                     trained = dict(engine.train(recipes))
                 found[kind] = [100 * trained[seed].training.accuracy for seed in range(seeds)]
             single, half = found["float32"], found["bfloat16"]
@@ -123,7 +129,8 @@ def precision(bench: Bench) -> None:
 
 
 def ranks(bench: Bench) -> None:
-    """Print how far float32 and bfloat16 agree on a generation, and how far float32 does with itself on two seeds."""
+    """Print how far float32 and bfloat16 agree on a generation, and how far float32 does with
+    itself on two seeds."""
     print(
         "\nranks: in a first generation of n candidates (reduced, filters learnable, stable), by validation accuracy:\n"
         "  Kendall's tau-b, and how many of the better half are the same"
@@ -135,7 +142,9 @@ def ranks(bench: Bench) -> None:
         for kind, seed in (("float32", 1), ("bfloat16", 1), ("float32", 2)):
             own = settings_of(model, steps, training={"precision": kind, "batch_size": 100})
             with bench.engine(own, dataset) as engine:
-                recipes = ((i, short_training(theta, seed, engine)) for i, theta in enumerate(candidates))
+                recipes = (
+                    (i, short_training(theta, seed, engine)) for i, theta in enumerate(candidates)
+                )
                 trained = dict(engine.train(recipes))
             found.append([trained[index].training.accuracy for index in range(number)])
         base, half, again = found
@@ -147,16 +156,26 @@ def ranks(bench: Bench) -> None:
 
 
 def agreement(one: list[float], other: list[float]) -> str:
-    """Kendall's tau-b of two lists of accuracies, and how many candidates are in the better half of both."""
+    """Kendall's tau-b of two lists of accuracies, and how many candidates are in the better half of
+    both."""
     half = len(one) // 2
-    best, best_of_other = (set(sorted(range(len(values)), key=values.__getitem__)[half:]) for values in (one, other))
+    best, best_of_other = (
+        set(sorted(range(len(values)), key=values.__getitem__)[half:]) for values in (one, other)
+    )
     return f"{kendalltau(one, other).statistic:.2f}, {len(best & best_of_other)} of {half}"
 
 
 def drawn(number: int, coordinates: str, filters: list[str], seed: int) -> list[list[float]]:
     """Candidates of a first generation, as the search draws them."""
     own = SweepSettings.model_validate(
-        {"search": {"coordinates": coordinates, "filters": filters, "popsize": number, "max_draws": 10_000}}
+        {
+            "search": {
+                "coordinates": coordinates,
+                "filters": filters,
+                "popsize": number,
+                "max_draws": 10_000,
+            }
+        }
     )
     with tempfile.TemporaryDirectory() as folder:
         search = Search(f"sqlite:///{folder}/study.db", "drawn", own.search, seed, identity={})
@@ -165,7 +184,8 @@ def drawn(number: int, coordinates: str, filters: list[str], seed: int) -> list[
 
 
 def stopping(bench: Bench) -> None:
-    """Print, by rule, how many candidates are stopped, how many of them wrongly, and what is saved."""
+    """Print, by rule, how many candidates are stopped, how many of them wrongly, and what is
+    saved."""
     print(
         "\nstopping: a rule stops what is not above chance + gain at one, two or three tenths of the steps; false: a\n"
         "  stopped candidate that would have ended in the better half of its generation of 12"
@@ -183,11 +203,16 @@ def stopping(bench: Bench) -> None:
                 ]
                 trained = dict(engine.train(recipes))
             curves = [
-                {round(10 * step / steps): accuracy for step, accuracy, _ in trained[index].training.curve}
+                {
+                    round(10 * step / steps): accuracy
+                    for step, accuracy, _ in trained[index].training.curve
+                }
                 for index in range(number)
             ]
             final = [curve.get(10, 0.0) for curve in curves]
-            print(f"  {model}, {steps} steps, n = {number} candidates, {coordinates}, filters {', '.join(filters)}:")
+            print(
+                f"  {model}, {steps} steps, n = {number} candidates, {coordinates}, filters {', '.join(filters)}:"
+            )
             for tenth in (1, 2, 3):
                 for gain in (0.02, 0.05, 0.1):
                     stopped = [i for i in range(number) if curves[i].get(tenth, 0.0) <= 0.1 + gain]
@@ -202,7 +227,8 @@ def stopping(bench: Bench) -> None:
 
 
 def better_half(index: int, final: list[float], popsize: int = 12) -> bool:
-    """Whether a candidate ends in the better half of its generation, the twelve that it was drawn with."""
+    """Whether a candidate ends in the better half of its generation, the twelve that it was drawn
+    with."""
     first = index - index % popsize
     generation = sorted(final[first : first + popsize], reverse=True)
     return final[index] >= generation[popsize // 2 - 1] and final[index] > 0.15
@@ -227,7 +253,9 @@ def noise(bench: Bench) -> None:
         for name, evaluation in variants.items():
             own = settings_of("mlp", steps, seed=seed, evaluation=evaluation)
             with bench.engine(own, dataset) as engine, tempfile.TemporaryDirectory() as folder:
-                search = Search(f"sqlite:///{folder}/study.db", "noise", own.search, seed, identity={})
+                search = Search(
+                    f"sqlite:///{folder}/study.db", "noise", own.search, seed, identity={}
+                )
                 done = 0
                 for generation in range(1, generations + 1):
                     done += searched(search, generation, engine)
@@ -256,14 +284,18 @@ def searched(search: Search, generation: int, engine: Engine) -> int:
     attempts = engine.settings.evaluation.attempts
     results = {
         number: evaluation.as_dict()
-        for number, evaluation in evaluate(((c.trial, c.theta, attempts) for c in kept), generation, engine, Nothing())
+        for number, evaluation in evaluate(
+            ((c.trial, c.theta, attempts) for c in kept), generation, engine, Nothing()
+        )
     }
     done = len(kept) * attempts
     theta = {c.trial: c.theta for c in kept}
     while more := attempts_wanted(results, engine.settings):
         done += sum(wanted - len(results[number]["accuracies"]) for number, wanted in more.items())
         again = ((number, theta[number], wanted) for number, wanted in more.items())
-        results |= {number: e.as_dict() for number, e in evaluate(again, generation, engine, Nothing())}
+        results |= {
+            number: e.as_dict() for number, e in evaluate(again, generation, engine, Nothing())
+        }
     for number, result in results.items():
         search.tell(number, result["fitness"], result)
     return done
@@ -271,19 +303,25 @@ def searched(search: Search, generation: int, engine: Engine) -> int:
 
 def adversarial(bench: Bench) -> None:
     """Print the cost of the accuracy under FGSM, as a factor."""
-    print("\nadversarial: time of an evaluation with FGSM in the fitness, over that without; median (range) of 5 pairs")
+    print(
+        "\nadversarial: time of an evaluation with FGSM in the fitness, over that without; median (range) of 5 pairs"
+    )
     for model, dataset, steps in (("mlp", digits(), 300), ("cnn", fashion(8_000, 2_000), 300)):
         ratios = []
         engines = []
         for weight in (0.0, 0.5):
-            own = settings_of(model, steps, evaluation={"adversarial_weight": weight, "attempts": 1})
+            own = settings_of(
+                model, steps, evaluation={"adversarial_weight": weight, "attempts": 1}
+            )
             engines.append(bench.engine(own, dataset))
         with engines[0], engines[1]:
             for repetition in range(6):
                 seconds = []
                 for engine in engines:
                     started = time.perf_counter()
-                    for _ in evaluate(((i, GOOD, 1) for i in range(8)), repetition + 1, engine, Nothing()):
+                    for _ in evaluate(
+                        ((i, GOOD, 1) for i in range(8)), repetition + 1, engine, Nothing()
+                    ):
                         pass
                     seconds.append(time.perf_counter() - started)
                 if repetition:  # the first one starts the processes
@@ -306,8 +344,12 @@ STUDIES: dict[str, Callable[[Bench], None]] = {
 
 def main() -> None:
     """Run the studies that are asked for, or all."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("studies", nargs="*", metavar="STUDY", default=list(STUDIES), help=", ".join(STUDIES))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "studies", nargs="*", metavar="STUDY", default=list(STUDIES), help=", ".join(STUDIES)
+    )
     chosen = parser.parse_args().studies
     if unknown := sorted(set(chosen) - STUDIES.keys()):
         parser.error(f"no study {', '.join(unknown)}; there are {', '.join(STUDIES)}")

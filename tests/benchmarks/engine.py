@@ -1,9 +1,11 @@
-"""How many candidate steps a second: the engine beside the loop that a researcher writes, in one run (`make bench`).
+"""How many candidate steps a second: the engine beside the loop that a researcher writes, in one
+run (`make bench`).
 
-Both train the same generation of candidates on Fashion-MNIST (Debian's package dataset-fashion-mnist), in turns, with
-the same networks, batches, optimizer and schedule, and both validate each candidate once, at the end. The reference is
-PyTorch's usual: torchvision's data set and transforms, a DataLoader with the number of workers that is fastest here,
-one candidate after another on all cores, the loss as an expression in Python.
+Both train the same generation of candidates on Fashion-MNIST (Debian's package dataset-fashion-
+mnist), in turns, with the same networks, batches, optimizer and schedule, and both validate each
+candidate once, at the end. The reference is PyTorch's usual: torchvision's data set and transforms,
+a DataLoader with the number of workers that is fastest here, one candidate after another on all
+cores, the loss as an expression in Python.
 """
 
 import argparse
@@ -26,16 +28,16 @@ from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import datasets, transforms
 
-from taylorglo import data
-from taylorglo.batches import scaled
-from taylorglo.data import Dataset
-from taylorglo.engine import Engine, Plan
-from taylorglo.fused import train_together
-from taylorglo.loss import TaylorLoss
-from taylorglo.polynomial import from_coefficients
+from taylorglo.data import dataset as data
+from taylorglo.data.batches import scaled
+from taylorglo.data.dataset import Dataset
+from taylorglo.data.sources import Split, digest_of
+from taylorglo.loss.functions import TaylorLoss
+from taylorglo.loss.polynomial import from_coefficients
 from taylorglo.settings import DataSettings, SweepSettings
-from taylorglo.sources import Split, digest_of
-from taylorglo.training import Recipe, build_network, read_resident, train
+from taylorglo.training.engine import Engine, Plan
+from taylorglo.training.loop import Recipe, build_network, read_resident, train
+from taylorglo.training.stacked import train_together
 
 ROOT = Path("/usr/share/datasets/fashion-mnist")
 VALIDATED, RATE = 256, 0.01
@@ -53,7 +55,12 @@ class Case:
 
     def settings(self, **training: Any) -> SweepSettings:
         """The settings of its sweep."""
-        own = {"steps": self.steps, "batch_size": self.batch_size, "learning_rate": RATE, "precision": self.precision}
+        own = {
+            "steps": self.steps,
+            "batch_size": self.batch_size,
+            "learning_rate": RATE,
+            "precision": self.precision,
+        }
         values = {**own, **training}
         return SweepSettings.model_validate(
             {
@@ -64,8 +71,8 @@ class Case:
         )
 
 
-# 20 candidates are the population of the published search on CIFAR-10. All-CNN-C has fewer for the sake of time: its
-# steps cost the same however many candidates there are.
+# 20 candidates are the population of the published search on CIFAR-10. All-CNN-C has fewer for the
+# sake of time: its steps cost the same however many candidates there are.
 CASES = (
     Case("mlp", 64, 20, 200),
     Case("cnn", 64, 20, 60),
@@ -84,7 +91,9 @@ class Reference:
 
     def __init__(self, folder: Path, case: Case, dataset: Dataset) -> None:
         self.case, self.dataset = case, dataset
-        normalise = transforms.Compose([transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)])
+        normalise = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)]
+        )
         self.images = datasets.FashionMNIST(folder, train=True, transform=normalise)
         images = (scaled(dataset.validation.images) - dataset.mean[0]) / dataset.std[0]
         self.validation = TensorDataset(images, dataset.validation.labels)
@@ -108,9 +117,13 @@ class Reference:
 
     def train(self, theta: list[float]) -> float:
         """Train one candidate; returns its accuracy."""
-        network = build_network(self.case.settings(), replace_statistics(self.dataset), 0).get_submodule("network")
+        network = build_network(
+            self.case.settings(), replace_statistics(self.dataset), 0
+        ).get_submodule("network")
         settings = self.case.settings().training
-        loader = DataLoader(self.images, settings.batch_size, shuffle=True, drop_last=True, num_workers=self.workers)
+        loader = DataLoader(
+            self.images, settings.batch_size, shuffle=True, drop_last=True, num_workers=self.workers
+        )
         optimizer = torch.optim.SGD(
             network.parameters(),
             lr=RATE,
@@ -133,7 +146,10 @@ class Reference:
             schedule.step()
         network.eval()
         with torch.no_grad():
-            correct = sum(int((network(x).argmax(1) == y).sum()) for x, y in DataLoader(self.validation, VALIDATED))
+            correct = sum(
+                int((network(x).argmax(1) == y).sum())
+                for x, y in DataLoader(self.validation, VALIDATED)
+            )
         return correct / VALIDATED
 
     def _timed(self, loader: DataLoader[Any]) -> Iterator[Any]:
@@ -163,7 +179,9 @@ def run(engine: Engine, case: Case) -> tuple[float, float]:
     trained = [result.training for _, result in engine.train(recipes(case))]
     seconds = time.perf_counter() - started
     assert all(training.status == "ok" for training in trained)
-    return case.candidates * case.steps / seconds, statistics.mean(training.accuracy for training in trained)
+    return case.candidates * case.steps / seconds, statistics.mean(
+        training.accuracy for training in trained
+    )
 
 
 def matmul_rate(dtype: torch.dtype, size: int = 1536, seconds: float = 1.0) -> float:
@@ -197,13 +215,16 @@ KINDS = {
 
 
 def shares(events: Any) -> dict[str, float]:
-    """Where the time of a profile went, by kind of operation, as shares of it; but for the wait for a loader."""
+    """Where the time of a profile went, by kind of operation, as shares of it; but for the wait for
+    a loader."""
     found: dict[str, float] = {}
     for event in events:
         name = event.key.lower()
         if "dataloader" in name:
             continue
-        kind = next((k for k, parts in KINDS.items() if any(part in name for part in parts)), "the rest")
+        kind = next(
+            (k for k, parts in KINDS.items() if any(part in name for part in parts)), "the rest"
+        )
         found[kind] = found.get(kind, 0.0) + event.self_cpu_time_total
     total = sum(found.values())
     return {kind: value / total for kind, value in found.items()}
@@ -215,7 +236,9 @@ def profiled(case: Case, reference: Reference, dataset: Dataset, plan: Plan) -> 
     torch.set_num_threads(1)
     short = replace(case, steps=max(3, case.steps // 4))
     before = Reference(Path(reference.images.root), short, dataset)
-    before.workers = max(1, reference.workers)  # the transforms are another process's, and not in the profile
+    before.workers = max(
+        1, reference.workers
+    )  # the transforms are another process's, and not in the profile
     with profile(activities=[ProfilerActivity.CPU]) as old:
         started = time.perf_counter()
         before.train(thetas(1)[0])
@@ -226,7 +249,9 @@ def profiled(case: Case, reference: Reference, dataset: Dataset, plan: Plan) -> 
     )
     with profile(activities=[ProfilerActivity.CPU]) as new:
         if plan.engine == "fused":
-            train_together([r for _, r in recipes(short)], dataset, short.settings(), plan.precision)
+            train_together(
+                [r for _, r in recipes(short)], dataset, short.settings(), plan.precision
+            )
         else:
             train(
                 build_network(short.settings(), dataset, 0),
@@ -259,7 +284,11 @@ def prepared(folder: Path) -> tuple[Path, Path, Dataset]:
     dataset = data.without_test(data.load(DataSettings(name="fashion-mnist", root=str(ROOT)), 0))
     validation = Split(dataset.validation.images[:VALIDATED], dataset.validation.labels[:VALIDATED])
     fingerprint = digest_of(train=dataset.train, validation=validation)
-    dataset = replace(dataset, validation=validation, provenance={**dataset.provenance, "fingerprint": fingerprint})
+    dataset = replace(
+        dataset,
+        validation=validation,
+        provenance={**dataset.provenance, "fingerprint": fingerprint},
+    )
     path = folder / "fashion-mnist.safetensors"
     data.save(dataset, path)
     return folder, path, dataset
@@ -281,7 +310,9 @@ def engines(cases: list[Case], path: Path, repetitions: int) -> None:
         "fused, 2 processes of 1 thread": {"engine": "fused", "workers": 2},
     }
     for case in cases:
-        print(f"\n{case.model}: batches of {case.batch_size}, {case.candidates} candidates of {case.steps} steps")
+        print(
+            f"\n{case.model}: batches of {case.batch_size}, {case.candidates} candidates of {case.steps} steps"
+        )
         found: dict[str, list[float]] = {name: [] for name in variants}
         started: dict[str, float] = {}
         with ExitStack() as stack:
@@ -296,11 +327,17 @@ def engines(cases: list[Case], path: Path, repetitions: int) -> None:
                     found[name].append(run(engine, case)[0])
         for name, rates in found.items():
             precision = entered[name].plan.precision
-            print(f"  {name:<49} {precision:<9} {spread(rates)} steps/s, started in {started[name]:.1f} s", flush=True)
+            print(
+                f"  {name:<49} {precision:<9} {spread(rates)} steps/s, started in {started[name]:.1f} s",
+                flush=True,
+            )
 
 
-def benched(case: Case, root: Path, path: Path, dataset: Dataset, repetitions: int) -> tuple[float, float]:
-    """Print the table of a case; returns the median ratio of its engine, and that of an engine with precision auto."""
+def benched(
+    case: Case, root: Path, path: Path, dataset: Dataset, repetitions: int
+) -> tuple[float, float]:
+    """Print the table of a case; returns the median ratio of its engine, and that of an engine with
+    precision auto."""
     reference = Reference(root, case, dataset)
     reference.tune()
     with ExitStack() as stack:
@@ -325,15 +362,26 @@ def benched(case: Case, root: Path, path: Path, dataset: Dataset, repetitions: i
                 rates[name].append(rate)
                 learned[name].append(100 * accuracy)
             peaks.append((matmul_rate(torch.float32), matmul_rate(torch.bfloat16)))
-    ratios = {name: [new / old for new, old in zip(rates[name], rates["reference"], strict=True)] for name in runs}
-    print(f"\n{case.model}: batches of {case.batch_size}, {case.candidates} candidates of {case.steps} steps")
+    ratios = {
+        name: [new / old for new, old in zip(rates[name], rates["reference"], strict=True)]
+        for name in runs
+    }
+    print(
+        f"\n{case.model}: batches of {case.batch_size}, {case.candidates} candidates of {case.steps} steps"
+    )
     print(f"  {engine.plan}; started in {start:.1f} s, once")
-    print(f"  candidate steps/s: reference {spread(rates['reference'])} with {reference.workers} loader workers")
+    print(
+        f"  candidate steps/s: reference {spread(rates['reference'])} with {reference.workers} loader workers"
+    )
     print(f"  candidate steps/s: engine    {spread(rates['engine'])}")
     print(f"  ratio:             {spread(ratios['engine'])}")
-    print(f"  accuracy (%) then: reference {spread(learned['reference'])}, engine {spread(learned['engine'])}")
+    print(
+        f"  accuracy (%) then: reference {spread(learned['reference'])}, engine {spread(learned['engine'])}"
+    )
     if "auto" in runs:
-        print(f"  with auto, {auto.plan.precision}: {spread(rates['auto'])} steps/s, ratio {spread(ratios['auto'])}")
+        print(
+            f"  with auto, {auto.plan.precision}: {spread(rates['auto'])} steps/s, ratio {spread(ratios['auto'])}"
+        )
     work = flops(case, dataset)
     own = [
         work * steps / peak[engine.plan.precision == "bfloat16"]
@@ -346,7 +394,9 @@ def benched(case: Case, root: Path, path: Path, dataset: Dataset, repetitions: i
         f"{statistics.median(old):.0%} of float32, engine {statistics.median(own):.0%} of {engine.plan.precision}"
     )
     profiled(case, reference, dataset, engine.plan)
-    return statistics.median(ratios["engine"]), statistics.median(ratios.get("auto", ratios["engine"]))
+    return statistics.median(ratios["engine"]), statistics.median(
+        ratios.get("auto", ratios["engine"])
+    )
 
 
 def main() -> None:
@@ -355,7 +405,9 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=5)
     models = [case.model for case in CASES]
     parser.add_argument("--models", nargs="+", choices=models, default=models)
-    parser.add_argument("--engines", action="store_true", help="compare the engines with each other instead")
+    parser.add_argument(
+        "--engines", action="store_true", help="compare the engines with each other instead"
+    )
     arguments = parser.parse_args()
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads"
     print(
@@ -369,8 +421,12 @@ def main() -> None:
             return
         ratios = [benched(case, root, path, dataset, arguments.repetitions) for case in cases]
     print("\ngeometric mean of the ratios:")
-    for name, medians in zip(("as benched", "with auto everywhere"), zip(*ratios, strict=True), strict=True):
-        print(f"  {name:<20} {statistics.geometric_mean(medians):.2f}; the smallest: {min(medians):.2f}")
+    for name, medians in zip(
+        ("as benched", "with auto everywhere"), zip(*ratios, strict=True), strict=True
+    ):
+        print(
+            f"  {name:<20} {statistics.geometric_mean(medians):.2f}; the smallest: {min(medians):.2f}"
+        )
 
 
 if __name__ == "__main__":

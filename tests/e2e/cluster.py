@@ -25,10 +25,17 @@ class Cluster:
             raise AssertionError(f"kubectl {' '.join(args[:6])}: {process.stderr.strip()}")
         return process.stdout
 
-    def attempt(self, *args: str, text: str = "", seconds: float = 120) -> subprocess.CompletedProcess[str]:
+    def attempt(
+        self, *args: str, text: str = "", seconds: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """The same, where it may fail."""
         return subprocess.run(
-            [program(), *args], input=text, capture_output=True, text=True, timeout=seconds, check=False
+            [program(), *args],
+            input=text,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
         )
 
     def get(self, *args: str) -> Object:
@@ -47,7 +54,15 @@ class Cluster:
     def rolled_out(self, namespace: str, name: str, seconds: int = 240) -> None:
         """Wait for a Deployment or StatefulSet, as ``kind/name``."""
         try:
-            self.kubectl("-n", namespace, "rollout", "status", name, f"--timeout={seconds}s", seconds=seconds + 10)
+            self.kubectl(
+                "-n",
+                namespace,
+                "rollout",
+                "status",
+                name,
+                f"--timeout={seconds}s",
+                seconds=seconds + 10,
+            )
         except AssertionError as error:
             told = self.attempt("-n", namespace, "get", "pods,events").stdout
             logs = self.attempt("-n", namespace, "logs", name, "--tail=40").stdout
@@ -58,14 +73,18 @@ class Cluster:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             status = self.get("-n", namespace, "job", job)["status"]
-            conditions = {each["type"] for each in status.get("conditions", []) if each["status"] == "True"}
+            conditions = {
+                each["type"] for each in status.get("conditions", []) if each["status"] == "True"
+            }
             if "Complete" in conditions:
                 return self.log(namespace, f"job/{job}")
             if "Failed" in conditions or self._cannot_start(namespace, job):
                 break
             time.sleep(0.5)
         told = self.attempt("-n", namespace, "describe", "pods", "-l", f"job-name={job}").stdout
-        raise AssertionError(f"job {job}: {status}\n{self.log(namespace, f'job/{job}')[-4000:]}\n{told[-2500:]}")
+        raise AssertionError(
+            f"job {job}: {status}\n{self.log(namespace, f'job/{job}')[-4000:]}\n{told[-2500:]}"
+        )
 
     def _cannot_start(self, namespace: str, job: str) -> bool:
         pods = self.get("-n", namespace, "pods", "-l", f"job-name={job}")["items"]
@@ -76,7 +95,9 @@ class Cluster:
             for status in pod["status"].get(kind, [])
         ]
         reasons = {each["state"].get("waiting", {}).get("reason") for each in containers}
-        return bool(reasons & {"ImagePullBackOff", "ErrImageNeverPull", "CreateContainerConfigError"})
+        return bool(
+            reasons & {"ImagePullBackOff", "ErrImageNeverPull", "CreateContainerConfigError"}
+        )
 
     def log(self, namespace: str, name: str) -> str:
         """What the containers of a pod printed."""
@@ -92,7 +113,9 @@ class Cluster:
     def forwarded(self, namespace: str, service: str, port: int) -> Iterator[str]:
         """A port of a service on this machine; yields its address as host:port."""
         command = [program(), "-n", namespace, "port-forward", f"svc/{service}", f":{port}"]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
         assert process.stdout is not None
         try:
             line = process.stdout.readline()
@@ -122,4 +145,6 @@ def reason_for_none() -> str | None:
         answer = Cluster().attempt("get", "--raw", "/readyz", seconds=20)
     except subprocess.TimeoutExpired:
         return "needs a Kubernetes cluster: that of KUBECONFIG does not answer"
-    return None if answer.returncode == 0 else f"needs a Kubernetes cluster: {answer.stderr.strip()}"
+    return (
+        None if answer.returncode == 0 else f"needs a Kubernetes cluster: {answer.stderr.strip()}"
+    )

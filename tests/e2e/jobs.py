@@ -1,8 +1,10 @@
-"""A compiled pipeline, run task by task as plain Jobs: for a cluster without Argo Workflows and KFP.
+"""A compiled pipeline, run task by task as plain Jobs: for a cluster without Argo Workflows and
+KFP.
 
-Each Job has the image, command, arguments, environment, volumes, labels and limits that the compiled pipeline says, and
-the security context that KFP gives to every pod; the executor input is made as KFP's driver makes it. Artifacts pass
-through a volume, which is mounted where KFP's launcher would have put them.
+Each Job has the image, command, arguments, environment, volumes, labels and limits that the
+compiled pipeline says, and the security context that KFP gives to every pod; the executor input is
+made as KFP's driver makes it. Artifacts pass through a volume, which is mounted where KFP's
+launcher would have put them.
 """
 
 import json
@@ -46,7 +48,11 @@ class Jobs:
     def read(cls, cluster: Cluster, namespace: str, account: str, path: Path) -> "Jobs":
         """The pipeline of a file that ``taylorglo compile`` wrote."""
         spec, *platform = yaml.safe_load_all(path.read_text())
-        executors = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"] if platform else {}
+        executors = (
+            platform[0]["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+            if platform
+            else {}
+        )
         return cls(cluster, namespace, account, spec, executors)
 
     def run(self, parameters: Mapping[str, Any] | None = None) -> None:
@@ -57,20 +63,26 @@ class Jobs:
                     "apiVersion": "v1",
                     "kind": "PersistentVolumeClaim",
                     "metadata": {"name": CLAIM, "namespace": self.namespace},
-                    "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Gi"}}},
+                    "spec": {
+                        "accessModes": ["ReadWriteOnce"],
+                        "resources": {"requests": {"storage": "1Gi"}},
+                    },
                 }
             ]
         )
         self._dag(self.spec["root"], dict(parameters or {}), {}, "")
 
     def overhead(self) -> str:
-        """Seconds from the start of a task's Job to its end, by component; what does not train is overhead."""
+        """Seconds from the start of a task's Job to its end, by component; what does not train is
+        overhead."""
         return "\n".join(
             f"{label:<22} n = {len(own)}, {fmean(own):.1f} s, {min(own):.0f} to {max(own):.0f}"
             for label, own in self.seconds.items()
         )
 
-    def _dag(self, component: Object, parameters: dict[str, Any], artifacts: dict[str, Any], prefix: str) -> Object:
+    def _dag(
+        self, component: Object, parameters: dict[str, Any], artifacts: dict[str, Any], prefix: str
+    ) -> Object:
         """The tasks of a DAG, each after those it depends on; returns the DAG's outputs by name."""
         for name, each in component.get("inputDefinitions", {}).get("parameters", {}).items():
             if name not in parameters and "defaultValue" in each:
@@ -79,7 +91,9 @@ class Jobs:
         outputs: dict[str, Object] = {}
         while waiting:
             name = next(
-                name for name, task in waiting.items() if not set(task.get("dependentTasks", [])) & set(waiting)
+                name
+                for name, task in waiting.items()
+                if not set(task.get("dependentTasks", [])) & set(waiting)
             )
             task = waiting.pop(name)
             given = self._inputs(task.get("inputs", {}), parameters, artifacts, outputs)
@@ -87,14 +101,19 @@ class Jobs:
         produced = component["dag"].get("outputs", {})
         found: Object = {}
         for name, output in produced.get("artifacts", {}).items():
-            chosen = [outputs[s["producerSubtask"]][s["outputArtifactKey"]] for s in output["artifactSelectors"]]
+            chosen = [
+                outputs[s["producerSubtask"]][s["outputArtifactKey"]]
+                for s in output["artifactSelectors"]
+            ]
             found[name] = chosen[0] if len(chosen) == 1 else chosen
         for name, output in produced.get("parameters", {}).items():
             selector = output["valueFromParameter"]
             found[name] = outputs[selector["producerSubtask"]][selector["outputParameterKey"]]
         return found
 
-    def _inputs(self, inputs: Object, parameters: Object, artifacts: Object, outputs: Object) -> tuple[Object, Object]:
+    def _inputs(
+        self, inputs: Object, parameters: Object, artifacts: Object, outputs: Object
+    ) -> tuple[Object, Object]:
         values: Object = {}
         for name, source in inputs.get("parameters", {}).items():
             if "runtimeValue" in source:
@@ -127,12 +146,19 @@ class Jobs:
         items = iterator["items"]
         values = json.loads(items["raw"]) if "raw" in items else parameters[items["inputParameter"]]
         each = [
-            run(component, {**parameters, iterator["itemInput"]: value}, dict(artifacts), f"{path}/{number}/")
+            run(
+                component,
+                {**parameters, iterator["itemInput"]: value},
+                dict(artifacts),
+                f"{path}/{number}/",
+            )
             for number, value in enumerate(values)
         ]
         return {name: [outputs[name] for outputs in each] for name in (each[0] if each else {})}
 
-    def _container(self, component: Object, parameters: Object, artifacts: Object, path: str) -> Object:
+    def _container(
+        self, component: Object, parameters: Object, artifacts: Object, path: str
+    ) -> Object:
         """One Job; returns the outputs of its component: values of parameters, and artifacts."""
         self._count += 1
         folder = f"{ROOT}/{self._count:02}-{path.strip('/').rpartition('/')[2]}"
@@ -147,7 +173,12 @@ class Jobs:
             values[name] = NUMBERS[kind](value) if kind in NUMBERS else value
         produced = component.get("outputDefinitions", {})
         outputs = {
-            name: {"name": name, "type": each["artifactType"], "uri": f"{folder}/{name}", "metadata": {}}
+            name: {
+                "name": name,
+                "type": each["artifactType"],
+                "uri": f"{folder}/{name}",
+                "metadata": {},
+            }
             for name, each in produced.get("artifacts", {}).items()
         }
         executor_input = {
@@ -159,7 +190,10 @@ class Jobs:
                 },
             },
             "outputs": {
-                "parameters": {name: {"outputFile": f"{folder}/{name}"} for name in produced.get("parameters", {})},
+                "parameters": {
+                    name: {"outputFile": f"{folder}/{name}"}
+                    for name in produced.get("parameters", {})
+                },
                 "artifacts": {name: {"artifacts": [thing]} for name, thing in outputs.items()},
                 "outputFile": f"{folder}/executor_output.json",
             },
@@ -171,15 +205,21 @@ class Jobs:
         log = self.cluster.finished(self.namespace, name, seconds=600)
         self.logs[path.strip("/")] = log
         status = self.cluster.get("-n", self.namespace, "job", name)["status"]
-        started, ended = (datetime.fromisoformat(status[key]) for key in ("startTime", "completionTime"))
-        self.seconds.setdefault(label.removeprefix("exec-"), []).append((ended - started).total_seconds())
+        started, ended = (
+            datetime.fromisoformat(status[key]) for key in ("startTime", "completionTime")
+        )
+        self.seconds.setdefault(label.removeprefix("exec-"), []).append(
+            (ended - started).total_seconds()
+        )
         told = dict(re.findall(r"^OUTPUT (\S+) (.*)$", log, re.MULTILINE))
         for key, each in produced.get("parameters", {}).items():
             kind = each["parameterType"]
             outputs[key] = told[key] if kind == "STRING" else json.loads(told[key])
         return outputs
 
-    def _job(self, name: str, label: str, executor_input: Object, folder: str, wanted: list[str]) -> Object:
+    def _job(
+        self, name: str, label: str, executor_input: Object, folder: str, wanted: list[str]
+    ) -> Object:
         container = self.spec["deploymentSpec"]["executors"][label]["container"]
         platform = self.platform.get(label, {})
         args = [json.dumps(executor_input) if arg == "{{$}}" else arg for arg in container["args"]]
@@ -241,15 +281,26 @@ class Jobs:
             "apiVersion": "batch/v1",
             "kind": "Job",
             "metadata": {"name": name, "namespace": self.namespace},
-            "spec": {"backoffLimit": 0, "template": {"metadata": {"labels": pod_labels}, "spec": spec}},
+            "spec": {
+                "backoffLimit": 0,
+                "template": {"metadata": {"labels": pod_labels}, "spec": spec},
+            },
         }
 
     def _settled(self, container: Object, platform: Object) -> Object:
-        """What all containers of a task's pod have in common: image, environment, resources, security context."""
+        """What all containers of a task's pod have in common: image, environment, resources,
+        security context."""
         environment = [
             *({"name": each["name"], "value": each["value"]} for each in container.get("env", [])),
-            *_references(platform.get("secretAsEnv", []), "secretKeyRef", "secretName", "secretKey"),
-            *_references(platform.get("configMapAsEnv", []), "configMapKeyRef", "configMapName", "configMapKey"),
+            *_references(
+                platform.get("secretAsEnv", []), "secretKeyRef", "secretName", "secretKey"
+            ),
+            *_references(
+                platform.get("configMapAsEnv", []),
+                "configMapKeyRef",
+                "configMapName",
+                "configMapKey",
+            ),
         ]
         return {
             "image": container["image"],
@@ -264,7 +315,13 @@ def _references(sources: list[Object], kind: str, name: str, key: str) -> list[O
     return [
         {
             "name": pair["envVar"],
-            "valueFrom": {kind: {"name": each[name], "key": pair[key], "optional": each.get("optional", False)}},
+            "valueFrom": {
+                kind: {
+                    "name": each[name],
+                    "key": pair[key],
+                    "optional": each.get("optional", False),
+                }
+            },
         }
         for each in sources
         for pair in each["keyToEnv"]
@@ -283,5 +340,7 @@ def _resources(resources: Object) -> Object:
         if source in resources:
             found[kind][resource] = resources[source]
     if "accelerator" in resources:
-        found["limits"][resources["accelerator"]["resourceType"]] = resources["accelerator"]["resourceCount"]
+        found["limits"][resources["accelerator"]["resourceType"]] = resources["accelerator"][
+            "resourceCount"
+        ]
     return found

@@ -43,7 +43,11 @@ class Sweeps:
         settings = [f"services.work_dir={self.work}", *SMALL, *self.overrides, *overrides]
         command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG), *self.words]
         command += [word for setting in settings for word in ("--set", setting)]
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("TAYLORGLO_", "MLFLOW_", "AWS_", "PG"))}
+        inherited = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("TAYLORGLO_", "MLFLOW_", "AWS_", "PG"))
+        }
         return subprocess.Popen(
             command,
             env={**inherited, **self.env},

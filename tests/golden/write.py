@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from taylorglo_pipelines import config
-from taylorglo_pipelines.compiling import compile_sweep
+from taylorglo_pipelines.pipeline.compile import compile_sweep
 
 FOLDER = Path(__file__).parent
 CONFIGS = sorted(FOLDER.glob("*.config.yaml"))
@@ -24,7 +24,9 @@ def compiled(path: Path) -> str:
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "pipeline.yaml"
         compile_sweep(config.load(path), output)
-        return re.sub(r"^sdkVersion: kfp-\S+$", "sdkVersion: kfp", output.read_text(), flags=re.MULTILINE)
+        return re.sub(
+            r"^sdkVersion: kfp-\S+$", "sdkVersion: kfp", output.read_text(), flags=re.MULTILINE
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Attacks against closed forms (linear models), their invariants, and foolbox as a second opinion."""
+"""Attacks against closed forms (linear models), their invariants, and foolbox as a second
+opinion."""
 
 import math
 from collections.abc import Callable
@@ -93,9 +94,13 @@ def test_two_class_linear_optimum_is_reached(features: int) -> None:
     labels = torch.arange(50) % 2
     exact = linear_margins(model, images, labels, 0.1)
     attacks = [fgsm(model, images, labels, 0.1)]
-    attacks += [pgd(model, images, labels, 0.1, steps=5, objective=objective) for objective in OBJECTIVES]
+    attacks += [
+        pgd(model, images, labels, 0.1, steps=5, objective=objective) for objective in OBJECTIVES
+    ]
     for adversarial in attacks:
-        torch.testing.assert_close(linear_margins(model, adversarial, labels, 0.0), exact, rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            linear_margins(model, adversarial, labels, 0.0), exact, rtol=0, atol=1e-4
+        )
 
 
 def test_two_class_robust_accuracy_is_the_closed_form() -> None:
@@ -104,7 +109,9 @@ def test_two_class_robust_accuracy_is_the_closed_form() -> None:
     labels = predictions(model, images)
     labels[::5] = 1 - labels[::5]
     epsilons = [0.0, 0.01, 0.03, 0.1]
-    answer = robust_accuracy(model, images, labels, epsilons=epsilons, pgd_steps=4, pgd_restarts=1, batch_size=150)
+    answer = robust_accuracy(
+        model, images, labels, epsilons=epsilons, pgd_steps=4, pgd_restarts=1, batch_size=150
+    )
     for epsilon in epsilons:
         exact = (linear_margins(model, images, labels, epsilon) > 0).double().mean().item()
         for name in ("fgsm", "pgd-ce", "pgd-dlr", "worst"):
@@ -112,10 +119,13 @@ def test_two_class_robust_accuracy_is_the_closed_form() -> None:
     assert 0 < answer["worst"][0.03] < answer["worst"][0.0] == pytest.approx(0.8)
 
 
-# Cross-entropy is convex in the image here and may lead to the wrong corner; the margin leads to the nearest boundary.
+# Cross-entropy is convex in the image here and may lead to the wrong corner; the margin leads to
+# the nearest boundary.
 @pytest.mark.parametrize(("objective", "share"), [("ce", 0.85), ("dlr", 0.98)])
 @pytest.mark.parametrize("classes", [3, 10])
-def test_linear_certificate_is_never_broken_and_nearly_met(classes: int, objective: str, share: float) -> None:
+def test_linear_certificate_is_never_broken_and_nearly_met(
+    classes: int, objective: str, share: float
+) -> None:
     model = linear(16, classes)
     images = uniform_images(300, 16, low=0.2, high=0.8)
     labels = predictions(model, images)
@@ -158,7 +168,10 @@ def test_stays_in_the_ball_and_in_range(
 def test_epsilon_zero_gives_a_copy() -> None:
     model, images = linear(4, 3), uniform_images(5, 4)
     labels = torch.zeros(5, dtype=torch.int64)
-    for adversarial in (fgsm(model, images, labels, 0.0), pgd(model, images, labels, 0.0, restarts=2)):
+    for adversarial in (
+        fgsm(model, images, labels, 0.0),
+        pgd(model, images, labels, 0.0, restarts=2),
+    ):
         assert torch.equal(adversarial, images)
         assert adversarial.data_ptr() != images.data_ptr()
 
@@ -167,7 +180,9 @@ def test_dlr_sees_through_masked_gradients(digits: tuple[nn.Module, Tensor, Tens
     model, images, labels = digits
     images, labels = images[:200], labels[:200]
     plain = robust_accuracy(model, images, labels, epsilons=[0.1], pgd_steps=10, pgd_restarts=1)
-    masked = robust_accuracy(Scaled(model, 1e4), images, labels, epsilons=[0.1], pgd_steps=10, pgd_restarts=1)
+    masked = robust_accuracy(
+        Scaled(model, 1e4), images, labels, epsilons=[0.1], pgd_steps=10, pgd_restarts=1
+    )
     assert masked["pgd-ce"][0.1] > plain["pgd-ce"][0.1] + 0.3
     assert masked["pgd-dlr"][0.1] == pytest.approx(plain["pgd-dlr"][0.1], abs=0.02)
     assert masked["worst"][0.1] <= masked["pgd-dlr"][0.1]
@@ -177,20 +192,29 @@ def test_dlr_is_the_published_ratio() -> None:
     """-(z_y - max other) / (z_(1) - z_(3)), by hand; the scale cancels; with two classes the margin alone."""
     logits = torch.tensor([[3.0, 1.0, 0.0, 2.0], [0.0, 4.0, 3.0, 1.0]], dtype=torch.float64)
     values = _dlr(logits, torch.tensor([0, 2]))
-    torch.testing.assert_close(values, torch.tensor([-(3 - 2) / (3 - 1), (4 - 3) / (4 - 1)], dtype=torch.float64))
+    torch.testing.assert_close(
+        values, torch.tensor([-(3 - 2) / (3 - 1), (4 - 3) / (4 - 1)], dtype=torch.float64)
+    )
     torch.testing.assert_close(_dlr(1e6 * logits, torch.tensor([0, 2])), values)
     two = _dlr(logits[:, :2], torch.tensor([0, 0]))
     torch.testing.assert_close(two, torch.tensor([-2.0, 4.0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_more_restarts_and_steps_never_fool_less(digits: tuple[nn.Module, Tensor, Tensor], objective: str) -> None:
+def test_more_restarts_and_steps_never_fool_less(
+    digits: tuple[nn.Module, Tensor, Tensor], objective: str
+) -> None:
     model, images, labels = digits
     images, labels = images[:100], labels[:100]
 
     def fooled(steps: int, restarts: int) -> Tensor:
         options = {"step_size": 0.02, "objective": objective, "seed": 3}
-        return predictions(model, pgd(model, images, labels, 0.06, steps=steps, restarts=restarts, **options)) != labels
+        return (
+            predictions(
+                model, pgd(model, images, labels, 0.06, steps=steps, restarts=restarts, **options)
+            )
+            != labels
+        )
 
     assert not (fooled(3, 1) & ~fooled(3, 3)).any()
     assert not (fooled(2, 2) & ~fooled(6, 2)).any()
@@ -247,7 +271,13 @@ def test_same_seed_same_images(digits: tuple[nn.Module, Tensor, Tensor]) -> None
 def test_robust_accuracy_never_rises(digits: tuple[nn.Module, Tensor, Tensor]) -> None:
     model, images, labels = digits
     answer = robust_accuracy(
-        model, images[:150], labels[:150], epsilons=[0.1, 0.02, 0.3], pgd_steps=3, pgd_restarts=1, batch_size=64
+        model,
+        images[:150],
+        labels[:150],
+        epsilons=[0.1, 0.02, 0.3],
+        pgd_steps=3,
+        pgd_restarts=1,
+        batch_size=64,
     )
     clean = (predictions(model, images[:150]) == labels[:150]).double().mean().item()
     for curve in answer.values():
@@ -263,9 +293,13 @@ def test_a_diverged_network_classifies_nothing() -> None:
     model = nn.Linear(4, 3)
     nn.init.constant_(model.weight, math.nan)
     labels = torch.zeros(6, dtype=torch.int64)
-    answer = robust_accuracy(model, uniform_images(6, 4), labels, epsilons=[0.1], pgd_steps=2, pgd_restarts=2)
+    answer = robust_accuracy(
+        model, uniform_images(6, 4), labels, epsilons=[0.1], pgd_steps=2, pgd_restarts=2
+    )
     assert all(value == 0 for curve in answer.values() for value in curve.values())
-    assert (fgsm(model, uniform_images(6, 4), labels, 0.1) - uniform_images(6, 4)).abs().max() <= 0.1 + 1e-6
+    assert (
+        fgsm(model, uniform_images(6, 4), labels, 0.1) - uniform_images(6, 4)
+    ).abs().max() <= 0.1 + 1e-6
 
 
 GOOD = (torch.full((2, 4), 0.5), torch.tensor([0, 1]))
@@ -300,7 +334,13 @@ def test_bad_input_is_named(images: Tensor, labels: Tensor, epsilon: float, matc
 
 @pytest.mark.parametrize(
     "options",
-    [{"steps": 0}, {"restarts": 0}, {"objective": "cw"}, {"step_size": 0.0}, {"step_size": math.inf}],
+    [
+        {"steps": 0},
+        {"restarts": 0},
+        {"objective": "cw"},
+        {"step_size": 0.0},
+        {"step_size": math.inf},
+    ],
 )
 def test_bad_options_are_named(options: dict[str, object]) -> None:
     with pytest.raises(InputError, match=next(iter(options))):
@@ -329,8 +369,11 @@ MIDDLE, ZERO = torch.full((1, 1), 0.5), torch.tensor([0])
 
 
 def test_misclassified_beats_a_higher_objective() -> None:
-    # At 0.5 cross-entropy is about ln 3, and correct; at 0.6 it is lower, because class 2 fades, and wrong.
-    model = OnePixel(lambda x: 0 * x + 0.01, lambda x: x - 0.5, lambda x: -60 * functional.relu(x - 0.55))
+    # At 0.5 cross-entropy is about ln 3, and correct; at 0.6 it is lower, because class 2 fades,
+    # and wrong.
+    model = OnePixel(
+        lambda x: 0 * x + 0.01, lambda x: x - 0.5, lambda x: -60 * functional.relu(x - 0.55)
+    )
     assert predictions(model, MIDDLE) == 0
     adversarial = pgd(model, MIDDLE, ZERO, 0.1, steps=1)
     logits = model(adversarial)
@@ -350,17 +393,27 @@ def test_what_broke_at_a_smaller_epsilon_stays_broken() -> None:
 
 
 def test_a_gradient_without_a_value_moves_nothing() -> None:
-    model = OnePixel(lambda x: (0 * x).sqrt() + 1, lambda x: 0 * x)  # 0 times the slope of the root at 0: NaN
+    model = OnePixel(
+        lambda x: (0 * x).sqrt() + 1, lambda x: 0 * x
+    )  # 0 times the slope of the root at 0: NaN
     assert torch.equal(fgsm(model, MIDDLE, ZERO, 0.1), MIDDLE)
     assert torch.equal(pgd(model, MIDDLE, ZERO, 0.1, steps=3), MIDDLE)
 
 
 def test_restarts_are_uniform_in_the_ball() -> None:
-    """With steps too small to matter, a linear model shows the starting points that are better than the image."""
+    """With steps too small to matter, a linear model shows the starting points that are better than
+    the image."""
     model = OnePixel(lambda x: 0 * x, lambda x: x)
     moved = (
         pgd(
-            model, MIDDLE.expand(4000, 1), ZERO.expand(4000), 0.2, steps=1, step_size=1e-9, restarts=2, seed=5
+            model,
+            MIDDLE.expand(4000, 1),
+            ZERO.expand(4000),
+            0.2,
+            steps=1,
+            step_size=1e-9,
+            restarts=2,
+            seed=5,
         ).flatten()
         - 0.5
     )
@@ -372,16 +425,24 @@ class TestFoolbox:
     """The same attacks in foolbox, on a trained network."""
 
     @pytest.mark.parametrize("epsilon", [0.02, 0.1, 0.5])
-    def test_fgsm_is_identical(self, digits: tuple[nn.Module, Tensor, Tensor], epsilon: float) -> None:
+    def test_fgsm_is_identical(
+        self, digits: tuple[nn.Module, Tensor, Tensor], epsilon: float
+    ) -> None:
         foolbox = pytest.importorskip("foolbox")
         model, images, labels = digits
         images, labels = images[:200], labels[:200]
         reference = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-        _, expected, _ = foolbox.attacks.FGSM(random_start=False)(reference, images, labels, epsilons=epsilon)
-        torch.testing.assert_close(fgsm(model, images, labels, epsilon), expected, rtol=0, atol=1e-6)
+        _, expected, _ = foolbox.attacks.FGSM(random_start=False)(
+            reference, images, labels, epsilons=epsilon
+        )
+        torch.testing.assert_close(
+            fgsm(model, images, labels, epsilon), expected, rtol=0, atol=1e-6
+        )
 
     @pytest.mark.parametrize("epsilon", [0.05, 0.1])
-    def test_pgd_is_no_weaker(self, digits: tuple[nn.Module, Tensor, Tensor], epsilon: float) -> None:
+    def test_pgd_is_no_weaker(
+        self, digits: tuple[nn.Module, Tensor, Tensor], epsilon: float
+    ) -> None:
         foolbox = pytest.importorskip("foolbox")
         model, images, labels = digits
         images, labels = images[:200], labels[:200]

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from taylorglo.models import build
+from taylorglo.networks.factory import build
 from taylorglo.presets import PRESETS
 from taylorglo.settings import Section
-from taylorglo_pipelines import resources
 from taylorglo_pipelines.cli import _parser
 from taylorglo_pipelines.config import Config, Toleration, load
+from taylorglo_pipelines.pipeline import resources
 
 ROOT = Path(__file__).parents[2]
 CONFIGURATION = ROOT / "docs/configuration.md"
@@ -49,7 +49,9 @@ def documented() -> dict[str, list[str]]:
 def test_the_tables_of_the_configuration_are_those_of_the_models(path: Path) -> None:
     written = path.read_text()
     made = generate.page(path, written)
-    difference = difflib.unified_diff(written.splitlines(), made.splitlines(), "written", "made now", lineterm="")
+    difference = difflib.unified_diff(
+        written.splitlines(), made.splitlines(), "written", "made now", lineterm=""
+    )
     assert written == made, "\n".join([f"{path.name} is stale: make docs", *difference])
 
 
@@ -91,7 +93,9 @@ def test_a_row_shows_choices_range_and_default(start: str) -> None:
 
 def test_the_table_of_networks_is_of_every_preset_and_their_numbers_of_parameters() -> None:
     rows = re.findall(
-        r"^\| `([a-z0-9-]+)` \| \d+ convolutions[^|]* \| ([\d ]+)", CONFIGURATION.read_text(), re.MULTILINE
+        r"^\| `([a-z0-9-]+)` \| \d+ convolutions[^|]* \| ([\d ]+)",
+        CONFIGURATION.read_text(),
+        re.MULTILINE,
     )
     counts = {}
     for name in PRESETS:
@@ -139,7 +143,9 @@ def test_the_commands_of_the_readme_exist() -> None:
         assert command in help_text
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipelines/configs").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines/configs").glob("*.yaml")), ids=lambda path: path.stem
+)
 def test_the_configurations_are_valid_and_in_the_readme(path: Path) -> None:
     assert load(path).name == path.stem
     assert path.name in (ROOT / "README.md").read_text()

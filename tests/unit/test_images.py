@@ -1,4 +1,5 @@
-"""What the images are built from: locks that agree with the project, and Dockerfiles that keep to them."""
+"""What the images are built from: locks that agree with the project, and Dockerfiles that keep to
+them."""
 
 import re
 import tomllib
@@ -27,16 +28,25 @@ NODE = {
 
 
 def pinned(path: Path) -> dict[str, Requirement]:
-    """The requirements of a lock or of the constraints, by name; a requirement goes on after a backslash."""
+    """The requirements of a lock or of the constraints, by name; a requirement goes on after a
+    backslash."""
     lines = path.read_text().replace("\\\n", " ").splitlines()
-    requirements = [Requirement(line.partition("--hash")[0]) for line in lines if line.strip() and line[0] not in "#-"]
+    requirements = [
+        Requirement(line.partition("--hash")[0])
+        for line in lines
+        if line.strip() and line[0] not in "#-"
+    ]
     return {canonicalize_name(requirement.name): requirement for requirement in requirements}
 
 
 def instructions(path: Path) -> list[str]:
     """The instructions of a Dockerfile, each in one line."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
-    return [" ".join(line.split()) for line in "\n".join(lines).replace("\\\n", " ").splitlines() if line.strip()]
+    return [
+        " ".join(line.split())
+        for line in "\n".join(lines).replace("\\\n", " ").splitlines()
+        if line.strip()
+    ]
 
 
 def in_short(path: Path) -> str:
@@ -58,7 +68,9 @@ class TestLock:
         constraints = pinned(ROOT / "constraints.txt")
         for name, requirement in pinned(path).items():
             if requirement.marker is None or Marker(str(requirement.marker)).evaluate(NODE):
-                assert name in constraints, f"{name} is in the lock alone: run make lock, or add it to constraints.txt"
+                assert name in constraints, (
+                    f"{name} is in the lock alone: run make lock, or add it to constraints.txt"
+                )
                 version = str(requirement.specifier).partition("+")[0]  # +cpu
                 assert version == str(constraints[name].specifier), f"{name}: run make lock"
 
@@ -68,7 +80,9 @@ class TestLock:
                 assert re.search(r"--hash=sha256:[0-9a-f]{64}\b", line), line[:80]
 
 
-@pytest.mark.parametrize("lock", [path for path in LOCKS if path.name in ("cuda.lock", "cpu.lock")], ids=in_short)
+@pytest.mark.parametrize(
+    "lock", [path for path in LOCKS if path.name in ("cuda.lock", "cpu.lock")], ids=in_short
+)
 def test_the_components_lock_covers_the_dependencies_of_the_project(lock: Path) -> None:
     locked = pinned(lock)
     for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
@@ -81,7 +95,12 @@ def test_the_other_locks_cover_what_they_are_for() -> None:
     (version,) = pinned(ROOT / "images/taylorglo/build.lock")["setuptools"].specifier
     assert build.specifier.contains(version.version)
     assert str(build) in (ROOT / "Makefile").read_text()
-    assert set(pinned(ROOT / "images/mlflow/requirements.lock")) > {"mlflow", "boto3", "psycopg", "psycopg-binary"}
+    assert set(pinned(ROOT / "images/mlflow/requirements.lock")) > {
+        "mlflow",
+        "boto3",
+        "psycopg",
+        "psycopg-binary",
+    }
 
 
 def test_the_components_name_the_image_that_make_images_builds() -> None:
@@ -97,12 +116,16 @@ class TestDockerfile:
         users = [line for line in last_stage if line.startswith("USER ")]
         assert re.fullmatch(r"USER [1-9]\d{3,}:[1-9]\d{3,}", users[-1])
         after = last_stage[last_stage.index(users[-1]) :]
-        assert any(line.startswith("RUN ") for line in after), "the smoke command should be run as that user"
+        assert any(line.startswith("RUN ") for line in after), (
+            "the smoke command should be run as that user"
+        )
 
     def test_installs_nothing_without_a_hash(self, path: Path) -> None:
         text = "\n".join(instructions(path))
         commands = [
-            part.strip() for part in re.split(r"&&|\n", text) if re.search(r"\bpip\b.*\b(install|wheel)\b", part)
+            part.strip()
+            for part in re.split(r"&&|\n", text)
+            if re.search(r"\bpip\b.*\b(install|wheel)\b", part)
         ]
         assert commands
         for command in commands:
@@ -110,14 +133,21 @@ class TestDockerfile:
             assert "--require-hashes" in words or {"--no-index", "--no-deps"} <= words, command
         assert not re.search(r"\b(curl|wget|apt-get|apt|git|conda)\b|^ADD ", text, re.MULTILINE)
 
-    def test_every_stage_is_of_the_base_image_and_the_last_one_has_no_pip_command(self, path: Path) -> None:
+    def test_every_stage_is_of_the_base_image_and_the_last_one_has_no_pip_command(
+        self, path: Path
+    ) -> None:
         lines = instructions(path)
         assert lines[0] == "ARG BASE_IMAGE=python:3.11-slim"
         stages = [line for line in lines if line.startswith("FROM ")]
         assert stages[-1] == "FROM ${BASE_IMAGE}"
         assert len(stages) > 1
-        assert all(re.fullmatch(r"FROM (\$\{BASE_IMAGE\}|dependencies)( AS \w+)?", stage) for stage in stages)
-        assert not [line for line in lines[lines.index(stages[-1]) :] if re.search(r"\bpip\b", line)]
+        assert all(
+            re.fullmatch(r"FROM (\$\{BASE_IMAGE\}|dependencies)( AS \w+)?", stage)
+            for stage in stages
+        )
+        assert not [
+            line for line in lines[lines.index(stages[-1]) :] if re.search(r"\bpip\b", line)
+        ]
 
     def test_is_labelled(self, path: Path) -> None:
         (label,) = [line for line in instructions(path) if line.startswith("LABEL ")]

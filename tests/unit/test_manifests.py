@@ -1,4 +1,5 @@
-"""The overlays of k8s/, rendered: rules, schemas, who gets which secret, who can reach whom, and the two scripts."""
+"""The overlays of k8s/, rendered: rules, schemas, who gets which secret, who can reach whom, and
+the two scripts."""
 
 import base64
 import copy
@@ -13,12 +14,25 @@ import boto3
 import kubectl
 import manifests
 import pytest
-from manifests import K8S, OVERLAYS, PIPELINES, SERVICES, VERSIONS, faults, name_of, pods, reachable, render
+from manifests import (
+    K8S,
+    OVERLAYS,
+    PIPELINES,
+    SERVICES,
+    VERSIONS,
+    faults,
+    name_of,
+    pods,
+    reachable,
+    render,
+)
 
-from taylorglo_pipelines import resources
 from taylorglo_pipelines.config import PipelineSettings, load
+from taylorglo_pipelines.pipeline import resources
 
-pytestmark = pytest.mark.skipif(kubectl.find() is None, reason="needs kubectl 1.27 or newer (make .venv/bin/kubectl)")
+pytestmark = pytest.mark.skipif(
+    kubectl.find() is None, reason="needs kubectl 1.27 or newer (make .venv/bin/kubectl)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +59,11 @@ def test_the_rules_of_the_project_hold(rendered, overlay):
         f"Job {SERVICES}/bucket",
         f"CronJob {SERVICES}/backup",
         *(
-            (f"StatefulSet {SERVICES}/postgresql", f"StatefulSet {SERVICES}/seaweedfs", f"Job {SERVICES}/databases")
+            (
+                f"StatefulSet {SERVICES}/postgresql",
+                f"StatefulSet {SERVICES}/seaweedfs",
+                f"Job {SERVICES}/databases",
+            )
             if overlay == "local"
             else (f"Job {PIPELINES}/gpu-check",)
         ),
@@ -57,12 +75,36 @@ def test_the_rules_of_the_project_hold(rendered, overlay):
     [
         (f"Deployment {SERVICES}/mlflow", ("securityContext", "runAsUser", 0), "runs as root"),
         (f"Deployment {SERVICES}/mlflow", ("securityContext", "seccompProfile", None), "seccomp"),
-        (f"Deployment {SERVICES}/mlflow", ("containers", 0, "image", "mlflow"), "no fixed version: mlflow"),
-        (f"Deployment {SERVICES}/mlflow", ("containers", 0, "securityContext", "privileged", True), "security context"),
-        (f"Deployment {SERVICES}/mlflow", ("containers", 0, "resources", "limits", {}), "no limits"),
-        (f"Deployment {SERVICES}/mlflow", ("containers", 0, "envFrom", 0, "configMapRef", "name", "other"), "'other'"),
-        (f"Deployment {SERVICES}/mlflow", ("containers", 0, "env", 0, {"name": "PGPASSWORD", "value": "x"}), "plain"),
-        (f"StatefulSet {SERVICES}/postgresql", ("serviceAccountName", "other"), "no ServiceAccount 'other'"),
+        (
+            f"Deployment {SERVICES}/mlflow",
+            ("containers", 0, "image", "mlflow"),
+            "no fixed version: mlflow",
+        ),
+        (
+            f"Deployment {SERVICES}/mlflow",
+            ("containers", 0, "securityContext", "privileged", True),
+            "security context",
+        ),
+        (
+            f"Deployment {SERVICES}/mlflow",
+            ("containers", 0, "resources", "limits", {}),
+            "no limits",
+        ),
+        (
+            f"Deployment {SERVICES}/mlflow",
+            ("containers", 0, "envFrom", 0, "configMapRef", "name", "other"),
+            "'other'",
+        ),
+        (
+            f"Deployment {SERVICES}/mlflow",
+            ("containers", 0, "env", 0, {"name": "PGPASSWORD", "value": "x"}),
+            "plain",
+        ),
+        (
+            f"StatefulSet {SERVICES}/postgresql",
+            ("serviceAccountName", "other"),
+            "no ServiceAccount 'other'",
+        ),
         (f"StatefulSet {SERVICES}/postgresql", ("automountServiceAccountToken", True), "token"),
     ],
 )
@@ -77,7 +119,11 @@ def test_a_broken_pod_is_noticed(rendered, name, change, fault):
 
 
 def test_a_namespace_that_is_open_is_noticed(rendered):
-    objects = [thing for thing in rendered["local"] if name_of(thing) != f"NetworkPolicy {SERVICES}/default-deny"]
+    objects = [
+        thing
+        for thing in rendered["local"]
+        if name_of(thing) != f"NetworkPolicy {SERVICES}/default-deny"
+    ]
     assert [each for each in faults(objects) if "not denied by default" in each]
     assert manifests.schema_faults([{**rendered["local"][0], "sepc": {}}], VERSIONS[0])
 
@@ -90,7 +136,9 @@ def test_each_secret_goes_where_it_is_needed_and_nowhere_else(rendered, overlay)
             for key, value in thing.get("data", {}).items():
                 content = base64.b64decode(value).decode()
                 if content.startswith("secret-"):
-                    holders.setdefault(content.removeprefix("secret-"), set()).add(f"{name_of(thing)} {key}")
+                    holders.setdefault(content.removeprefix("secret-"), set()).add(
+                        f"{name_of(thing)} {key}"
+                    )
         else:
             assert "secret-" not in str(thing)
             assert base64.b64encode(b"secret-").decode()[:8] not in str(thing)
@@ -103,7 +151,10 @@ def test_each_secret_goes_where_it_is_needed_and_nowhere_else(rendered, overlay)
         "MLFLOW_PASSWORD": {f"{databases} MLFLOW_PASSWORD"},
         "OPTUNA_PASSWORD": {f"{databases} OPTUNA_PASSWORD", f"{pipelines} PGPASSWORD"},
         "AWS_ACCESS_KEY_ID": {f"{s3} AWS_ACCESS_KEY_ID", f"{pipelines} AWS_ACCESS_KEY_ID"},
-        "AWS_SECRET_ACCESS_KEY": {f"{s3} AWS_SECRET_ACCESS_KEY", f"{pipelines} AWS_SECRET_ACCESS_KEY"},
+        "AWS_SECRET_ACCESS_KEY": {
+            f"{s3} AWS_SECRET_ACCESS_KEY",
+            f"{pipelines} AWS_SECRET_ACCESS_KEY",
+        },
     }
     if overlay == "local":
         expected["POSTGRES_PASSWORD"] = {f"Secret {SERVICES}/postgresql POSTGRES_PASSWORD"}
@@ -118,7 +169,9 @@ def test_a_pipeline_finds_the_keys_that_it_refers_to(rendered, overlay):
     assert {*secret["data"], *secret["stringData"]} == set(resources.SECRET_KEYS)
     assert PipelineSettings().config_map == PipelineSettings().secret == "taylorglo"
     hosts = found(rendered[overlay], f"ConfigMap {SERVICES}/services")["data"]
-    assert re.search(r"//([^/]+)$", config["MLFLOW_TRACKING_URI"])[1] in hosts["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert re.search(r"//([^/]+)$", config["MLFLOW_TRACKING_URI"])[1] in hosts[
+        "MLFLOW_SERVER_ALLOWED_HOSTS"
+    ].split(",")
     assert config["TAYLORGLO_STORE_URI"].startswith(f"s3://{hosts['S3_BUCKET']}/")
     assert hosts["MLFLOW_ARTIFACTS_DESTINATION"].startswith(f"s3://{hosts['S3_BUCKET']}/")
 
@@ -131,7 +184,10 @@ def test_who_reaches_whom(rendered):
         if thing["metadata"]["namespace"] == SERVICES
     }
     pipeline = (PIPELINES, resources.LABELS)
-    strangers = {"a neighbour of the pipelines": (PIPELINES, {}), "another namespace": ("default", pipeline[1])}
+    strangers = {
+        "a neighbour of the pipelines": (PIPELINES, {}),
+        "another namespace": ("default", pipeline[1]),
+    }
     ports = {"mlflow": 5000, "postgresql": 5432, "seaweedfs": 8333}
     ways = {
         (source, target)
@@ -152,12 +208,19 @@ def test_who_reaches_whom(rendered):
     }
     assert not reachable(objects, own["mlflow"], ("default", {}), 443)
     assert reachable(objects, own["mlflow"], ("kube-system", {"k8s-app": "kube-dns"}), 53)
-    assert not any(reachable(objects, pod, pipeline, 8080) for pod in [*own.values(), *strangers.values()])
+    assert not any(
+        reachable(objects, pod, pipeline, 8080) for pod in [*own.values(), *strangers.values()]
+    )
 
 
 def test_rights_of_the_pipelines_account(rendered):
     for objects in rendered.values():
-        rules = [rule for thing in objects if thing["kind"] in ("Role", "ClusterRole") for rule in thing["rules"]]
+        rules = [
+            rule
+            for thing in objects
+            if thing["kind"] in ("Role", "ClusterRole")
+            for rule in thing["rules"]
+        ]
         granted = {
             (verb, resource, name)
             for rule in rules
@@ -173,8 +236,12 @@ def test_rights_of_the_pipelines_account(rendered):
             ("get", "pods", "*"),
             ("list", "pods", "*"),
         }
-        (binding,) = [thing for thing in objects if thing["kind"] in ("RoleBinding", "ClusterRoleBinding")]
-        assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "taylorglo-pipeline", "namespace": PIPELINES}]
+        (binding,) = [
+            thing for thing in objects if thing["kind"] in ("RoleBinding", "ClusterRoleBinding")
+        ]
+        assert binding["subjects"] == [
+            {"kind": "ServiceAccount", "name": "taylorglo-pipeline", "namespace": PIPELINES}
+        ]
 
 
 def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered):
@@ -183,11 +250,16 @@ def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered):
     for thing in objects:
         if thing["kind"] == "ServiceAccount":
             assert thing["imagePullSecrets"] == [{"name": "registry"}]
-    # The pod that checks for a GPU is placed as the tasks of a sweep with the sample of a configuration are.
+    # The pod that checks for a GPU is placed as the tasks of a sweep with the sample of a
+    # configuration are.
     check = found(objects, f"Job {PIPELINES}/gpu-check")["spec"]["template"]["spec"]
     layout = load(K8S / "overlays/gpu/sweep.yaml").pipeline
     assert check["nodeSelector"] == layout.node_selector != {}
-    assert check["tolerations"] == [each.model_dump(exclude_defaults=True) for each in layout.tolerations] != []
+    assert (
+        check["tolerations"]
+        == [each.model_dump(exclude_defaults=True) for each in layout.tolerations]
+        != []
+    )
     assert check["containers"][0]["resources"]["limits"][layout.accelerator] == "1"
     assert check["containers"][0]["image"] == layout.image
     assert check["serviceAccountName"] == layout.service_account
@@ -198,7 +270,10 @@ def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered):
 def test_without_a_secrets_file_nothing_is_rendered(tmp_path):
     root = shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("secrets.env"))
     process = subprocess.run(
-        [str(kubectl.find()), "kustomize", str(root / "overlays/local")], capture_output=True, text=True, check=False
+        [str(kubectl.find()), "kustomize", str(root / "overlays/local")],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert process.returncode != 0
     assert process.stdout == ""
@@ -229,7 +304,9 @@ def script(name: str) -> dict[str, Any]:
 
 @pytest.fixture
 def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it keeps the first credentials that it saw
+    monkeypatch.setattr(
+        boto3, "DEFAULT_SESSION", None
+    )  # it keeps the first credentials that it saw
     for name, value in {**s3.env(), "S3_BUCKET": f"k8s-{id(monkeypatch)}"}.items():
         monkeypatch.setenv(name, value)
     return boto3.session.Session().resource("s3").Bucket(f"k8s-{id(monkeypatch)}")
@@ -240,7 +317,10 @@ def test_the_bucket_is_created_once(bucket, monkeypatch, capsys):
     assert main() == 0
     bucket.put_object(Key="x", Body=b"kept")
     assert main() == 0
-    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == ["created", "is there"]
+    assert [line.split(": ")[1] for line in capsys.readouterr().out.splitlines()] == [
+        "created",
+        "is there",
+    ]
     assert [each.key for each in bucket.objects.all()] == ["x"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)

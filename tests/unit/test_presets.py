@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from taylorglo import models
 from taylorglo.errors import InputError
+from taylorglo.networks import factory as models
 from taylorglo.presets import PRESETS, Name, with_preset
 from taylorglo.settings import AugmentationSettings, TrainingSettings, validated
 from taylorglo_pipelines.config import Config, load
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
 DATA = {"name": "cifar10", "root": "data"}
-# By epochs of 351 batches of 128: 45 000 training images of CIFAR-10, and 72 that an epoch leaves out.
+# By epochs of 351 batches of 128: 45 000 training images of CIFAR-10, and 72 that an epoch leaves
+# out.
 EPOCH = 351
 
 
@@ -33,12 +34,48 @@ def test_every_preset_is_of_a_network_that_there_is_and_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("name", "steps", "drops", "times", "rate", "momentum", "weight_decay", "augmented"),
     [
-        ("allcnn-c", 350 * EPOCH, [200 * EPOCH, 250 * EPOCH, 300 * EPOCH], 0.1, 0.01, 0.9, 1e-3, False),
+        (
+            "allcnn-c",
+            350 * EPOCH,
+            [200 * EPOCH, 250 * EPOCH, 300 * EPOCH],
+            0.1,
+            0.01,
+            0.9,
+            1e-3,
+            False,
+        ),
         ("alexnet", 164 * EPOCH, [81 * EPOCH, 122 * EPOCH], 0.1, 0.1, 0.9, 5e-4, True),
         ("preresnet-20", 64_000, [32_000, 48_000], 0.1, 0.1, 0.9, 1e-4, True),
-        ("wrn-16-8", 200 * EPOCH, [60 * EPOCH, 120 * EPOCH, 160 * EPOCH], 0.2, 0.1, "nesterov", 5e-4, True),
-        ("wrn-28-5", 200 * EPOCH, [60 * EPOCH, 120 * EPOCH, 160 * EPOCH], 0.2, 0.1, "nesterov", 5e-4, True),
-        ("pyramidnet-110-48", 300 * EPOCH, [150 * EPOCH, 225 * EPOCH], 0.1, 0.1, "nesterov", 1e-4, True),
+        (
+            "wrn-16-8",
+            200 * EPOCH,
+            [60 * EPOCH, 120 * EPOCH, 160 * EPOCH],
+            0.2,
+            0.1,
+            "nesterov",
+            5e-4,
+            True,
+        ),
+        (
+            "wrn-28-5",
+            200 * EPOCH,
+            [60 * EPOCH, 120 * EPOCH, 160 * EPOCH],
+            0.2,
+            0.1,
+            "nesterov",
+            5e-4,
+            True,
+        ),
+        (
+            "pyramidnet-110-48",
+            300 * EPOCH,
+            [150 * EPOCH, 225 * EPOCH],
+            0.1,
+            0.1,
+            "nesterov",
+            1e-4,
+            True,
+        ),
     ],
 )
 def test_a_preset_and_data_are_a_configuration(
@@ -56,8 +93,14 @@ def test_a_preset_and_data_are_a_configuration(
     assert found.model.name == name
     assert (training.steps, training.batch_size, training.learning_rate) == (steps, 128, rate)
     assert (training.momentum, training.nesterov) == (0.9, momentum == "nesterov")
-    assert (training.weight_decay, training.schedule, training.decay) == (weight_decay, "step", times)
-    assert [round(each * steps) for each in training.milestones] == drops  # as the training loop places them
+    assert (training.weight_decay, training.schedule, training.decay) == (
+        weight_decay,
+        "step",
+        times,
+    )
+    assert [
+        round(each * steps) for each in training.milestones
+    ] == drops  # as the training loop places them
     assert found.augmentation == AugmentationSettings(crop_padding=4 * augmented, flip=augmented)
     # Nothing else is touched.
     others = found.model_dump(exclude={"preset", "model", "training", "augmentation"})
@@ -98,7 +141,11 @@ def test_the_published_configurations_are_those_of_the_papers() -> None:
     assert allcnn.evaluation.steps == 12_285
     mnist = load(CONFIGS / "mnist-published.yaml")
     assert mnist.model.name == "mnist-cnn"
-    assert (mnist.training.steps, mnist.training.batch_size, mnist.training.momentum) == (20_000, 100, 0)
+    assert (mnist.training.steps, mnist.training.batch_size, mnist.training.momentum) == (
+        20_000,
+        100,
+        0,
+    )
     assert mnist.training.precision == "float32"
     assert mnist.evaluation.steps == 2_000
 
@@ -119,9 +166,16 @@ def test_the_published_configurations_are_those_of_the_papers() -> None:
         },
     ),
     augmentation=st.fixed_dictionaries(
-        {}, optional={"crop_padding": st.integers(0, 8), "flip": st.booleans(), "cutout": st.integers(0, 16)}
+        {},
+        optional={
+            "crop_padding": st.integers(0, 8),
+            "flip": st.booleans(),
+            "cutout": st.integers(0, 16),
+        },
     ),
-    model=st.fixed_dictionaries({}, optional={"name": st.sampled_from(["mlp", "package.module:factory"])}),
+    model=st.fixed_dictionaries(
+        {}, optional={"name": st.sampled_from(["mlp", "package.module:factory"])}
+    ),
 )
 def test_what_a_file_says_itself_is_kept_and_the_rest_is_the_presets(
     name: Name, training: dict[str, Any], augmentation: dict[str, Any], model: dict[str, Any]
@@ -136,14 +190,22 @@ def test_what_a_file_says_itself_is_kept_and_the_rest_is_the_presets(
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_another_schedule_does_without_the_presets_milestones(schedule: str) -> None:
     found = config({"preset": "wrn-28-5", "training": {"schedule": schedule}}).training
-    assert (found.schedule, found.milestones, found.decay) == (schedule, [], TrainingSettings().decay)
+    assert (found.schedule, found.milestones, found.decay) == (
+        schedule,
+        [],
+        TrainingSettings().decay,
+    )
     assert (found.steps, found.learning_rate) == (200 * EPOCH, 0.1)
 
 
 def test_milestones_of_ones_own() -> None:
-    found = config({"preset": "wrn-28-5", "training": {"schedule": "step", "milestones": [0.5]}}).training
+    found = config(
+        {"preset": "wrn-28-5", "training": {"schedule": "step", "milestones": [0.5]}}
+    ).training
     assert (found.milestones, found.decay) == ([0.5], 0.2)
-    found = config({"preset": "mnist-cnn", "training": {"schedule": "step", "milestones": [0.5]}}).training
+    found = config(
+        {"preset": "mnist-cnn", "training": {"schedule": "step", "milestones": [0.5]}}
+    ).training
     assert (found.schedule, found.milestones, found.steps) == ("step", [0.5], 20_000)
 
 
@@ -191,7 +253,10 @@ def test_mistakes_beside_a_preset_are_reported_as_ever(own: dict[str, Any], line
 
 def test_whole_sections_are_kept_as_they_are() -> None:
     section = TrainingSettings(steps=500)
-    assert Config.model_validate({"preset": "alexnet", "data": DATA, "training": section}).training == section
+    assert (
+        Config.model_validate({"preset": "alexnet", "data": DATA, "training": section}).training
+        == section
+    )
 
 
 def test_neither_the_content_nor_the_preset_is_changed() -> None:

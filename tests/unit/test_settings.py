@@ -1,4 +1,5 @@
-"""Settings: what is accepted, what is refused and how, and that a pipeline's parameters carry all of them."""
+"""Settings: what is accepted, what is refused and how, and that a pipeline's parameters carry all
+of them."""
 
 import inspect
 import math
@@ -10,11 +11,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from taylorglo.errors import InputError
-from taylorglo.filters import FILTERS
-from taylorglo.polynomial import length
+from taylorglo.loss.filters import FILTERS
+from taylorglo.loss.polynomial import length
 from taylorglo.settings import SearchSettings, SweepSettings, validated
 
-PATH = st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30)
+PATH = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30
+)
 
 
 def finite(low: float, high: float, **options: Any) -> st.SearchStrategy[float]:
@@ -25,7 +28,9 @@ def open_unit() -> st.SearchStrategy[float]:
     return finite(0, 1, exclude_min=True, exclude_max=True)
 
 
-def ascending(values: st.SearchStrategy[float], least: int, most: int = 5) -> st.SearchStrategy[list[float]]:
+def ascending(
+    values: st.SearchStrategy[float], least: int, most: int = 5
+) -> st.SearchStrategy[list[float]]:
     return st.lists(values, min_size=least, max_size=most, unique=True).map(sorted)
 
 
@@ -96,7 +101,9 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
             "order": order,
             "popsize": popsize,
             "sigma": draw(finite(0, 100, exclude_min=True)),
-            "mean": draw(st.just([]) | st.lists(finite(-1e6, 1e6), min_size=dimensions, max_size=dimensions)),
+            "mean": draw(
+                st.just([]) | st.lists(finite(-1e6, 1e6), min_size=dimensions, max_size=dimensions)
+            ),
             "filters": draw(st.just(["none"]) | st.lists(named, min_size=1, unique=True)),
             "on_reject": draw(st.sampled_from(["resample", "penalize"])),
             "max_draws": draw(st.integers(popsize, 10**6)),
@@ -128,7 +135,9 @@ def test_parameters_carry_every_setting(values: dict[str, Any]) -> None:
     assert all(type(value) in (str, int, float, bool) for value in parameters.values())
     # What was put in is what is there, and it is everything that can be put in.
     assert {name: set(own) for name, own in values.items() if isinstance(own, dict)} == {
-        name: set(own) for name, own in SweepSettings().model_dump().items() if isinstance(own, dict)
+        name: set(own)
+        for name, own in SweepSettings().model_dump().items()
+        if isinstance(own, dict)
     }
     for section, content in values.items():
         for key, value in content.items() if isinstance(content, dict) else []:
@@ -151,7 +160,9 @@ def test_lists_are_written_with_commas() -> None:
     assert parameters["search_filters"] == "learnable, stable"
     assert parameters["search_mean"] == ""
     assert parameters["baselines_learning_rates"] == "0.01, 0.03, 0.1, 0.3"
-    sweep = SweepSettings.from_parameters({"search_mean": " 4,-4 , -1e0,0 ", "attack_epsilons": 0.5})
+    sweep = SweepSettings.from_parameters(
+        {"search_mean": " 4,-4 , -1e0,0 ", "attack_epsilons": 0.5}
+    )
     assert sweep.search.mean == [4.0, -4.0, -1.0, 0.0]
     assert sweep.attack.epsilons == [0.0, 0.5]
 
@@ -211,7 +222,11 @@ BAD: list[tuple[str, object, str]] = [
     ("search.sigma", 0, "greater than 0"),
     ("search.sigma", -1.2, "greater than 0"),
     ("search.mean", [1, math.nan, 1, 1], "finite number"),
-    ("search.filters", ["lernable"], "unknown filter 'lernable'; there are published, learnable, stable, none"),
+    (
+        "search.filters",
+        ["lernable"],
+        "unknown filter 'lernable'; there are published, learnable, stable, none",
+    ),
     ("search.filters", [], "one or more different ones"),
     ("search.filters", ["none", "stable"], "should be none, or"),
     ("search.filters", "stable, stable", "one or more different ones"),
@@ -262,8 +277,14 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
             {"evaluation": {"steps": 301}, "training": {"steps": 300}},
             "evaluation.steps: should be at most training.steps (300)",
         ),
-        ({"attack": {"seeds": 6}, "champion": {"seeds": 5}}, "attack.seeds: should be at most champion.seeds (5)"),
-        ({"search": {"popsize": 20, "max_draws": 19}}, "search.max_draws: should be at least popsize (20)"),
+        (
+            {"attack": {"seeds": 6}, "champion": {"seeds": 5}},
+            "attack.seeds: should be at most champion.seeds (5)",
+        ),
+        (
+            {"search": {"popsize": 20, "max_draws": 19}},
+            "search.max_draws: should be at least popsize (20)",
+        ),
         ({"search": {"mean": [0.0] * 8}}, "search.mean: should have 4 numbers, has 8"),
         (
             {"search": {"mean": [0.0] * 8, "coordinates": "theta", "order": 4}},
@@ -282,10 +303,15 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
             "training.milestones: are needed by the step schedule, and by no other",
         ),
         ({"training": {"momentum": 0}}, "training.nesterov: needs a momentum above 0"),
-        ({"data": {"name": "svhn"}}, "data.root: data set 'svhn' needs a folder, a file or an s3:// URI"),
+        (
+            {"data": {"name": "svhn"}},
+            "data.root: data set 'svhn' needs a folder, a file or an s3:// URI",
+        ),
     ],
 )
-def test_settings_that_contradict_each_other_are_refused(values: dict[str, object], line: str) -> None:
+def test_settings_that_contradict_each_other_are_refused(
+    values: dict[str, object], line: str
+) -> None:
     with pytest.raises(InputError) as caught:
         validated(SweepSettings, values, "sweep.yaml")
     assert str(caught.value) == f"sweep.yaml: {line}"
@@ -328,7 +354,9 @@ def test_all_problems_are_reported_at_once() -> None:
         "training.milestones",
     ]
     with pytest.raises(InputError) as caught:
-        SweepSettings.from_parameters({"search_popsize": 1, "attack_epsilons": "0.1, 2", "data_nonsense": "", "x": 1})
+        SweepSettings.from_parameters(
+            {"search_popsize": 1, "attack_epsilons": "0.1, 2", "data_nonsense": "", "x": 1}
+        )
     paths = [line.split(": ")[1] for line in str(caught.value).splitlines()]
     assert sorted(paths) == ["attack.epsilons.1", "data.nonsense", "search.popsize", "x"]
 
@@ -373,7 +401,9 @@ def test_the_front_door_of_a_pipeline_takes_every_parameter() -> None:
         ),
     ):
         signature = inspect.signature(component.python_func)
-        taken = {name: p.annotation for name, p in signature.parameters.items() if name not in outputs}
+        taken = {
+            name: p.annotation for name, p in signature.parameters.items() if name not in outputs
+        }
         assert taken == wanted
         assert set(component.component_spec.inputs) == set(taken)
         assert set(component.component_spec.outputs) - {"Output"} == outputs

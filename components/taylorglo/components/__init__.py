@@ -1,17 +1,19 @@
-"""The pipeline's components, one file each: typed and thin, every body calls what the packages below offer.
+"""The pipeline's components, one file each: a signature whose body is one call of its task.
 
-They share one image, which holds this package and kfp; nothing is installed at run time. kfp takes each function's
-source alone, so all imports are inside, and annotations are what kfp understands (no ``X | None``).
+All components share one image, which has this package and kfp; nothing is installed at run time.
+kfp takes the source of each function alone, so its imports are inside, and its annotations are
+those that kfp understands (no ``X | None``).
 """
 
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 from kfp import dsl
 
-IMAGE = "taylorglo:0.1.0"
+IMAGE = f"taylorglo:{version('taylorglo')}"
 
 
 def component(function: Callable[..., Any]) -> Any:
-    """A kfp component from a function, in the project's image."""
+    """Return a kfp component from a function, in the project's image."""
     return dsl.component(function, base_image=IMAGE, install_kfp_package=False)

@@ -1,4 +1,4 @@
-"""Attacks trained networks of the champion and of each baseline with FGSM and PGD."""
+"""Attacks networks of the champion and of each baseline with FGSM and PGD."""
 
 from kfp.dsl import Artifact, Dataset, Input, Output
 
@@ -7,13 +7,12 @@ from taylorglo.components import component
 
 @component
 def attack(
-    sweep: Input[Artifact], full_data: Input[Dataset], comparison: Input[Artifact], robustness: Output[Artifact]
+    sweep: Input[Artifact],
+    full_data: Input[Dataset],
+    comparison: Input[Artifact],
+    robustness: Output[Artifact],
 ) -> None:
-    """Write the accuracies under attack, by loss, attack and epsilon (robustness)."""
-    from taylorglo import environment
-    from taylorglo.stages import attack_networks
+    """Write the accuracies under attack by loss, attack and epsilon (robustness)."""
+    from taylorglo.tasks import attack
 
-    with environment.task():
-        context = environment.Sweep.read(sweep.path)
-        trainings = environment.read_json(comparison.path)["trainings"]
-        environment.write_json(robustness.path, attack_networks(context, full_data.path, trainings))
+    attack.run(sweep.path, full_data.path, comparison.path, robustness.path)

@@ -1,4 +1,4 @@
-"""Trains a shard of a generation, each candidate shortly, and tells the study every result at once."""
+"""Trains a shard of a generation's candidates, and tells the study each result at once."""
 
 from kfp.dsl import Artifact, Dataset, Input, Output
 
@@ -16,18 +16,16 @@ def evaluate_candidates(
     retries: int,
     results: Output[Artifact],
 ) -> None:
-    """Evaluate every ``shards``-th accepted candidate from number ``shard`` on; write them with their results.
+    """Evaluate the accepted candidates of a shard, and write them with their results."""
+    from taylorglo.tasks import evaluate
 
-    Kubeflow does not retry the tasks of a loop, so this one tries again by itself where a service fails.
-    """
-    from taylorglo import environment
-    from taylorglo.stages import evaluate_shard
-
-    with environment.task():
-        context = environment.Sweep.read(sweep.path)
-        accepted = [c["trial"] for c in environment.read_json(screened.path) if c["verdict"]["accepted"]]
-        evaluated = environment.retried(
-            retries,
-            lambda: evaluate_shard(context, context.generation(generation), accepted[shard::shards], search_data.path),
-        )
-        environment.write_json(results.path, [candidate.as_dict() for candidate in evaluated])
+    evaluate.run(
+        sweep_path=sweep.path,
+        search_data_path=search_data.path,
+        generation=generation,
+        screened_path=screened.path,
+        shard=shard,
+        shards=shards,
+        retries=retries,
+        results_path=results.path,
+    )

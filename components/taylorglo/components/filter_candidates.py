@@ -13,14 +13,9 @@ def filter_candidates(
     screened: Output[Artifact],
     metrics: Output[Metrics],
 ) -> None:
-    """Write the candidates with their verdicts, and those drawn in place of the rejected (screened)."""
-    from taylorglo import environment
+    """Write the candidates with their verdicts, and those drawn in place of rejected ones."""
+    from taylorglo.tasks import screen
 
-    with environment.task():
-        context = environment.Sweep.read(sweep.path)
-        proposed = environment.read_json(candidates.path)
-        judged = context.search.screen(context.generation(generation), context.num_classes)
-        environment.write_json(screened.path, [candidate.as_dict() for candidate in judged])
-        metrics.log_metric("proposed", len(proposed))
-        metrics.log_metric("drawn", len(judged))
-        metrics.log_metric("rejected", sum(candidate.rejected for candidate in judged))
+    counts = screen.run(sweep.path, generation, candidates.path, screened.path)
+    for name, count in counts.items():
+        metrics.log_metric(name, count)

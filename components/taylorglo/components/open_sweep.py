@@ -13,15 +13,13 @@ def open_sweep(
     generations: int,
     sweep: Output[Artifact],
 ) -> None:
-    """Write what later tasks share (sweep): the settings, the study, the MLflow run, the generation to begin with."""
-    from taylorglo import environment
-    from taylorglo.stages import open_sweep as open_for_tasks
+    """Write the context that later tasks share (sweep): settings, study, MLflow run."""
+    from taylorglo.tasks import open
 
-    with environment.task():
-        open_for_tasks(
-            environment.read_json(settings.path),
-            environment.read_json(description.path),
-            full_data.path,
-            generations,
-            sweep.path,
-        )
+    open.run(
+        settings_path=settings.path,
+        description_path=description.path,
+        full_data_path=full_data.path,
+        generations=generations,
+        sweep_path=sweep.path,
+    )

@@ -1,4 +1,9 @@
-"""Reads and splits the data. Its result depends on its parameters alone, so Kubeflow may take it from its cache."""
+"""Reads and splits the data.
+
+The result depends on the parameters alone, so Kubeflow may take it from its cache.
+"""
+
+from typing import Any
 
 from kfp.dsl import Artifact, Dataset, Output
 
@@ -9,25 +14,20 @@ from taylorglo.components import component
 def prepare_dataset(
     version: str,
     seed: int,
-    model_name: str,
-    data_name: str,
-    data_root: str,
-    data_download: bool,
-    data_sha256: str,
-    data_validation_fraction: float,
-    data_test_fraction: float,
-    data_train_fraction: float,
+    data: dict[str, Any],
+    model: dict[str, Any],
     description: Output[Artifact],
     search_data: Output[Dataset],
     full_data: Output[Dataset],
 ) -> None:
-    """Write the data with (full_data) and without (search_data) the test split, and what they are (description)."""
-    parameters = {k.removeprefix("data_"): v for k, v in locals().items() if k.startswith("data_")}
+    """Write the data with (full_data) and without (search_data) the test split."""
+    from taylorglo.tasks import prepare
 
-    from taylorglo import environment
-    from taylorglo.settings import DataSettings
-    from taylorglo.stages import prepare
-
-    with environment.task():
-        settings = DataSettings.model_validate(parameters)
-        prepare(settings, seed, model_name, description.path, search_data.path, full_data.path)
+    prepare.run(
+        data=data,
+        model=model,
+        seed=seed,
+        description_path=description.path,
+        search_data_path=search_data.path,
+        full_data_path=full_data.path,
+    )

@@ -1,4 +1,4 @@
-"""Asks the study for the next generation."""
+"""Draws the candidates of a generation."""
 
 from typing import List  # noqa: UP035
 
@@ -14,15 +14,9 @@ def propose_candidates(
     candidates: Output[Artifact],
     previous: Input[List[Artifact]] = None,  # noqa: UP006
 ) -> None:
-    """Write popsize candidates (candidates); they follow from the results of the former generation (previous).
+    """Write the candidates, which follow from the results of the generation before (previous)."""
+    from taylorglo.tasks import propose
 
-    ``generation`` counts from 1 in every pipeline run; in the search, a run goes on where the last one stopped.
-    """
-    from taylorglo import environment
-
-    with environment.task():
-        context = environment.Sweep.read(sweep.path)
-        proposed = context.search.propose(context.generation(generation))
-        environment.write_json(candidates.path, [candidate.as_dict() for candidate in proposed])
-        if previous:
-            candidates.metadata["follows"] = [results.uri for results in previous]
+    propose.run(sweep.path, generation, candidates.path)
+    if previous:
+        candidates.metadata["follows"] = [results.uri for results in previous]

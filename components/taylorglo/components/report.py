@@ -1,4 +1,4 @@
-"""Tells what the sweep found: one HTML page, a table in the log, and the end of the MLflow run."""
+"""Reports what the sweep found: one HTML page, a table in the log, and the end of the MLflow run."""
 
 from kfp.dsl import HTML, Artifact, Input, Model, Output
 
@@ -16,19 +16,14 @@ def report(
     page: Output[HTML],
 ) -> None:
     """Write the report (page)."""
-    from pathlib import Path
+    from taylorglo.tasks import report
 
-    from taylorglo import environment
-    from taylorglo.mlflow_connection import LOSS
-    from taylorglo.stages import NETWORK
-    from taylorglo.telling import write_report
-
-    with environment.task():
-        write_report(
-            environment.Sweep.read(sweep.path),
-            environment.read_json(tuning.path),
-            environment.read_json(comparison.path),
-            environment.read_json(robustness.path),
-            {LOSS: Path(loss.path), NETWORK: Path(model.path)},
-            page.path,
-        )
+    report.run(
+        sweep_path=sweep.path,
+        tuning_path=tuning.path,
+        comparison_path=comparison.path,
+        robustness_path=robustness.path,
+        loss_path=loss.path,
+        model_path=model.path,
+        page_path=page.path,
+    )

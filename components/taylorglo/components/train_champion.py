@@ -19,16 +19,18 @@ def train_champion(
     model: Output[Model],
     metrics: Output[Metrics],
 ) -> None:
-    """Write all trainings (comparison), the champion's loss as JSON (loss) and one network trained with it (model)."""
-    from taylorglo import environment
-    from taylorglo.stages import crown
+    """Write all trainings (comparison), the champion's loss as JSON and one network (model)."""
+    from taylorglo.tasks import champion
 
-    with environment.task():
-        context = environment.Sweep.read(sweep.path)
-        outcome = crown(context, search_data.path, full_data.path, environment.read_json(tuning.path))
-        environment.write_json(comparison.path, outcome.as_dict())
-        outcome.loss.save(loss.path)
-        outcome.save_network(model.path)
-        model.metadata["accuracy"] = outcome.mean_accuracy
-        comparison.metadata["follows"] = [shard.uri for shard in results]
-        metrics.log_metric("champion_test_accuracy", outcome.mean_accuracy)
+    accuracy = champion.run(
+        sweep_path=sweep.path,
+        search_data_path=search_data.path,
+        full_data_path=full_data.path,
+        tuning_path=tuning.path,
+        comparison_path=comparison.path,
+        loss_path=loss.path,
+        model_path=model.path,
+    )
+    metrics.log_metric("champion_test_accuracy", accuracy)
+    model.metadata["accuracy"] = accuracy
+    comparison.metadata["follows"] = [shard.uri for shard in results]

@@ -20,7 +20,11 @@ def create(client: Any, bucket: str, region: str) -> str:
     except ClientError as error:
         if error.response["Error"]["Code"] not in ("404", "NoSuchBucket", "NotFound"):
             raise
-    placed = {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    placed = (
+        {}
+        if region == "us-east-1"
+        else {"CreateBucketConfiguration": {"LocationConstraint": region}}
+    )
     try:
         client.create_bucket(Bucket=bucket, **placed)
     except client.exceptions.BucketAlreadyOwnedByYou:
@@ -31,14 +35,20 @@ def create(client: Any, bucket: str, region: str) -> str:
 def main() -> int:
     """0 once the bucket is there; 1 where the store refuses, or does not answer in time."""
     bucket, region = os.environ["S3_BUCKET"], os.environ["AWS_DEFAULT_REGION"]
-    client = boto3.client("s3", config=Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 1}))
+    client = boto3.client(
+        "s3", config=Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 1})
+    )
     deadline = time.monotonic() + SECONDS
     while True:
         try:
             print(f"bucket {bucket}: {create(client, bucket, region)}")
             return 0
         except (BotoCoreError, ClientError) as error:
-            status = getattr(error, "response", {}).get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
+            status = (
+                getattr(error, "response", {})
+                .get("ResponseMetadata", {})
+                .get("HTTPStatusCode", 500)
+            )
             print(f"bucket {bucket}: {error}", file=sys.stderr, flush=True)
             if status < 500 or time.monotonic() > deadline:
                 return 1

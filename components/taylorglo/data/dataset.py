@@ -1,0 +1,255 @@
+"""Labelled images: where they come from, how they are split, and the one file in which they travel.
+
+A source is read into uint8 tensors, its checksum compared, its splits drawn by class from a seed. The test split is
+held out first; the search is given a data set that does not contain it (:func:`without_test`).
+"""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from taylorglo.data.sources import (
+    Source,
+    Split,
+    digest_of,
+    open_safetensors,
+    read_source,
+    tensors_of,
+)
+from taylorglo.errors import InputError
+from taylorglo.files import replacing
+from taylorglo.settings import DataSettings
+
+__all__ = ["Dataset", "Split", "load", "read", "save", "without_test"]
+
+_FORMAT = "taylorglo data set 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A data set, split.
+
+    ``mean`` and ``std`` are per channel, of the training images scaled to [0, 1]; a deviation is at least one gray
+    level (1/255), so that a constant channel can be divided by it. ``provenance`` says where the images come from.
+    """
+
+    name: str
+    num_classes: int
+    train: Split
+    validation: Split
+    test: Split | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    provenance: dict[str, str]
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the training and validation tensors; the test split has no part in it."""
+        return self.provenance["fingerprint"]
+
+
+def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset:
+    """Read the source, compare its checksum, and split it.
+
+    The splits are stratified by class and shuffled by ``seed``: the test split first, unless the source has one (kept
+    whole and in its order), then the validation split, then the part of the rest that is used for training. The same
+    settings and seed give the same tensors. The checksum is the file's for ``safetensors``; for every other source it
+    is over the tensors that were read, and so does not depend on compression or folders.
+
+    Args:
+        settings: which source, and the fractions.
+        seed: of the splits.
+        root: the local copy of ``settings.root``, where that is an s3:// URI.
+
+    Raises:
+        InputError: when the source is missing, damaged, not what was expected, or too small to be split.
+        ServiceError: when a download still fails after a few tries.
+    """
+    if root is None:
+        if "://" in settings.root:
+            raise InputError(
+                f"data.root: {settings.root} should have been fetched to a local path first"
+            )
+        root = Path(settings.root)
+    source = read_source(settings, root)
+    where = "digits" if settings.name == "digits" else str(root)
+    if settings.sha256 and settings.sha256 != source.sha256:
+        raise InputError(
+            f"data.sha256: expected {settings.sha256}, but {where} has {source.sha256} (of its {source.checksum_of})"
+        )
+    num_classes = _check(source, where)
+
+    rest, test = source.train, source.test
+    if test is None:
+        rest, test = _hold_out(rest, settings.test_fraction, num_classes, seed, "test_fraction")
+    train, validation = _hold_out(
+        rest, settings.validation_fraction, num_classes, seed, "validation_fraction"
+    )
+    if settings.train_fraction < 1:
+        _, train = _hold_out(train, settings.train_fraction, num_classes, seed, "train_fraction")
+
+    mean, std = _statistics(train.images)
+    provenance = {
+        "source": settings.root or "sklearn.datasets.load_digits",
+        "source_sha256": source.sha256,
+        "checksum_of": source.checksum_of,
+        "test_split": "held out" if source.test is None else "of the source",
+        "split_seed": str(seed),
+        "test_fraction": str(settings.test_fraction),
+        "validation_fraction": str(settings.validation_fraction),
+        "train_fraction": str(settings.train_fraction),
+        "train_images": str(len(train)),
+        "validation_images": str(len(validation)),
+        "test_images": str(len(test)),
+        "fingerprint": digest_of(train=train, validation=validation),
+        "test_fingerprint": digest_of(test=test),
+    }
+    return Dataset(settings.name, num_classes, train, validation, test, mean, std, provenance)
+
+
+def without_test(dataset: Dataset) -> Dataset:
+    """The same data set, without its test split."""
+    return replace(dataset, test=None)
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a data set as one .safetensors file; the same data set gives the same bytes."""
+    from safetensors.torch import save as to_bytes
+
+    described = {
+        "format": _FORMAT,
+        "name": dataset.name,
+        "num_classes": dataset.num_classes,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "provenance": dataset.provenance,
+    }
+    # One key of metadata only: safetensors writes several in an arbitrary order.
+    metadata = {"dataset": json.dumps(described, sort_keys=True)}
+    tensors = tensors_of(train=dataset.train, validation=dataset.validation, test=dataset.test)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(to_bytes(tensors, metadata))
+
+
+def read(path: Path) -> Dataset:
+    """Read what :func:`save` wrote, and verify it against its fingerprint.
+
+    Raises:
+        InputError: when the file is missing, truncated, altered, or something else.
+    """
+    tensors, metadata = open_safetensors(path)
+    expected = f"{path}: should be a data set as prepared for a sweep ({_FORMAT})"
+
+    def split(name: str) -> Split:
+        return Split(tensors[f"{name}_images"], tensors[f"{name}_labels"])
+
+    try:
+        described = json.loads(metadata["dataset"])
+        if described["format"] != _FORMAT:
+            raise InputError(f"{expected}; its format is {described['format']!r}")
+        dataset = Dataset(
+            name=described["name"],
+            num_classes=described["num_classes"],
+            train=split("train"),
+            validation=split("validation"),
+            test=split("test") if "test_images" in tensors else None,
+            mean=tuple(described["mean"]),
+            std=tuple(described["std"]),
+            provenance=described["provenance"],
+        )
+        fingerprint = dataset.fingerprint
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{expected}; it has the tensors {', '.join(sorted(tensors))}") from error
+    intact = fingerprint == digest_of(train=dataset.train, validation=dataset.validation)
+    if dataset.test is not None:
+        intact &= dataset.provenance.get("test_fingerprint") == digest_of(test=dataset.test)
+    if not intact:
+        raise InputError(f"{expected}; its tensors do not match its fingerprints: it was altered")
+    return dataset
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    levels = torch.arange(256, dtype=torch.float64) / 255
+    means, deviations = [], []
+    for channel in range(images.shape[1]):
+        # From counts of gray levels: exact, whatever the number of threads, and without a copy in
+        # floating point.
+        weights = torch.bincount(images[:, channel].flatten(), minlength=256).double()
+        weights /= weights.sum()
+        mean = float(weights @ levels)
+        means.append(mean)
+        deviations.append(max(float(weights @ (levels - mean) ** 2) ** 0.5, 1 / 255))
+    return tuple(means), tuple(deviations)
+
+
+def _hold_out(
+    split: Split, fraction: float, num_classes: int, seed: int, setting: str
+) -> tuple[Split, Split]:
+    """Split off ``fraction`` of the images, by class: what remains, and what was split off."""
+    from sklearn.model_selection import train_test_split
+
+    smallest = torch.bincount(split.labels).min()
+    problem = (
+        f"data.{setting}: {fraction} of {len(split)} images of {num_classes} classes, the smallest of {smallest}, "
+        "cannot be split off by class with every class on both sides"
+    )
+    try:
+        kept, held = train_test_split(
+            range(len(split)),
+            test_size=fraction,
+            stratify=split.labels.numpy(),
+            random_state=seed,
+            shuffle=True,
+        )
+    except ValueError as error:
+        raise InputError(problem) from error
+    parts = (
+        Split(split.images[kept], split.labels[kept]),
+        Split(split.images[held], split.labels[held]),
+    )
+    if any(torch.bincount(part.labels, minlength=num_classes).min() == 0 for part in parts):
+        raise InputError(problem)
+    return parts
+
+
+def _check(source: Source, where: str) -> int:
+    """Verify what was read, and count the classes."""
+    classes = len(set(source.train.labels.flatten().tolist()))
+    for name, split in (("", source.train), ("test ", source.test)):
+        if split is None:
+            continue
+        images, labels = split.images, split.labels
+        if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape:
+            raise InputError(
+                f"{where}: {name}images should be uint8 of shape (N, C, H, W) or (N, H, W), none of them 0, "
+                f"and are {images.dtype} {tuple(images.shape)}"
+            )
+        if labels.shape != images.shape[:1]:
+            raise InputError(
+                f"{where}: {len(images)} {name}images have {name}labels of shape {tuple(labels.shape)}"
+            )
+        # As many different labels as there are classes, all of them in 0..n-1: so every class has
+        # training images.
+        if classes < 2 or labels.min() < 0 or labels.max() >= classes:
+            raise InputError(
+                f"{where}: labels should be 0..n-1, for at least 2 classes, each with training images; "
+                f"the training labels have {classes} values, the {name}labels are in {labels.min()}..{labels.max()}"
+            )
+    if source.test is not None and source.test.images.shape[1:] != source.train.images.shape[1:]:
+        shapes = " and ".join(
+            str(tuple(split.images.shape[1:])) for split in (source.train, source.test)
+        )
+        raise InputError(
+            f"{where}: training and test images should be of one shape (C, H, W), and are {shapes}"
+        )
+    return classes

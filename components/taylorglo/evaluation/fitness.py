@@ -1,0 +1,258 @@
+"""The fitness of candidates, by short trainings (TaylorGLO paper, section IV)."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from statistics import fmean
+from typing import NamedTuple, Protocol
+
+from taylorglo.data.batches import derived_seed
+from taylorglo.loss.functions import TaylorLoss
+from taylorglo.networks.factory import revision
+from taylorglo.results import NUMERICS, Evaluation, Training, mean_curve
+from taylorglo.settings import SweepSettings
+from taylorglo.training.engine import Engine
+from taylorglo.training.loop import Recipe
+
+
+class Cache(Protocol):
+    """A memory of short trainings, by the digest of all that decides them."""
+
+    def recall(self, key: str) -> Training | None:
+        """Return the training that was recorded under the key, or None."""
+
+    def record(self, key: str, training: Training) -> None:
+        """Keep a training."""
+
+
+class Assignment(NamedTuple):
+    """A candidate to evaluate: its number, its theta, and how many attempts it should have."""
+
+    number: int
+    theta: Sequence[float]
+    attempts: int
+
+
+class _Attempt(NamedTuple):
+    """One attempt of a candidate, as the engine's key for it."""
+
+    number: int
+    attempt: int
+    digest: str
+
+
+@dataclass
+class _Candidate:
+    """A candidate whose evaluation has begun, and its trainings by the number of the attempt."""
+
+    attempts: int
+    trainings: dict[int, Training] = field(default_factory=dict)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether an attempt did not succeed, so that no later one counts."""
+        return any(training.status != "ok" for training in self.trainings.values())
+
+    @property
+    def complete(self) -> bool:
+        return len(self.trainings) == self.attempts
+
+
+class _Evaluations:
+    """The candidates in evaluation.
+
+    The engine pulls the recipes one by one, whenever it has room for another training, and between
+    two of them the results that are known are noted here. So :meth:`recipes` knows at each step
+    which candidates have stopped.
+    """
+
+    def __init__(
+        self, assignments: Iterable[Assignment], generation: int, engine: Engine, cache: Cache
+    ) -> None:
+        self._assignments = assignments
+        self._generation = generation
+        self._engine = engine
+        self._cache = cache
+        self._open: dict[int, _Candidate] = {}
+
+    def recipes(self) -> Iterator[tuple[_Attempt, Recipe]]:
+        """Yield a recipe for each attempt that is not in the cache."""
+        for number, theta, attempts in self._assignments:
+            candidate = self._open[number] = _Candidate(attempts)
+            for attempt in range(attempts):
+                if candidate.stopped:
+                    candidate.attempts = attempt
+                    break
+                seed = derived_seed(self._engine.settings.seed, self._generation, attempt)
+                recipe = short_training(theta, seed, self._engine)
+                digest = _digest(theta, recipe, self._engine)
+                recorded = self._cache.recall(digest)
+                if recorded is None:
+                    yield _Attempt(number, attempt, digest), recipe
+                else:
+                    candidate.trainings[attempt] = recorded
+
+    def note(self, attempt: _Attempt, training: Training) -> None:
+        """Take a training's result in, and keep it for other sweeps unless it failed."""
+        # A failure says nothing of the candidate: another sweep may try again.
+        if training.status != "failed":
+            self._cache.record(attempt.digest, training)
+        self._open[attempt.number].trainings[attempt.attempt] = training
+
+    def pop_complete(self) -> Iterator[tuple[int, Evaluation]]:
+        """Yield the evaluations that are complete, and forget them."""
+        for number in [n for n, candidate in self._open.items() if candidate.complete]:
+            trainings = self._open.pop(number).trainings
+            ordered = [trainings[attempt] for attempt in sorted(trainings)]
+            yield number, _evaluation(ordered, self._engine.settings)
+
+
+def evaluate(
+    assignments: Iterable[Assignment], generation: int, engine: Engine, cache: Cache
+) -> Iterator[tuple[int, Evaluation]]:
+    """Evaluate candidates; yield each evaluation with its number as soon as it is complete.
+
+    All candidates of a generation get the same number of steps, the same initial weights and the
+    same batches, attempt by attempt (common random numbers). So they differ by their loss alone,
+    and their ranks can be compared.
+
+    Args:
+        assignments: what to evaluate; taken one by one, whenever the engine has room.
+        generation: number of the generation in the search, from 1.
+        engine: that does the trainings.
+        cache: of short trainings; a training that it has is not done again.
+
+    Raises:
+        InputError: a theta or the settings are wrong.
+    """
+    evaluations = _Evaluations(assignments, generation, engine, cache)
+    for attempt, trained in engine.run(evaluations.recipes()):
+        evaluations.note(attempt, trained.training)
+        yield from evaluations.pop_complete()
+    yield from evaluations.pop_complete()
+
+
+def short_training(theta: Sequence[float], seed: int, engine: Engine) -> Recipe:
+    """Return the recipe of the short training of a candidate."""
+    short, full = engine.settings.evaluation, engine.settings.training
+    least = 1 / engine.dataset.num_classes + short.give_up_gain
+    return Recipe(
+        TaylorLoss(theta, engine.settings.search.order),
+        full.learning_rate,
+        seed,
+        steps=short.steps,
+        horizon=short.steps if short.anneal else full.steps,
+        validations=1,
+        give_up=(short.give_up_step, least) if short.give_up_step else None,
+        epsilon=short.adversarial_epsilon if short.adversarial_weight else 0.0,
+    )
+
+
+def attempts_wanted(results: Mapping[int, Evaluation], settings: SweepSettings) -> dict[int, int]:
+    """Return which candidates of a generation should be trained more often, and how often in all.
+
+    These are candidates of the leading half, which CMA-ES moves to, as long as their order is more
+    noise than not: in the two-way analysis of variance of their fitness by candidate and attempt,
+    the mean square between candidates is below the mean square of the residual (F < 1). The
+    attempts' own mean does not count, because the candidates share the seeds of their attempts. As
+    in UH-CMA-ES (Hansen et al. 2009), the uncertainty is measured, and more trainings are spent
+    only where the uncertainty matters.
+
+    Args:
+        results: the results of all trained candidates, by trial.
+        settings: of the sweep.
+    """
+    short = settings.evaluation
+    if not short.max_attempts:
+        return {}
+    ranked = sorted(results, key=lambda trial: -results[trial].fitness)
+    half = ranked[: settings.search.popsize // 2]
+    leaders = [trial for trial in half if results[trial].status == "ok"]
+    rows = [_fitnesses(results[trial], short.adversarial_weight) for trial in leaders]
+    attempts = min(map(len, rows), default=0)
+    if len(rows) < 2 or attempts >= short.max_attempts:
+        return {}
+    if not is_noise([row[:attempts] for row in rows]):
+        return {}
+    more = min(short.max_attempts, attempts + short.attempts)
+    return {trial: more for trial, row in zip(leaders, rows, strict=True) if len(row) < more}
+
+
+def is_noise(rows: Sequence[Sequence[float]]) -> bool:
+    """Return whether F < 1 in the two-way analysis of variance without replication.
+
+    Args:
+        rows: fitness by candidate (at least two rows) and attempt (at least two columns).
+    """
+    number, attempts = len(rows), len(rows[0])
+    means = [fmean(row) for row in rows]
+    columns = [fmean(column) for column in zip(*rows, strict=True)]
+    grand = fmean(means)
+    between = attempts * sum((mean - grand) ** 2 for mean in means) / (number - 1)
+    squares = sum(
+        (value - mean - column + grand) ** 2
+        for row, mean in zip(rows, means, strict=True)
+        for value, column in zip(row, columns, strict=True)
+    )
+    return between < squares / ((number - 1) * (attempts - 1))
+
+
+def _fitnesses(evaluation: Evaluation, adversarial_weight: float) -> list[float]:
+    """Return the fitness of each attempt."""
+    if not adversarial_weight:
+        return list(evaluation.accuracies)
+    pairs = zip(evaluation.accuracies, evaluation.robust_accuracies, strict=True)
+    return [
+        (1 - adversarial_weight) * accuracy + adversarial_weight * robust
+        for accuracy, robust in pairs
+    ]
+
+
+def _evaluation(trainings: Sequence[Training], settings: SweepSettings) -> Evaluation:
+    """Return the evaluation of a candidate from the trainings of its attempts, in their order."""
+    unsuccessful = (index for index, t in enumerate(trainings) if t.status != "ok")
+    counted = trainings[: next(unsuccessful, len(trainings) - 1) + 1]
+    last = counted[-1]
+    failed = last.status == "failed"
+    robust = [t.robust_accuracy for t in counted if t.robust_accuracy is not None]
+    evaluation = Evaluation(
+        status=last.status,
+        fitness=0.0,
+        accuracies=[] if failed else [t.accuracy for t in counted],
+        robust_accuracies=[] if failed else robust,
+        curve=[] if failed else mean_curve([t.curve for t in counted]),
+        started=min(t.started for t in trainings),
+        ended=max(t.ended for t in trainings),
+        seconds=sum(t.seconds for t in trainings),
+        reason=last.reason,
+        engine=last.engine,
+        precision=last.precision,
+        device=last.device,
+    )
+    if failed:
+        return evaluation
+    fitness = fmean(_fitnesses(evaluation, settings.evaluation.adversarial_weight))
+    return evaluation.model_copy(update={"fitness": fitness})
+
+
+def _digest(theta: Sequence[float], recipe: Recipe, engine: Engine) -> str:
+    """Return a digest of all that decides a short training.
+
+    That is theta, data, network, schedule and seed, and the software that computes with them.
+    """
+    settings = engine.settings
+    decisive = {
+        "theta": list(theta),
+        "order": settings.search.order,
+        "seed": recipe.seed,
+        "data": engine.dataset.fingerprint,
+        "model": [settings.model.name, revision(settings.model.name)],
+        "training": settings.training.decisive(),
+        "augmentation": settings.augmentation.model_dump(),
+        "recipe": [recipe.steps, recipe.horizon, recipe.give_up, recipe.epsilon],
+        "method": engine.plan.precision,
+        "software": [NUMERICS, version("torch")],
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,178 @@
+"""How a loss learns, before any training: its learning rule, the null epoch, and where training comes to rest.
+
+The learning rule of a loss L = -sum_k f(t_k, h_k) through a softmax is dL/dz_j = -h_j (gamma_j - sum_k h_k gamma_k)
+with gamma = df/dh (regularization paper, section 3). Everything here follows from gamma and the number of classes n,
+for a Taylor loss of any order; it is plain numpy, so that filtering needs no torch.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.polynomial import Polynomial
+
+from taylorglo.errors import InputError
+from taylorglo.loss.polynomial import checked_theta, coefficient_table, terms
+
+
+class Coefficients(NamedTuple):
+    """gamma(t, h) = c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2."""
+
+    c1: float
+    ch: float
+    chh: float
+    chy: float
+    cy: float
+    cyy: float
+
+
+class Dynamics(NamedTuple):
+    """Learning drive A, collapse rate B and equilibrium confidence p* (None: pull to the end) of a loss."""
+
+    learning_drive: float
+    collapse_rate: float
+    equilibrium_confidence: float | None
+
+
+def coefficients(theta: Sequence[float]) -> Coefficients:
+    """The coefficients of gamma for a theta of order 2 or 3 (regularization paper, section 3).
+
+    Raises:
+        InputError: theta is not valid, or of an order whose gamma has more terms than these.
+    """
+    numbers, order = checked_theta(theta)
+    if order == 2:
+        th0, th1, th2, th3, th5 = numbers
+        th4 = th6 = th7 = 0.0
+    elif order == 3:
+        th0, th1, th2, th3, th4, th5, th6, th7 = numbers
+    else:
+        raise InputError(
+            f"a loss of order {order} has more coefficients than these six; order 2 or 3 is needed"
+        )
+    return Coefficients(
+        c1=th2 - 2 * th1 * th3 + 3 * th1**2 * th4 - th0 * th5 + 2 * th0 * th1 * th6 + th0**2 * th7,
+        ch=2 * th3 - 6 * th1 * th4 - 2 * th0 * th6,
+        chh=3 * th4,
+        chy=2 * th6,
+        cy=th5 - 2 * th1 * th6 - 2 * th0 * th7,
+        cyy=th7,
+    )
+
+
+def gamma(theta: Sequence[float], target: float) -> Polynomial:
+    """gamma(t, h) = df/dh as a polynomial in the prediction h, for one value t of the target."""
+    th0, th1, table = coefficient_table(theta)
+    in_u = [
+        b * sum(value * (target - th0) ** a for a, value in enumerate(row))
+        for b, row in enumerate(table)
+    ]
+    return Polynomial(in_u[1:])(Polynomial([-th1, 1.0]))
+
+
+def learning_drive(theta: Sequence[float], num_classes: int) -> float:
+    """A = gamma_T - gamma_N at the null epoch (h = 1/n everywhere).
+
+    A > 0 is exactly the condition that the first gradient step raises the target's logit over the others.
+    """
+    n = _checked_classes(num_classes)
+    return float(gamma(theta, 1.0)(1 / n) - gamma(theta, 0.0)(1 / n))
+
+
+def collapse_rate(theta: Sequence[float], num_classes: int) -> float:
+    """B, the growth rate of the mode in which all samples drift to one class, whatever the input.
+
+    It is the mean over the classes of d gamma / dh at the null epoch, ch + 2 chh/n + chy/n at order 3. B <= 0 damps
+    the mode; B > 0 competes with the learning drive A.
+    """
+    n = _checked_classes(num_classes)
+    slope_target, slope_other = gamma(theta, 1.0).deriv()(1 / n), gamma(theta, 0.0).deriv()(1 / n)
+    return float((slope_target + (n - 1) * slope_other) / n)
+
+
+def net_pull(theta: Sequence[float], num_classes: int) -> Polynomial:
+    """g(p) = gamma_T(p) - gamma_N((1-p)/(n-1)): the pull on a sample whose target has probability p."""
+    n = _checked_classes(num_classes)
+    pull: Polynomial = gamma(theta, 1.0) - gamma(theta, 0.0)(Polynomial([1.0, -1.0]) / (n - 1))
+    return pull
+
+
+def equilibrium_confidence(theta: Sequence[float], num_classes: int) -> float | None:
+    """p*, the first root of the net pull g in (1/n, 1]; None where there is none (pull to the end).
+
+    With A > 0, the loss pulls towards zero error below p* and pushes back above it (the balance between fitting and
+    regularizing of the regularization paper, section 4). With A <= 0 training never sets out for it.
+    """
+    n = _checked_classes(num_classes)
+    pull = net_pull(theta, n)
+    scale = float(np.max(np.abs(pull.coef)))
+    if scale == 0.0:
+        return None
+    pull /= scale
+    # A small leading coefficient costs numpy's roots their digits, and a tiny one all of them. So
+    # what is zero but for rounding is left out, and Newton's method gives the digits back; a longer
+    # step would be to another root.
+    roots = pull.trim(1e-12).roots()
+    real = roots.real[np.abs(roots.imag) <= 1e-7]
+    slope = pull.deriv()
+    for _ in range(3):
+        with np.errstate(divide="ignore", invalid="ignore"):
+            step = pull(real) / slope(real)
+        real = np.where(np.abs(step) < 1e-3, real - step, real)
+    inside = real[(real > 1 / n + 1e-12) & (real <= 1 + 1e-12)]
+    return min(float(inside.min()), 1.0) if inside.size else None
+
+
+def label_smoothed(theta: Sequence[float], alpha: float, num_classes: int) -> list[float]:
+    """The theta that does with one-hot targets what ``theta`` does with targets smoothed by alpha in [0, 1).
+
+    Smoothing replaces t by (1 - alpha) t + alpha/n, which moves the centre theta_0 and scales the powers of t.
+    """
+    n = _checked_classes(num_classes)
+    _check_smoothing(alpha)
+    numbers, order = checked_theta(theta)
+    scaled = [
+        value * (1 - alpha) ** a for (a, _), value in zip(terms(order), numbers[2:], strict=True)
+    ]
+    return [(numbers[0] - alpha / n) / (1 - alpha), numbers[1], *scaled]
+
+
+def dynamics(theta: Sequence[float], num_classes: int) -> Dynamics:
+    """A, B and p* of a Taylor loss together."""
+    return Dynamics(
+        learning_drive(theta, num_classes),
+        collapse_rate(theta, num_classes),
+        equilibrium_confidence(theta, num_classes),
+    )
+
+
+def classic(name: str, num_classes: int, label_smoothing: float = 0.0) -> Dynamics:
+    """A, B and p* of cross-entropy (gamma = t/h), squared error (2(t-h)) and Baikal (1/h + t/h^2), in closed form.
+
+    Raises:
+        InputError: the name is unknown, or label smoothing outside [0, 1) or asked of another loss than cross-entropy.
+    """
+    n = _checked_classes(num_classes)
+    _check_smoothing(label_smoothing)
+    if label_smoothing and name != "cross-entropy":
+        raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
+    if name == "cross-entropy":
+        rest = 1 - label_smoothing * (n - 1) / n if label_smoothing else None
+        return Dynamics(n * (1 - label_smoothing), -float(n), rest)
+    if name == "squared-error":
+        return Dynamics(2.0, -2.0, 1.0)
+    if name == "baikal":
+        return Dynamics(float(n**2), -3.0 * n**2, 1 / math.sqrt(n))
+    raise InputError(f"unknown loss {name!r}; there are cross-entropy, squared-error and baikal")
+
+
+def _checked_classes(num_classes: int) -> int:
+    if num_classes < 2:
+        raise InputError(f"number of classes should be at least 2, is {num_classes}")
+    return num_classes
+
+
+def _check_smoothing(alpha: float) -> None:
+    if not 0 <= alpha < 1:
+        raise InputError(f"label smoothing should be at least 0 and below 1, is {alpha}")

@@ -1,0 +1,272 @@
+"""The loss functions: the Taylor loss that is searched for, and the classic ones it is compared with.
+
+All are called the same way: ``loss(logits, targets)`` is the mean over the batch, ``loss.per_sample`` the values.
+"""
+
+import json
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taylorglo.errors import InputError
+from taylorglo.files import replacing
+from taylorglo.loss.polynomial import checked_theta, from_coefficients, length, terms
+
+_FORMAT = "taylorglo.loss/1"
+
+
+class Loss(nn.Module, ABC):
+    """A classification loss on logits (N, n) and targets: class indices (N,), or distributions (N, n).
+
+    It is computed in float32 at least, whatever the precision of the logits.
+    """
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean over the batch, a scalar."""
+        return self.per_sample(logits, targets).mean()
+
+    @abstractmethod
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, shape (N,)."""
+
+
+class TaylorLoss(Loss):
+    """The Taylor loss L = -sum_k f(t_k, softmax(z)_k) of a theta (regularization paper, section 2).
+
+    Args:
+        theta: k(k+1)/2 + 2 finite numbers: the two centres, then the coefficients as in ``taylorglo.loss.polynomial``.
+            A tensor is used as it is, so that one compiled graph serves all candidates (assign to ``loss.theta``
+            in place) and gradients with respect to theta can be taken.
+        order: k >= 2.
+        classes: the number of classes that the loss was found for, if known.
+        provenance: where it comes from; kept by :meth:`save`.
+
+    Raises:
+        ValueError: theta has the wrong length or an entry that is not a finite number.
+    """
+
+    theta: Tensor
+
+    def __init__(
+        self,
+        theta: Sequence[float] | Tensor,
+        order: int = 3,
+        *,
+        classes: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        numbers, _ = checked_theta(
+            theta.detach().flatten().tolist() if isinstance(theta, Tensor) else theta, order
+        )
+        if isinstance(theta, Tensor) and theta.shape != (length(order),):
+            raise InputError(
+                f"theta should have shape ({length(order)},), has {tuple(theta.shape)}"
+            )
+        if classes is not None and classes < 2:
+            raise InputError(f"classes should be at least 2, is {classes}")
+        self.order = order
+        self.classes = classes
+        self.provenance = dict(provenance or {})
+        value = theta if isinstance(theta, Tensor) else torch.tensor(numbers, dtype=torch.float64)
+        self.register_buffer("theta", value)
+
+    @classmethod
+    def from_coefficients(
+        cls,
+        cy: float,
+        chy: float,
+        ch: float,
+        chh: float,
+        *,
+        cyy: float = 0.0,
+        c1: float = 0.0,
+        classes: int | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> Self:
+        """The order-3 loss with learning rule c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2."""
+        theta = from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
+        return cls(theta, 3, classes=classes, provenance=provenance)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        exact = self.theta
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.theta = exact.to(self.theta.device)  # model.half() must not round the coefficients
+        return self
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, shape (N,); may be negative, and is only defined up to a constant."""
+        logits = _at_least_float32(logits)
+        return taylor(self.theta, self.order, logits, _distribution(logits, targets))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write theta, order, classes and provenance as JSON; an existing file is replaced in one go.
+
+        Raises:
+            InputError: the file cannot be written there, or provenance is not made of JSON values.
+        """
+        target = Path(path)
+        content = {
+            "format": _FORMAT,
+            "theta": self.theta.detach().tolist(),
+            "order": self.order,
+            "classes": self.classes,
+            "provenance": self.provenance,
+        }
+        try:
+            text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+            with replacing(target) as file:
+                file.write(text.encode())
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{target}: the loss is not JSON: {error}") from None
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written: {error.strerror}") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: the file is missing, is not such a JSON file, or holds an invalid theta.
+        """
+        try:
+            content = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: is not a saved loss: {error}") from None
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise InputError(f'{path}: is not a saved loss: there is no "format": "{_FORMAT}"')
+        theta, order, classes = content.get("theta"), content.get("order"), content.get("classes")
+        provenance = content.get("provenance")
+        if not isinstance(theta, list) or not all(isinstance(x, int | float) for x in theta):
+            raise InputError(f"{path}: theta should be a list of numbers")
+        if not isinstance(order, int) or not (classes is None or isinstance(classes, int)):
+            raise InputError(f"{path}: order and classes should be whole numbers")
+        if not isinstance(provenance, dict | None):
+            raise InputError(f"{path}: provenance should be a group of named values")
+        try:
+            return cls(theta, order, classes=classes, provenance=provenance)
+        except InputError as error:
+            raise InputError(f"{path}: {error}") from None
+
+    def extra_repr(self) -> str:
+        """The coefficients, for ``print(loss)``."""
+        return f"theta={[round(value, 4) for value in self.theta.tolist()]}, order={self.order}"
+
+
+def taylor(theta: Tensor, order: int, logits: Tensor, targets: Tensor) -> Tensor:
+    """The Taylor loss of each sample, of one theta or of several.
+
+    Args:
+        theta: (L,), or (M, L) for M networks at once, with L numbers for this order.
+        order: k >= 2.
+        logits: (N, n), or (M, N, n).
+        targets: distributions, (N, n), or (M, N, n).
+
+    Returns:
+        (N,), or (M, N).
+    """
+    logits = _widened(logits)
+    targets = targets.to(logits.dtype)
+    th = theta.to(device=logits.device, dtype=logits.dtype)[..., None, None, :].unbind(-1)
+    index = {exponents: 2 + position for position, exponents in enumerate(terms(order))}
+    v, u = targets - th[0], logits.softmax(dim=-1) - th[1]
+    f = torch.zeros_like(th[0])
+    for b in range(order, 0, -1):  # Horner's rule, in h outside and in t inside
+        coefficient = th[index[order - b, b]]
+        for a in range(order - b - 1, -1, -1):
+            coefficient = torch.addcmul(th[index[a, b]], coefficient, v)
+        f = (f + coefficient) * u
+    return -f.sum(dim=-1)
+
+
+class CrossEntropy(Loss):
+    """L = -sum_k t_k log h_k, with the targets smoothed by ``label_smoothing`` in [0, 1)."""
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        super().__init__()
+        if not 0 <= label_smoothing < 1:
+            raise InputError(
+                f"label smoothing should be at least 0 and below 1, is {label_smoothing}"
+            )
+        self.label_smoothing = label_smoothing
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, shape (N,)."""
+        logits = _at_least_float32(logits)
+        t = _distribution(logits, targets)
+        return functional.cross_entropy(
+            logits, t, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+    def extra_repr(self) -> str:
+        """What it was made with, for ``print(loss)``."""
+        return f"label_smoothing={self.label_smoothing}"
+
+
+class SquaredError(Loss):
+    """L = sum_k (t_k - h_k)^2 on the softmax outputs (the Brier score)."""
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, shape (N,)."""
+        logits = _at_least_float32(logits)
+        return (_distribution(logits, targets) - logits.softmax(dim=1)).square().sum(dim=1)
+
+
+class Baikal(Loss):
+    """L = -sum_k (log h_k - t_k / h_k), the loss found by GLO (arXiv 1905.11528)."""
+
+    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The loss of each sample, shape (N,)."""
+        logits = _at_least_float32(logits)
+        log_h = logits.log_softmax(dim=1)
+        # t/h as one power of e: where t is 0 it is 0, even if 1/h alone would overflow
+        return (torch.exp(_distribution(logits, targets).log() - log_h) - log_h).sum(dim=1)
+
+
+def classic(name: str, label_smoothing: float = 0.0) -> Loss:
+    """A classic loss by its name: cross-entropy, squared-error or baikal.
+
+    Raises:
+        InputError: the name is unknown, or label smoothing is asked of another loss than cross-entropy.
+    """
+    if label_smoothing and name != "cross-entropy":
+        raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
+    if name == "cross-entropy":
+        return CrossEntropy(label_smoothing)
+    if name == "squared-error":
+        return SquaredError()
+    if name == "baikal":
+        return Baikal()
+    raise InputError(f"unknown loss {name!r}; there are cross-entropy, squared-error and baikal")
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    if logits.dim() != 2 or logits.shape[1] < 2:
+        raise InputError(
+            f"logits should have shape (samples, classes >= 2), have {tuple(logits.shape)}"
+        )
+    return _widened(logits)
+
+
+def _widened(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def _distribution(logits: Tensor, targets: Tensor) -> Tensor:
+    if targets.is_floating_point():
+        if targets.shape != logits.shape:
+            raise InputError(
+                f"soft targets should have shape {tuple(logits.shape)}, have {tuple(targets.shape)}"
+            )
+        return targets.to(logits.dtype)
+    if targets.shape != logits.shape[:1]:
+        raise InputError(
+            f"class indices should have shape ({logits.shape[0]},), have {tuple(targets.shape)}"
+        )
+    return functional.one_hot(targets.long(), logits.shape[1]).to(logits.dtype)

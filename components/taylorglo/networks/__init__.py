@@ -1,0 +1,1 @@
+"""The networks that losses are searched for, by name."""

@@ -1,0 +1,380 @@
+"""The networks: each takes images in [0, 1], normalises them itself, and returns logits.
+
+Attacks work in pixel space and weights travel between steps, so mean and standard deviation of the training images are
+part of the network, as buffers. Dropout draws from the global generator during training; seeding it is the trainer's
+business.
+"""
+
+import hashlib
+import importlib
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import partial
+from importlib.metadata import version as release
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from taylorglo.errors import InputError, described
+from taylorglo.networks.residual import preresnet_20, pyramidnet_110_48, wide_resnet
+
+ImageShape = tuple[int, int, int]
+Factory = Callable[[ImageShape, int], nn.Module]
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std per channel, for x of shape (N, C, H, W)."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """``mean`` and ``std`` have one number per channel, in the units of the images: [0, 1]."""
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Normalise a batch."""
+        return (images - self.mean) / self.std
+
+
+class GrayToRGB(nn.Module):
+    """Repeat the one channel of gray images: (N, 1, H, W) to (N, 3, H, W)."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Repeat the channel of a batch, without a copy."""
+        return images.expand(-1, 3, -1, -1)
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al. 2014) with probability ``p`` in [0, 1), rounded to a multiple of 2^-16.
+
+    As PyTorch's, but with one random number for four values: drawing takes a part of a step on a CPU. The order of the
+    draws is that of channels_last, whatever the memory format: a seed gives the same.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Blank values of a batch (N, ...) in training, and scale up the others."""
+        if not self.training:
+            return values
+        dropped = round(self.p * 2**16)
+        words = torch.empty(
+            -(-values.numel() // 4), dtype=torch.int64, device=values.device
+        ).random_(-(2**63), None)
+        kept = words.view(torch.int16)[: values.numel()] >= dropped - 2**15
+        samples, *shape = values.shape
+        kept = kept.view(samples, *shape[1:], shape[0]).movedim(-1, 1)
+        return values * kept.to(values.dtype).mul_(2**16 / (2**16 - dropped))
+
+    def extra_repr(self) -> str:
+        """The probability, for ``print(network)``."""
+        return f"p={self.p}"
+
+
+def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """One hidden layer of 128 ReLU units."""
+    channels, height, width = image_shape
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(channels * height * width, 128),
+        nn.ReLU(inplace=True),
+        nn.Linear(128, num_classes),
+    )
+
+
+def cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Two 3x3 convolutions (16 and 32 filters), each with ReLU and 2x2 max-pooling, and a linear layer: from 4x4 on.
+
+    Here as in the networks below, pooling comes before ReLU: the values are the same, and there are fewer of them then.
+    ReLU overwrites what it is given, which nothing else needs.
+    """
+    channels, height, width = image_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 16, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(32 * (height // 4) * (width // 4), num_classes),
+    )
+
+
+def mnist_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """The network for MNIST in the manner of the GLO and TaylorGLO papers (arXiv 1905.11528, 2002.00059).
+
+    Assumed: the layers. The papers train a small network on MNIST for 20 000 steps of SGD with batches of 100, which is
+    the training of TensorFlow's tutorial "A Guide to TF Layers: Building a Convolutional Neural Network"; this is the
+    network of that tutorial: 5x5 convolutions of 32 and 64 filters that keep the size, each with ReLU and 2x2
+    max-pooling, 1024 ReLU units, dropout 0.4. The initialisation is PyTorch's. Images of 4x4 and larger.
+    """
+    channels, height, width = image_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(32, 64, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(64 * (height // 4) * (width // 4), 1024),
+        nn.ReLU(inplace=True),
+        Dropout(0.4),
+        nn.Linear(1024, num_classes),
+    )
+
+
+def allcnn_c(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """All-CNN-C of Springenberg et al. 2015 (arXiv 1412.6806, tables 1 and 2): images of 9x9 and larger.
+
+    As in section 3.1, dropout of 0.2 on the input and 0.5 after each layer that replaces a pooling; as in table 1, the
+    last 1x1 convolution has a ReLU before the global average. Assumed: He initialisation (the paper gives none), since
+    nine layers without normalisation hardly learn from PyTorch's default.
+    """
+
+    def convolution(
+        inputs: int, outputs: int, size: int, stride: int = 1, padding: int = 0
+    ) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, size, stride, padding), nn.ReLU(inplace=True)]
+
+    network = nn.Sequential(
+        Dropout(0.2),
+        *convolution(image_shape[0], 96, 3, padding=1),
+        *convolution(96, 96, 3, padding=1),
+        *convolution(96, 96, 3, stride=2, padding=1),
+        Dropout(0.5),
+        *convolution(96, 192, 3, padding=1),
+        *convolution(192, 192, 3, padding=1),
+        *convolution(192, 192, 3, stride=2, padding=1),
+        Dropout(0.5),
+        *convolution(192, 192, 3),
+        *convolution(192, 192, 1),
+        *convolution(192, num_classes, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    for parameter in network.parameters():
+        if parameter.ndim > 1:
+            nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+        else:
+            nn.init.zeros_(parameter)
+    return network
+
+
+def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """AlexNet as it is used for CIFAR-10: five convolutions, and one linear layer in place of three.
+
+    The convolutions have the filters of Krizhevsky 2014 (arXiv 1404.5997); sizes and paddings are those of the version
+    for 32x32 images in bearpaw/pytorch-classification (2.47 M parameters): 11x11 with a stride of 4, then 5x5, each
+    with ReLU and 2x2 max-pooling, then 3x3 three times with ReLU and a last pooling. As there, no normalisation, no
+    dropout, and PyTorch's initialisation. Assumed: that it is the AlexNet of the TaylorGLO papers.
+
+    Raises:
+        InputError: the images are smaller than 29x29.
+    """
+    channels, height, width = image_shape
+    if min(height, width) < 29:
+        raise InputError(
+            f"model 'alexnet': takes images of 29x29 and larger, these are {height}x{width}"
+        )
+
+    def pooled(side: int) -> int:
+        return ((side - 1) // 4 + 1) // 8
+
+    return nn.Sequential(
+        nn.Conv2d(channels, 64, 11, stride=4, padding=5),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Flatten(),
+        nn.Linear(256 * pooled(height) * pooled(width), num_classes),
+    )
+
+
+_FACTORIES: dict[str, Factory] = {
+    "mlp": mlp,
+    "cnn": cnn,
+    "mnist-cnn": mnist_cnn,
+    "allcnn-c": allcnn_c,
+    "alexnet": alexnet,
+    "preresnet-20": preresnet_20,
+    "wrn-16-8": partial(wide_resnet, depth=16, width=8),
+    "wrn-28-5": partial(wide_resnet, depth=28, width=5),
+    "pyramidnet-110-48": pyramidnet_110_48,
+}
+BUILT_IN = tuple(_FACTORIES)
+
+
+# With which bfloat16 was measured to be as accurate as float32: `make bench-candidates`,
+# docs/results.md.
+BFLOAT16 = ("cnn", "mnist-cnn")
+
+
+def build(
+    name: str,
+    image_shape: ImageShape,
+    num_classes: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    seed: int,
+) -> nn.Module:
+    """Build a network on the CPU, in training mode, its weights drawn from ``seed`` alone.
+
+    Args:
+        name: one of ``BUILT_IN``; ``torchvision:NAME``, a classifier of torchvision (gray images are repeated to three
+            channels); or ``package.module:factory``, called as ``factory(image_shape, num_classes)``, which returns an
+            ``nn.Module`` from normalised images (N, C, H, W) to logits (N, num_classes).
+        image_shape: (C, H, W).
+        num_classes: the number of logits.
+        mean: per channel, of the training images in [0, 1].
+        std: likewise; above 0.
+        seed: of the initial weights. PyTorch's global generator is left as it was.
+
+    Returns:
+        A network from images (N, C, H, W) in [0, 1] to logits (N, num_classes).
+
+    Raises:
+        InputError: when there is no such network, or it cannot be built.
+    """
+    if not len(mean) == len(std) == image_shape[0] or min(std) <= 0:
+        raise InputError(
+            f"normalisation: {image_shape[0]} channels need as many means and positive deviations"
+        )
+    factory = _find(name)
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would seed the GPUs too, which fork_rng over no devices does not
+        # restore.
+        torch.default_generator.manual_seed(seed)
+        try:
+            network = factory(image_shape, num_classes)
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(
+                f"model {name!r}: cannot be built for images {image_shape}: {described(error)}"
+            ) from error
+    if not isinstance(network, nn.Module):
+        raise InputError(
+            f"model {name!r}: should return a torch.nn.Module, returned {type(network).__name__}"
+        )
+    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
+
+
+def skeleton(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """A network as :func:`build` gives it, on the device ``meta``: without numbers, so that its size can be asked for.
+
+    Raises:
+        InputError: when there is no such network, or it cannot be built.
+    """
+    channels = image_shape[0]
+    statistics = (0.0,) * channels, (1.0,) * channels
+    try:
+        with torch.device("meta"):
+            return build(name, image_shape, num_classes, *statistics, seed=0)
+    except InputError:  # or a network of the user's own that computes while it is built
+        return build(name, image_shape, num_classes, *statistics, seed=0).to("meta")
+
+
+def revision(name: str) -> str:
+    """What a network's name stands for now: a checksum of the file of a user's factory, a version of torchvision.
+
+    Raises:
+        InputError: when there is no such network.
+    """
+    module, colon, _ = name.partition(":")
+    if not colon:
+        return ""
+    if module == "torchvision":
+        return release("torchvision")
+    _find(name)
+    source = getattr(sys.modules[module], "__file__", None)
+    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+
+
+def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
+    """Build the network once and try a batch of two black images, in evaluation and in training mode.
+
+    The training mode is tried too because some networks return auxiliary outputs only there.
+
+    Raises:
+        InputError: when it cannot be built, raises, or returns other than a (2, num_classes) floating-point tensor.
+    """
+    channels = image_shape[0]
+    network = build(name, image_shape, num_classes, (0.0,) * channels, (1.0,) * channels, seed=0)
+    for training, mode in ((False, "evaluation"), (True, "training")):
+        network.train(training)
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            try:
+                logits = network(torch.zeros(2, *image_shape))
+            except Exception as error:
+                raise InputError(
+                    f"model {name!r}: fails on images {image_shape} in {mode} mode: {described(error)}"
+                ) from error
+        expected = f"model {name!r}: should return logits, a floating-point tensor of shape (2, {num_classes}) for 2 images"
+        if not isinstance(logits, Tensor):
+            raise InputError(f"{expected}; in {mode} mode it returned {type(logits).__name__}")
+        if tuple(logits.shape) != (2, num_classes) or not logits.is_floating_point():
+            raise InputError(
+                f"{expected}; in {mode} mode it returned {logits.dtype} {tuple(logits.shape)}"
+            )
+
+
+def _find(name: str) -> Factory:
+    if name in _FACTORIES:
+        return _FACTORIES[name]
+    module, colon, attribute = name.partition(":")
+    if not (module and colon and attribute):
+        raise InputError(
+            f"model {name!r}: unknown; there are {', '.join(BUILT_IN)}, torchvision:NAME and package.module:factory"
+        )
+    return _torchvision(attribute) if module == "torchvision" else _import(name, module, attribute)
+
+
+def _torchvision(name: str) -> Factory:
+    from torchvision import models
+
+    # The classifiers only: detection and segmentation networks would fetch the weights of their
+    # backbone. GoogLeNet and Inception return auxiliary outputs in training.
+    names: list[str] = models.list_models(module=models, exclude=("googlenet", "inception_v3"))
+    if name not in names:
+        choices = ", ".join(names)
+        raise InputError(
+            f"model 'torchvision:{name}': is no torchvision classifier with one output; there are {choices}"
+        )
+
+    def factory(image_shape: ImageShape, num_classes: int) -> nn.Module:
+        if image_shape[0] not in (1, 3):
+            raise InputError(
+                f"model 'torchvision:{name}': takes 1 or 3 channels, the images have {image_shape[0]}"
+            )
+        network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
+        return nn.Sequential(GrayToRGB(), network) if image_shape[0] == 1 else network
+
+    return factory
+
+
+def _import(name: str, module: str, attribute: str) -> Factory:
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except Exception as error:  # the user's module may raise anything while it is imported
+        raise InputError(f"model {name!r}: cannot be imported: {described(error)}") from error
+    if not callable(factory):
+        raise InputError(f"model {name!r}: should be callable as factory(image_shape, num_classes)")
+    return factory  # type: ignore[no-any-return]

@@ -1,0 +1,1 @@
+"""The report of a sweep: its record, statistics, figures and page."""

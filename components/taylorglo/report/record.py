@@ -1,0 +1,326 @@
+"""The record of a sweep: all that its report says, built from the study and the tasks' results."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+
+from taylorglo.report.figures import finite
+from taylorglo.results import (
+    Candidate,
+    Champion,
+    Comparison,
+    Evaluation,
+    Execution,
+    FullTraining,
+    GenerationSummary,
+    Robustness,
+    RobustnessRow,
+    StandingChampion,
+    by_contender,
+    mean_curve,
+)
+from taylorglo.settings import Scalar, SweepSettings
+from taylorglo.stats import covered, paired, welch
+
+Spans = list[tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """One generation of the search: fitnesses in [0, 1], and what became of each candidate."""
+
+    number: int
+    fitnesses: list[float]
+    drawn: int
+    rejected: int
+    diverged: int
+    failed: int
+    trained: int
+    seconds: float
+
+    @property
+    def best(self) -> float | None:
+        """The highest finite fitness, if there is one."""
+        scored = finite(self.fitnesses)
+        return float(scored.max()) if scored.size else None
+
+    @property
+    def median(self) -> float | None:
+        """The median of the finite fitnesses, if there are any."""
+        scored = finite(self.fitnesses)
+        return float(np.median(scored)) if scored.size else None
+
+
+@dataclass(frozen=True)
+class TuningRow:
+    """A baseline trained with one learning rate: validation accuracies in [0, 1] by attempt."""
+
+    loss: str
+    learning_rate: float
+    accuracies: list[float]
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    """A loss in the final comparison.
+
+    Attributes:
+        loss: its name.
+        learning_rate: that it was trained with.
+        accuracies: test accuracies in [0, 1], one for each seed.
+        curve: (step, validation accuracy), the mean over the seeds.
+        p_value: of Welch's two-sided test against the champion; None for the champion itself, or
+            if no test is possible.
+    """
+
+    loss: str
+    learning_rate: float
+    accuracies: list[float]
+    curve: list[tuple[int, float]]
+    p_value: float | None
+
+
+@dataclass(frozen=True)
+class StandingRecord:
+    """The champion of an earlier search, trained and tested again beside the new one.
+
+    Attributes:
+        version: its version in MLflow's model registry.
+        study: the study that found it.
+        accuracies: test accuracies in [0, 1], in the order of the champion's and from the same
+            seeds, on the same data.
+        p_value: of the two-sided paired t-test.
+    """
+
+    version: str
+    study: str
+    accuracies: list[float]
+    p_value: float
+
+
+@dataclass(frozen=True)
+class SweepRecord:
+    """All that a report says.
+
+    Attributes:
+        name: name of the sweep.
+        created: when the record was made, in ISO format.
+        settings: every setting by its name.
+        provenance: where the images come from.
+        environment: software, hardware, and how trainings were done.
+        num_classes: number of classes of the data.
+        generations: of the search.
+        champion: the candidate that won.
+        tuning: baselines by learning rate.
+        comparison: the final comparison; its first row is the champion.
+        robustness: accuracies under attack.
+        seconds: wall time by stage.
+        wall_seconds: wall time of the run.
+        training_share: part of the wall time, in [0, 1], that was spent inside trainings.
+        notes: what a reader has to know to judge the numbers.
+        standing: the former champion, if there was one to compare with.
+    """
+
+    name: str
+    created: str
+    settings: Mapping[str, Scalar]
+    provenance: Mapping[str, str]
+    environment: Mapping[str, str]
+    num_classes: int
+    generations: list[GenerationRecord]
+    champion: Champion
+    tuning: list[TuningRow]
+    comparison: list[ComparisonRow]
+    robustness: list[RobustnessRow]
+    seconds: dict[str, float]
+    wall_seconds: float
+    training_share: float
+    notes: list[str]
+    standing: StandingRecord | None = None
+
+
+def sweep_record(
+    settings: SweepSettings,
+    *,
+    candidates: Sequence[Candidate],
+    tuning: Sequence[FullTraining],
+    comparison: Comparison,
+    robustness: Robustness,
+    generations: int,
+    num_classes: int,
+    provenance: Mapping[str, str],
+    software: Mapping[str, str],
+    started: float,
+    standing: StandingChampion | None,
+) -> SweepRecord:
+    """Build the record of a sweep.
+
+    Args:
+        settings: of the sweep.
+        candidates: all candidates of the study.
+        tuning: the trainings that tuned the baselines.
+        comparison: the trainings of champion and baselines.
+        robustness: the accuracies under attack.
+        generations: number of generations of the whole search.
+        num_classes: number of classes of the data.
+        provenance: where the images come from.
+        software: versions and hardware.
+        started: when the run began, in seconds since the epoch.
+        standing: the champion in MLflow's registry when the run began.
+    """
+    results = [c.result for c in candidates if c.result is not None]
+    full = [*comparison.finalists, *comparison.trainings, *comparison.standing]
+    time_spent = _time_spent(started, results, tuning, full, robustness)
+    return SweepRecord(
+        name=settings.name,
+        created=datetime.now().astimezone().isoformat(timespec="seconds"),
+        settings={**settings.flat(), "generations": generations},
+        provenance=provenance,
+        environment={**software, **_methods(results, [*tuning, *comparison.trainings])},
+        num_classes=num_classes,
+        generations=_generations(candidates),
+        champion=comparison.champion,
+        tuning=[
+            TuningRow(
+                group[0].contender.name,
+                group[0].contender.learning_rate,
+                [full.training.accuracy for full in group],
+            )
+            for group in by_contender(tuning)
+        ],
+        comparison=_comparison(comparison.trainings),
+        robustness=robustness.rows,
+        seconds=time_spent.by_stage,
+        wall_seconds=time_spent.wall,
+        training_share=time_spent.training / time_spent.wall,
+        notes=_notes(started, [*tuning, *full], results),
+        standing=_standing(standing, comparison),
+    )
+
+
+def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:
+    """Summarise each generation of the search."""
+    records = []
+    for number in sorted({candidate.generation for candidate in candidates}):
+        own = [c for c in candidates if c.generation == number]
+        summary = GenerationSummary.of(own)
+        spans = [(c.result.started, c.result.ended) for c in own if c.result is not None]
+        record = GenerationRecord(
+            number=number,
+            fitnesses=[c.fitness for c in own if c.result and c.fitness is not None],
+            drawn=summary.drawn,
+            rejected=summary.rejected,
+            diverged=summary.diverged,
+            failed=summary.failed,
+            trained=summary.trained,
+            seconds=covered(spans),
+        )
+        records.append(record)
+    return records
+
+
+def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
+    """Return a row for each loss, with its test against the champion."""
+    groups = by_contender(trainings)
+    champion = next(group for group in groups if group[0].contender.name == "champion")
+    reference = [full.test_accuracy for full in champion]
+    rows = []
+    for group in groups:
+        contender = group[0].contender
+        accuracies = [full.test_accuracy for full in group]
+        curve = mean_curve([full.training.curve for full in group])
+        row = ComparisonRow(
+            loss=contender.name,
+            learning_rate=contender.learning_rate,
+            accuracies=accuracies,
+            curve=[(step, accuracy) for step, accuracy, _ in curve],
+            p_value=None if group is champion else welch(reference, accuracies),
+        )
+        rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class _TimeSpent:
+    """Seconds of wall time: in all, inside trainings, and by stage."""
+
+    wall: float
+    training: float
+    by_stage: dict[str, float]
+
+
+def _time_spent(
+    started: float,
+    results: Sequence[Evaluation],
+    tuning: Sequence[FullTraining],
+    full: Sequence[FullTraining],
+    robustness: Robustness,
+) -> _TimeSpent:
+    """Find out in which stages the wall time of this run was spent."""
+
+    def spans_of(done: Iterable[Execution | Robustness]) -> Spans:
+        # What an earlier run did is no part of this run's time.
+        return [(max(each.started, started), each.ended) for each in done if each.ended > started]
+
+    trainings = {
+        "candidate training": spans_of(results),
+        "baseline tuning": spans_of(training.training for training in tuning),
+        "final training": spans_of(training.training for training in full),
+    }
+    stages = {**trainings, "attack": spans_of([robustness])}
+    seconds = {name: covered(spans) for name, spans in stages.items()}
+    wall = time.time() - started
+    # Not the sum over the stages: on a cluster, they overlap.
+    busy = covered(span for spans in stages.values() for span in spans)
+    seconds["everything else: task starts, imports, proposing, tracking"] = wall - busy
+    inside = covered(span for spans in trainings.values() for span in spans)
+    return _TimeSpent(wall=wall, training=inside, by_stage=seconds)
+
+
+def _methods(results: Iterable[Evaluation], trainings: Iterable[FullTraining]) -> dict[str, str]:
+    """Return how candidates and trainings in full were computed: engine, precision, device."""
+    groups = {
+        "candidates": {result.method for result in results},
+        "trainings in full": {full.training.method for full in trainings},
+    }
+    return {name: "; ".join(sorted(methods)) for name, methods in groups.items()}
+
+
+def _standing(standing: StandingChampion | None, comparison: Comparison) -> StandingRecord | None:
+    """Compare the champion with the standing one, if that was trained too."""
+    if standing is None or not comparison.standing:
+        return None
+    trainings = comparison.trainings
+    champion = [t.test_accuracy for t in trainings if t.contender.name == "champion"]
+    accuracies = [training.test_accuracy for training in comparison.standing]
+    p_value = paired(champion, accuracies)
+    return StandingRecord(standing.version, standing.study, accuracies, p_value)
+
+
+def _notes(
+    started: float, trainings: Sequence[FullTraining], results: Sequence[Evaluation]
+) -> list[str]:
+    """Return what a reader has to know to judge the numbers."""
+    notes = [
+        "All seeds share one split of one data set: p is about the randomness of training, not "
+        "about the choice of test images."
+    ]
+    executions: list[Execution] = [*results, *(full.training for full in trainings)]
+    former = sum(execution.ended < started for execution in executions)
+    if former:
+        notes.append(
+            f"{former} trainings were known from an earlier run; the wall time is that of the last "
+            "run alone."
+        )
+    for group in by_contender(trainings):
+        diverged = sum(full.training.status != "ok" for full in group)
+        if diverged:
+            contender = group[0].contender
+            notes.append(
+                f"{diverged} of {len(group)} trainings in full of {contender.name} at learning "
+                f"rate {contender.learning_rate:g} diverged."
+            )
+    return notes

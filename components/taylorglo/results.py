@@ -1,0 +1,334 @@
+"""Results as typed records, from one training to the final comparison of a sweep.
+
+The tasks of a sweep pass these records to each other as JSON, and the study and the store keep
+them. Nothing here needs PyTorch. Records that version 0.1.0 wrote are read too.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any, Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
+from pydantic_core import to_jsonable_python
+
+from taylorglo.loss.filters import Verdict
+
+Status = Literal["ok", "diverged", "failed"]
+Curve = list[tuple[int, float, float]]  # (step, accuracy in [0, 1], cross-entropy in nats)
+Kind = TypeVar("Kind")
+
+# The last version of taylorglo that changed what a training computes. Results are kept under keys
+# that contain it, so that a release which computes the same can use what an older one kept.
+NUMERICS = "0.1.0"
+
+
+class Record(BaseModel):
+    """An immutable result that can be written as JSON."""
+
+    model_config = ConfigDict(frozen=True)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON values."""
+        return self.model_dump(mode="json")
+
+
+class Execution(Record):
+    """When and how something was trained.
+
+    Attributes:
+        status: ``ok``; ``diverged``, if numbers became infinite or nothing was learned by the step
+            at which learning is checked; or ``failed``, if the training ended with an error.
+        curve: validation accuracy and cross-entropy by training step.
+        started: seconds since the epoch.
+        ended: seconds since the epoch.
+        seconds: this training's share of the time of the processes that did it.
+        reason: why it diverged or failed.
+        engine: ``sequential``, ``parallel`` or ``fused``.
+        precision: ``float32``, ``tf32`` or ``bfloat16``.
+        device: ``cpu`` or ``cuda``.
+    """
+
+    status: Status
+    curve: Curve
+    started: float
+    ended: float
+    seconds: float
+    reason: str = ""
+    engine: str = ""
+    precision: str = ""
+    device: str = ""
+
+    @property
+    def method(self) -> str:
+        """Engine, precision and device in one text, for a person."""
+        return ", ".join(filter(None, (self.engine, self.precision, self.device)))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _split_method(cls, values: Any) -> Any:
+        """Read a record of version 0.1.0, which kept engine, precision and device as one text."""
+        if not isinstance(values, Mapping) or "method" not in values:
+            return values
+        parts = dict(
+            zip(("engine", "precision", "device"), values["method"].split(", "), strict=False)
+        )
+        return {key: value for key, value in values.items() if key != "method"} | parts
+
+
+class Training(Execution):
+    """The result of one training.
+
+    Attributes:
+        accuracy: validation accuracy after the last step, in [0, 1].
+        robust_accuracy: accuracy that FGSM left on the validation split, if it was measured.
+        test_accuracy: accuracy on the test split, if it was measured.
+    """
+
+    accuracy: float
+    robust_accuracy: float | None = None
+    test_accuracy: float | None = None
+
+
+class Evaluation(Execution):
+    """The result of a candidate.
+
+    Attributes:
+        fitness: the mean over the attempts of the validation accuracy; with
+            ``adversarial_weight`` w, of (1 - w) times that and w times the accuracy under FGSM. A
+            candidate whose training failed has fitness 0.
+        accuracies: validation accuracies of the attempts. An attempt that diverges is the last.
+        robust_accuracies: accuracies of the attempts under FGSM, if they were measured.
+        run: id of the MLflow run of the pipeline run that trained the candidate.
+    """
+
+    fitness: float
+    accuracies: list[float]
+    robust_accuracies: list[float]
+    run: str = ""
+
+
+class Candidate(Record):
+    """One theta that the search drew.
+
+    Attributes:
+        trial: number of the candidate in its study, from 0.
+        generation: number of its generation, from 1.
+        theta: its coefficients.
+        verdict: what the filters said; None before they judged it.
+        result: its evaluation; None before it was trained.
+        fitness: the fitness that CMA-ES is told; None as long as it was told none.
+        finished: whether the study has its last word on the candidate.
+        ended: when the study was told, in ISO format, by the clock of the task that told it.
+    """
+
+    trial: int
+    generation: int
+    theta: list[float]
+    verdict: Verdict | None = None
+    result: Evaluation | None = None
+    fitness: float | None = None
+    finished: bool = False
+    ended: str | None = None
+
+    @property
+    def rejected(self) -> bool:
+        """Whether the filters rejected the candidate."""
+        return self.verdict is not None and not self.verdict.accepted
+
+
+class GenerationSummary(Record):
+    """Counts and fitnesses of a generation; best and median are 0 if nothing was trained."""
+
+    drawn: int
+    rejected: int
+    trained: int
+    diverged: int
+    failed: int
+    best: float
+    median: float
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate]) -> Self:
+        """Summarise the candidates of one generation."""
+        results = [c.result for c in candidates if c.result is not None and c.finished]
+        scores = [c.fitness for c in candidates if c.fitness is not None and c.result is not None]
+        return cls(
+            drawn=len(candidates),
+            rejected=sum(candidate.rejected for candidate in candidates),
+            trained=len(results),
+            diverged=sum(result.status == "diverged" for result in results),
+            failed=sum(result.status == "failed" for result in results),
+            best=max(scores, default=0.0),
+            median=median(scores) if scores else 0.0,
+        )
+
+
+class Contender(Record):
+    """A loss with its learning rate: the champion (which has a theta) or a classic loss."""
+
+    name: str
+    loss: str
+    learning_rate: float
+    theta: list[float] = []
+    label_smoothing: float = 0.0
+
+
+class FullTraining(Record):
+    """One training in full of a contender from a seed.
+
+    Attributes:
+        contender: the loss and its learning rate.
+        seed: decides initial weights, order of the samples, augmentation and dropout.
+        key: digest of all that decides the result, under which the store keeps it.
+        training: the result.
+    """
+
+    contender: Contender
+    seed: int
+    key: str
+    training: Training
+
+    @property
+    def test_accuracy(self) -> float:
+        """Accuracy on the test split; 0 if it was not measured."""
+        return self.training.test_accuracy or 0.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nest_training(cls, values: Any) -> Any:
+        """Read a record of version 0.1.0, which kept the fields of the training beside the key."""
+        if not isinstance(values, Mapping) or "training" in values:
+            return values
+        own = ("contender", "seed", "key")
+        training = {key: value for key, value in values.items() if key not in own}
+        training.setdefault("seconds", training["ended"] - training["started"])
+        return {key: values[key] for key in own} | {"training": training}
+
+
+class Champion(Record):
+    """The candidate that won the search."""
+
+    theta: list[float]
+    order: int
+    fitness: float
+    generation: int
+    trial: int
+
+
+class StandingChampion(Record):
+    """The loss that is the champion in MLflow's model registry before a sweep ends.
+
+    Attributes:
+        version: its version in the registry.
+        study: the study that found it.
+        theta: its coefficients.
+        learning_rate: that it was trained with; None if its file does not say.
+    """
+
+    version: str
+    study: str
+    theta: list[float]
+    learning_rate: float | None
+
+
+class Comparison(Record):
+    """The trainings in full behind the table of a sweep.
+
+    Attributes:
+        champion: the candidate that won.
+        finalists: trainings that chose it among the best candidates, on the validation split.
+        trainings: trainings of champion and baselines, tested.
+        standing: trainings of the registry's champion on the same data and from the same seeds.
+            Empty if there is none, if it is the same loss, or if the search is not complete.
+        complete: whether the search has all its generations.
+    """
+
+    champion: Champion
+    finalists: list[FullTraining]
+    trainings: list[FullTraining]
+    standing: list[FullTraining]
+    complete: bool
+
+
+class RobustnessRow(Record):
+    """Accuracies in [0, 1] under an attack of radius epsilon, one per attacked network."""
+
+    loss: str
+    attack: str
+    epsilon: float
+    accuracies: list[float]
+
+
+class Robustness(Record):
+    """What the attacks left of the accuracy, and when they ran (seconds since the epoch)."""
+
+    rows: list[RobustnessRow]
+    started: float
+    ended: float
+
+
+class MemoryNeed(Record):
+    """Memory of one training in bytes: weights, and activations of one image in a step."""
+
+    weights: int
+    activations_per_image: int
+
+
+class DatasetDescription(Record):
+    """What later tasks have to know of a prepared data set.
+
+    Attributes:
+        name: of the data set.
+        num_classes: number of classes.
+        splits: number of images by split.
+        memory: what training the network on it takes.
+        fingerprint: checksum of the training and validation images.
+        provenance: where the images come from.
+    """
+
+    name: str
+    num_classes: int
+    splits: dict[str, int]
+    memory: MemoryNeed
+    fingerprint: str
+    provenance: dict[str, str]
+
+
+def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:
+    """Group trainings in full by loss and learning rate, in the order of their first one."""
+    groups: dict[str, list[FullTraining]] = {}
+    for training in trainings:
+        groups.setdefault(training.contender.model_dump_json(), []).append(training)
+    return list(groups.values())
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Return the mean of several learning curves, as far as all of them go."""
+    return [
+        (
+            points[0][0],
+            sum(point[1] for point in points) / len(points),
+            sum(point[2] for point in points) / len(points),
+        )
+        for points in zip(*curves, strict=False)
+    ]
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write records, or JSON values, to a file.
+
+    Raises:
+        ValueError: a number is not finite.
+    """
+    Path(path).write_text(json.dumps(to_jsonable_python(value), allow_nan=False))
+
+
+def read_json(path: str | Path, kind: type[Kind]) -> Kind:
+    """Read what :func:`write_json` wrote, as a value of this type, such as ``list[Candidate]``.
+
+    Raises:
+        ValidationError: the file holds something else.
+    """
+    return TypeAdapter(kind).validate_json(Path(path).read_bytes())

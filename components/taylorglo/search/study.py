@@ -1,0 +1,419 @@
+"""The search: CMA-ES over the coefficients of the loss, through Optuna, generation by generation.
+
+The study in Optuna's relational storage is the only memory of a search. It has every candidate that
+was drawn, the verdict of the filters, and the result of its training, each written the moment it is
+known. So a killed process loses nothing, and a generation may be proposed by one process, screened
+by a second and evaluated by several more.
+
+A sweep that recurs has a study for each search: NAME, then NAME.2, NAME.3, and so on, each
+warm-started from the one before it.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
+from typing import Any, Self, TypeVar
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from taylorglo.errors import InputError, ServiceError
+from taylorglo.loss.filters import Verdict, all_of
+from taylorglo.results import Candidate, Evaluation
+from taylorglo.search.database import SERVER_TRIES, TRIES, open_storage, retried
+from taylorglo.search.locks import Claims
+from taylorglo.search.sampler import GenerationalCmaEs
+from taylorglo.search.space import Space
+from taylorglo.settings import Identity, SearchSettings
+
+WORST_FITNESS = 0.0
+
+# The parts of a study that can be claimed; from the third on, its trials.
+DRAWING, REPORTING, _FIRST_TRIAL = 0, 1, 2
+
+_GENERATION, _VERDICT, _RESULT = "generation", "verdict", "result"  # attributes of a trial
+_IDENTITY, _START, _FINISHED = "identity", "start", "finished"  # attributes of a study
+_EXCLUSIVE_SECONDS, _POLL_SECONDS = 120, 0.1
+
+Result = TypeVar("Result")
+
+
+class Search:
+    """A study and its generations, numbered from 1: propose, screen, tell.
+
+    Each of these can be repeated after a kill.
+
+    Attributes:
+        settings: the search settings.
+        study: name of the study.
+        space: the coordinates that are searched.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        settings: SearchSettings,
+        seed: int,
+        identity: Identity | None = None,
+        *,
+        exclusive_seconds: float = _EXCLUSIVE_SECONDS,
+    ) -> None:
+        """Open the study ``name``, creating it if need be.
+
+        Args:
+            url: ``sqlite:///PATH`` or ``postgresql://...`` without a password (libpq reads
+                PGPASSWORD).
+            name: the sweep's name, or that with the number of the search, such as ``digits.2``.
+            settings: the search settings.
+            seed: decides every candidate, together with the fitness values.
+            identity: the settings that decide a candidate's fitness; a study that was begun with
+                others is refused. None if the study exists and was checked.
+            exclusive_seconds: how long :meth:`exclusively` waits for another process.
+
+        Raises:
+            InputError: the URL is malformed, or the study was begun with other settings.
+            ServiceError: the database does not answer, after a bounded number of tries.
+        """
+        self.settings = settings
+        self.study = name
+        self.space = Space.of(settings)
+        self._seed = seed
+        self._exclusive_seconds = exclusive_seconds
+        new = identity is not None
+        # A user who begins is told of a dead server at once. In the middle of a search, a server
+        # may be starting again.
+        self._tries = TRIES if new or url.startswith("sqlite") else SERVER_TRIES
+        self._storage = open_storage(url, new=new, tries=self._tries)
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self._study = self._retried(
+            lambda: optuna.create_study(
+                storage=self._storage, study_name=name, direction="maximize", load_if_exists=True
+            )
+        )
+        self._id = self._retried(lambda: self._storage.get_study_id_from_name(name))
+        self._claims = Claims(self._storage.engine, self._id)
+        if identity is not None:
+            self._check_identity(identity)
+
+    @classmethod
+    def begin(
+        cls, url: str, sweep: str, settings: SearchSettings, seed: int, identity: Identity
+    ) -> Self:
+        """Open the study in which a run of a sweep searches.
+
+        This is the latest study of the sweep. With ``settings.renew``, it is a new one,
+        warm-started from the latest, if the latest is finished or was begun with other settings or
+        other data.
+
+        Args:
+            url: as for the constructor.
+            sweep: name of the sweep.
+            settings: the search settings.
+            seed: as for the constructor.
+            identity: as for the constructor.
+
+        Raises:
+            InputError: the URL is malformed, or the study was begun with other settings and
+                ``settings.renew`` is not set.
+            ServiceError: the database does not answer, after a bounded number of tries.
+        """
+        storage = open_storage(url, new=True, tries=TRIES)
+        studies = retried(storage.get_all_studies, TRIES)
+        of_sweep = re.compile(rf"{re.escape(sweep)}(\.[2-9]|\.[1-9]\d+)?")
+        names = [study.study_name for study in studies]
+        numbers = [_number(name) for name in names if of_sweep.fullmatch(name)]
+        latest = max(numbers, default=1)
+        if settings.renew and numbers:
+            search = cls(url, _study_name(sweep, latest), settings, seed)
+            if search.finished or search.changes(identity):
+                latest += 1
+        begun = cls(url, _study_name(sweep, latest), settings, seed, identity)
+        former = max((number for number in numbers if number < latest), default=None)
+        if former is not None:
+            begun._settle_start(_study_name(sweep, former))
+        return begun
+
+    def _settle_start(self, former: str) -> None:
+        """Fix once where the search begins.
+
+        The former study may be added to, or deleted, while this one goes on.
+        """
+        with self.exclusively(DRAWING):
+            if _START in self._attributes():
+                return
+            trials = self._retried(
+                lambda: self._storage.get_all_trials(
+                    self._storage.get_study_id_from_name(former),
+                    deepcopy=False,
+                    states=[TrialState.COMPLETE],
+                )
+            )
+            # Trials in other coordinates are of no use.
+            fitting = [trial for trial in trials if set(trial.params) == set(self.space.names)]
+            start = {"study": former, **self.space.warm_start(fitting)} if fitting else {}
+            self._retried(lambda: self._study.set_user_attr(_START, start))
+
+    def changes(self, identity: Identity) -> list[str]:
+        """Return in words what the study was begun with and is different now; empty if nothing."""
+        known = self._attributes().get(_IDENTITY)
+        if known is None:
+            return []
+        now = identity.flat()
+        changed = {key for key in {**known, **now} if known.get(key) != now.get(key)}
+        # What ``auto`` means is found out on the machine that trains.
+        former, precision = known.get(Identity.PRECISION), identity.precision
+        same = former == "auto" and self.precisions() <= {precision}
+        if precision == "auto" or same:
+            changed.discard(Identity.PRECISION)
+        untrained = all(candidate.result is None for candidate in self.candidates())
+        if untrained and not changed & identity.candidates.keys():
+            # Nothing was trained with the former settings, which may have been a mistake.
+            return []
+        return [f"{key} {known.get(key)!r}, now {now.get(key)!r}" for key in sorted(changed)]
+
+    def _check_identity(self, identity: Identity) -> None:
+        if changed := self.changes(identity):
+            raise InputError(
+                f"sweep {_sweep(self.study)!r} was begun with {', '.join(changed)}: its candidates "
+                "cannot be compared with new ones; give the new sweep another name"
+            )
+        self._retried(lambda: self._study.set_user_attr(_IDENTITY, identity.flat()))
+
+    def precisions(self) -> set[str]:
+        """Return the precisions that candidates were trained in; at most one, if all is well."""
+        results = [candidate.result for candidate in self.candidates()]
+        return {r.precision for r in results if r is not None and r.status != "failed"}
+
+    @property
+    def finished(self) -> bool:
+        """Whether the search has come to its end, and its champion was reported."""
+        return bool(self._attributes().get(_FINISHED))
+
+    def finish(self) -> None:
+        """Mark the search as finished."""
+        self._retried(lambda: self._study.set_user_attr(_FINISHED, True))
+
+    @property
+    def source(self) -> str | None:
+        """The study that this one is warm-started from, if there is a fitting one."""
+        return self._start().get("study")
+
+    def _start(self) -> dict[str, Any]:
+        return dict(self._attributes().get(_START, {}))
+
+    def _attributes(self) -> dict[str, Any]:
+        return self._retried(lambda: self._study.user_attrs)
+
+    def complete_generations(self) -> int:
+        """Return how many generations, from the first one on, have all their results."""
+        results: dict[int, int] = {}
+        for candidate in self.candidates():
+            told = candidate.fitness is not None
+            results[candidate.generation] = results.get(candidate.generation, 0) + told
+        complete = 0
+        while results.get(complete + 1, 0) >= self.settings.popsize:
+            complete += 1
+        return complete
+
+    @contextmanager
+    def claimed(self, trial: int) -> Iterator[Candidate | None]:
+        """Keep a candidate from all other runs until the end of the block.
+
+        Yields:
+            The candidate as it is now, or None if another run has claimed it.
+        """
+        part = _FIRST_TRIAL + trial
+        taken = self._retried(lambda: self._claims.take(part))
+        try:
+            yield next(c for c in self.candidates() if c.trial == trial) if taken else None
+        finally:
+            if taken:
+                self._claims.release(part)
+
+    @contextmanager
+    def exclusively(self, part: int = REPORTING) -> Iterator[None]:
+        """Keep a part of the study, ``DRAWING`` or ``REPORTING``, to this process for the block.
+
+        Raises:
+            ServiceError: another process has had it for two minutes.
+        """
+        deadline = time.monotonic() + self._exclusive_seconds
+        while not self._retried(lambda: self._claims.take(part)):
+            if time.monotonic() > deadline:
+                raise ServiceError(
+                    f"another run has kept study {self.study!r} to itself for "
+                    f"{self._exclusive_seconds} s; is it stuck?"
+                )
+            time.sleep(_POLL_SECONDS)
+        try:
+            yield
+        finally:
+            self._claims.release(part)
+
+    def candidates(self, generation: int | None = None) -> list[Candidate]:
+        """Return all candidates (of one generation), in the order in which they were drawn."""
+        trials = self._retried(lambda: self._study.get_trials(deepcopy=False))
+        return [
+            self._candidate(trial)
+            for trial in trials
+            if _GENERATION in trial.user_attrs
+            and generation in (None, trial.user_attrs[_GENERATION])
+        ]
+
+    def propose(self, generation: int) -> list[Candidate]:
+        """Draw the candidates of a generation from CMA-ES's distribution, ``popsize`` of them.
+
+        Asking again gives the same candidates. The former generation has to be complete.
+
+        Raises:
+            InputError: the former generation is not complete.
+        """
+        popsize = self.settings.popsize
+        if generation > 1:
+            finished = sum(c.fitness is not None for c in self.candidates(generation - 1))
+            if finished < popsize:
+                raise InputError(
+                    f"generation {generation} cannot be proposed: generation {generation - 1} has "
+                    f"{finished} of {popsize} results"
+                )
+        with self.exclusively(DRAWING):
+            self._draw(generation, popsize)
+        return self.candidates(generation)
+
+    def screen(self, generation: int, num_classes: int) -> list[Candidate]:
+        """Judge the proposed candidates; return all of the generation, accepted and rejected.
+
+        With ``resample``, the study is told that a rejected candidate failed, and another one is
+        drawn from the same distribution, until ``popsize`` are accepted. With ``penalize``, a
+        rejected candidate counts in the population with fitness 0 (regularization paper,
+        section 5).
+
+        Raises:
+            InputError: ``max_draws`` candidates did not give ``popsize`` accepted ones.
+        """
+        with self.exclusively(DRAWING):
+            while True:
+                self._judge_all(generation, num_classes)
+                drawn = self.candidates(generation)
+                accepted = sum(not candidate.rejected for candidate in drawn)
+                missing = self.settings.popsize - accepted
+                if self.settings.on_reject == "penalize" or missing <= 0:
+                    return drawn
+                if len(drawn) + missing > self.settings.max_draws:
+                    raise InputError(
+                        f"generation {generation}: the filters "
+                        f"({', '.join(self.settings.filters)}) accepted {accepted} of "
+                        f"{len(drawn)} candidates, and {self.settings.popsize} are needed; raise "
+                        f"search.max_draws ({self.settings.max_draws}), move search.mean, or "
+                        "choose other filters"
+                    )
+                self._draw(generation, len(drawn) + missing)
+
+    def _judge_all(self, generation: int, num_classes: int) -> None:
+        """Judge the candidates that have no verdict, and finish those that are rejected."""
+        judge = all_of(self.settings.filters)
+        for candidate in self.candidates(generation):
+            if candidate.verdict is None:
+                self._judge(candidate, judge(candidate.theta, num_classes))
+            elif candidate.rejected and not candidate.finished:
+                self._reject(candidate)
+
+    def note(self, trial: int, result: Evaluation) -> None:
+        """Record what is known of a candidate so far, before its fitness is told."""
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._set(trial, _RESULT, result.to_json())
+
+    def tell(self, trial: int, result: Evaluation) -> None:
+        """Record the result of a candidate and tell CMA-ES its fitness.
+
+        Telling a finished candidate again, from any process, changes nothing.
+        """
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._set(trial, _RESULT, result.to_json())
+            self._retried(lambda: self._study.tell(trial, result.fitness, skip_if_finished=True))
+
+    def best(self, number: int) -> list[Candidate]:
+        """Return the ``number`` trained candidates of highest fitness; of equals, the earlier."""
+        trained = [c for c in self.candidates() if c.fitness is not None and c.result is not None]
+        return sorted(trained, key=lambda c: (-(c.fitness or 0.0), c.trial))[:number]
+
+    def _draw(self, generation: int, total: int) -> None:
+        """Draw until the generation has ``total`` candidates."""
+        if not isinstance(self._study.sampler, GenerationalCmaEs):
+            seed = self._seed + _number(self.study) - 1
+            popsize = self.settings.popsize
+            self._study.sampler = GenerationalCmaEs(self.space, popsize, seed, self._start())
+
+        def draw() -> bool:
+            trials = self._study.get_trials(deepcopy=False)
+            own = [t for t in trials if t.user_attrs.get(_GENERATION) == generation]
+            if len(own) >= total:
+                return False
+            # A process that is killed while it draws leaves a trial behind: it is the next draw.
+            orphan = next((t for t in trials if _is_orphan(t)), None)
+            trial = Trial(self._study, self._trial_id(orphan.number)) if orphan else None
+            trial = trial or self._study.ask()
+            for name, box in self.space.distributions.items():
+                assert isinstance(box, FloatDistribution)
+                trial.suggest_float(name, box.low, box.high)
+            trial.set_user_attr(_GENERATION, generation)
+            return True
+
+        while self._retried(draw):
+            pass
+
+    def _judge(self, candidate: Candidate, verdict: Verdict) -> None:
+        self._set(candidate.trial, _VERDICT, asdict(verdict))
+        if not verdict.accepted:
+            self._reject(candidate)
+
+    def _reject(self, candidate: Candidate) -> None:
+        if self.settings.on_reject == "penalize":
+            told: dict[str, Any] = {"values": WORST_FITNESS}
+        else:
+            told = {"state": TrialState.FAIL}
+        trial = candidate.trial
+        self._retried(lambda: self._study.tell(trial, **told, skip_if_finished=True))
+
+    def _retried(self, action: Callable[[], Result]) -> Result:
+        return retried(action, self._tries)
+
+    def _candidate(self, trial: FrozenTrial) -> Candidate:
+        finished = trial.datetime_complete
+        return Candidate(
+            trial=trial.number,
+            generation=trial.user_attrs[_GENERATION],
+            theta=self.space.theta(trial.params),
+            verdict=trial.user_attrs.get(_VERDICT),
+            result=trial.user_attrs.get(_RESULT),
+            fitness=trial.value if trial.state == TrialState.COMPLETE else None,
+            finished=trial.state.is_finished(),
+            ended=finished.isoformat() if finished else None,
+        )
+
+    def _trial_id(self, number: int) -> int:
+        return self._storage.get_trial_id_from_study_id_trial_number(self._id, number)
+
+    def _set(self, number: int, key: str, value: Any) -> None:
+        self._retried(lambda: self._storage.set_trial_user_attr(self._trial_id(number), key, value))
+
+
+def _is_orphan(trial: FrozenTrial) -> bool:
+    return trial.state == TrialState.RUNNING and _GENERATION not in trial.user_attrs
+
+
+def _study_name(sweep: str, number: int) -> str:
+    """Return the name of a sweep's study; the name of a sweep has no dot in it."""
+    return sweep if number == 1 else f"{sweep}.{number}"
+
+
+def _sweep(study: str) -> str:
+    return study.partition(".")[0]
+
+
+def _number(study: str) -> int:
+    return int(study.partition(".")[2] or 1)

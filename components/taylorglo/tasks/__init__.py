@@ -1,0 +1,1 @@
+"""What each task of the pipeline does, one file per task."""

@@ -1,0 +1,73 @@
+"""The task that attacks networks of the champion and of each baseline."""
+
+import time
+from collections.abc import Sequence
+from statistics import fmean
+
+from taylorglo.evaluation.comparison import attack_network, restore_network
+from taylorglo.results import (
+    Comparison,
+    FullTraining,
+    Robustness,
+    RobustnessRow,
+    read_json,
+    write_json,
+)
+from taylorglo.tasks.console import say, task
+from taylorglo.tasks.context import Sweep
+from taylorglo.training.engine import read_resident
+
+
+@task
+def run(sweep_path: str, full_data_path: str, comparison_path: str, robustness_path: str) -> None:
+    """Attack networks of every contender and write the accuracy that is left.
+
+    Args:
+        sweep_path: the context of the sweep.
+        full_data_path: the data with the test split.
+        comparison_path: the trainings whose networks are attacked.
+        robustness_path: where to write the accuracies by loss, attack and epsilon.
+    """
+    sweep = Sweep.read(sweep_path)
+    trainings = read_json(comparison_path, Comparison).trainings
+    write_json(robustness_path, attack_networks(sweep, full_data_path, trainings))
+
+
+def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraining]) -> Robustness:
+    """Attack the networks of the first ``attack.seeds`` seeds of every contender.
+
+    Args:
+        sweep: the context of the sweep.
+        full_data: path of the data with the test split.
+        trainings: the trainings of champion and baselines.
+    """
+    started, settings = time.time(), sweep.settings.attack
+    dataset = read_resident(full_data, sweep.settings.training)
+    accuracies: dict[tuple[str, str, float], list[float]] = {}
+    seeds = list(dict.fromkeys(training.seed for training in trainings))[: settings.seeds]
+    for training in trainings:
+        if training.seed not in seeds:
+            continue
+        weights = sweep.full_trainings.weights(training.key)
+        network = restore_network(weights, sweep.settings.model.name, dataset)
+        robust = attack_network(network, dataset, settings, sweep.settings.seed)
+        for attack, by_epsilon in robust.items():
+            for epsilon, accuracy in by_epsilon.items():
+                place = (training.contender.name, attack, epsilon)
+                accuracies.setdefault(place, []).append(accuracy)
+    rows = [
+        RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=values)
+        for (loss, attack, epsilon), values in accuracies.items()
+    ]
+    _announce(rows, settings.epsilons[-1], settings.seeds)
+    return Robustness(rows=rows, started=started, ended=time.time())
+
+
+def _announce(rows: Sequence[RobustnessRow], epsilon: float, networks: int) -> None:
+    """Print what the worst of the attacks left at the largest epsilon."""
+    left = ", ".join(
+        f"{row.loss} {fmean(row.accuracies):.1%}"
+        for row in rows
+        if (row.attack, row.epsilon) == ("worst", epsilon)
+    )
+    say(f"attacked {networks} networks per loss; accuracy left at epsilon {epsilon:g}: {left}")

@@ -1,0 +1,205 @@
+"""The task that chooses the champion, and compares it with the tuned baselines on the test split."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+from taylorglo.errors import InputError
+from taylorglo.evaluation.comparison import best_contender, compare, train_finalists
+from taylorglo.loss.functions import TaylorLoss
+from taylorglo.results import (
+    Candidate,
+    Champion,
+    Comparison,
+    Contender,
+    FullTraining,
+    read_json,
+    write_json,
+)
+from taylorglo.services import layout
+from taylorglo.tasks.console import say, task
+from taylorglo.tasks.context import Sweep, software
+from taylorglo.training.engine import Engine
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The trainings that compare the champion, its loss, and one network trained with it.
+
+    ``network`` is the weights as safetensors.
+    """
+
+    comparison: Comparison
+    loss: TaylorLoss
+    network: bytes
+
+    @property
+    def mean_accuracy(self) -> float:
+        """The champion's test accuracy in [0, 1], the mean over its seeds."""
+        trainings = self.comparison.trainings
+        return fmean(t.test_accuracy for t in trainings if t.contender.name == "champion")
+
+    def save_network(self, path: str | Path) -> None:
+        """Write the weights of the champion's first network, as safetensors."""
+        Path(path).write_bytes(self.network)
+
+
+@task
+def run(
+    *,
+    sweep_path: str,
+    search_data_path: str,
+    full_data_path: str,
+    tuning_path: str,
+    comparison_path: str,
+    loss_path: str,
+    model_path: str,
+) -> float:
+    """Choose, train and test the champion, and write the comparison, its loss and a network.
+
+    Args:
+        sweep_path: the context of the sweep.
+        search_data_path: the data without the test split.
+        full_data_path: the data with the test split.
+        tuning_path: the trainings that tuned the baselines.
+        comparison_path: where to write the trainings.
+        loss_path: where to write the champion's loss as JSON.
+        model_path: where to write the weights of a network trained with that loss.
+
+    Returns:
+        The champion's test accuracy in [0, 1], the mean over its seeds.
+    """
+    sweep = Sweep.read(sweep_path)
+    tuning = read_json(tuning_path, list[FullTraining])
+    outcome = crown(sweep, search_data_path, full_data_path, tuning)
+    write_json(comparison_path, outcome.comparison)
+    outcome.loss.save(loss_path)
+    outcome.save_network(model_path)
+    return outcome.mean_accuracy
+
+
+def crown(
+    sweep: Sweep, search_data: str, full_data: str, tuning: Sequence[FullTraining]
+) -> Outcome:
+    """Choose the champion on the validation split, then train and test it beside the baselines.
+
+    Args:
+        sweep: the context of the sweep.
+        search_data: path of the data without the test split, on which the champion is chosen.
+        full_data: path of the data with the test split.
+        tuning: the trainings that tuned the baselines.
+
+    Raises:
+        InputError: no candidate was trained.
+    """
+    memo, complete = sweep.full_trainings, sweep.complete
+    champion, finalists = _choose_champion(sweep, search_data)
+    rate = sweep.settings.training.learning_rate
+    contenders = [
+        Contender(name="champion", loss="taylor", learning_rate=rate, theta=champion.theta),
+        *_tuned_baselines(tuning),
+    ]
+    standing: list[FullTraining] = []
+    with Engine.open(sweep.settings, full_data) as engine:
+        trainings = [
+            training for contender in contenders for training in _compared(contender, engine, sweep)
+        ]
+        former = sweep.standing
+        if former and former.theta != champion.theta and complete:
+            contender = Contender(
+                name="standing champion",
+                loss="taylor",
+                learning_rate=former.learning_rate or rate,
+                theta=former.theta,
+            )
+            standing = _compared(contender, engine, sweep)
+    loss = _loss_of(champion, sweep)
+    assert champion.fitness is not None
+    outcome = Outcome(
+        comparison=Comparison(
+            champion=Champion(
+                theta=champion.theta,
+                order=loss.order,
+                fitness=champion.fitness,
+                generation=champion.generation,
+                trial=champion.trial,
+            ),
+            finalists=finalists,
+            trainings=trainings,
+            standing=standing,
+            complete=complete,
+        ),
+        loss=loss,
+        network=memo.weights(trainings[0].key),
+    )
+    _keep(outcome, sweep)
+    return outcome
+
+
+def _choose_champion(sweep: Sweep, search_data: str) -> tuple[Candidate, list[FullTraining]]:
+    """Return the champion, and the trainings in full of the best candidates that chose it."""
+    best = sweep.search.best(sweep.settings.champion.finalists)
+    if not best:
+        raise InputError(
+            "the filters rejected every candidate, so none was trained; choose others in a new "
+            "sweep"
+        )
+    if len(best) == 1:
+        return best[0], []
+    with Engine.open(sweep.settings, search_data) as engine:
+        thetas = [candidate.theta for candidate in best]
+        finalists = train_finalists(thetas, engine, sweep.full_trainings)
+    winner = best_contender(finalists)
+    return next(c for c in best if c.theta == winner.theta), finalists
+
+
+def _tuned_baselines(tuning: Sequence[FullTraining]) -> list[Contender]:
+    """Return each baseline with its best learning rate."""
+    names = dict.fromkeys(training.contender.name for training in tuning)
+    return [best_contender([t for t in tuning if t.contender.name == name]) for name in names]
+
+
+def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTraining]:
+    """Train and test a contender over the seeds, and print its mean accuracy."""
+    trainings = compare(contender, engine, sweep.full_trainings)
+    mean = fmean(training.test_accuracy for training in trainings)
+    times = len(trainings)
+    say(f"{contender.name}: trained in full {times} times, test accuracy {mean:.2%}")
+    return trainings
+
+
+def _loss_of(champion: Candidate, sweep: Sweep) -> TaylorLoss:
+    """Return the champion's loss, with the provenance that its file keeps."""
+    settings = sweep.settings
+    return TaylorLoss(
+        champion.theta,
+        settings.search.order,
+        classes=sweep.num_classes,
+        provenance={
+            "sweep": settings.name,
+            "study": sweep.study,
+            "seed": settings.seed,
+            "data": settings.data.name,
+            "fingerprint": sweep.fingerprint,
+            "model": settings.model.name,
+            "learning_rate": settings.training.learning_rate,
+            "generation": champion.generation,
+            "trial": champion.trial,
+            "fitness": champion.fitness,
+            **software(),
+        },
+    )
+
+
+def _keep(outcome: Outcome, sweep: Sweep) -> None:
+    """Put the champion's loss and network into the store."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, save in (
+            (layout.LOSS, outcome.loss.save),
+            (layout.NETWORK, outcome.save_network),
+        ):
+            path = Path(folder) / name
+            save(path)
+            sweep.store.upload(path, layout.champion(sweep.settings.name, name))

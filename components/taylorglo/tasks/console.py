@@ -1,0 +1,74 @@
+"""How a task talks to the terminal: lines with a prefix, which the local runner passes on."""
+
+import functools
+import os
+import select
+import sys
+import threading
+from collections.abc import Callable
+from typing import NamedTuple, ParamSpec, TypeVar
+
+from taylorglo.errors import TaylorgloError
+from taylorglo.services.variables import LOCAL_RUN
+
+PREFIX = "taylorglo:"
+ERROR = "error:"
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+class Line(NamedTuple):
+    """A line that a task printed for a person."""
+
+    text: str
+    is_error: bool
+
+
+def say(text: str) -> None:
+    """Print lines of progress."""
+    for line in text.splitlines():
+        print(f"{PREFIX} {line}", flush=True)
+
+
+def parse(line: str) -> Line | None:
+    """Return what a line of a task's output says to a person, or None if it is other output."""
+    if not line.startswith(PREFIX):
+        return None
+    text = line.removeprefix(PREFIX).removeprefix(" ")
+    if text.startswith(ERROR):
+        return Line(text.removeprefix(ERROR).lstrip(), is_error=True)
+    return Line(text, is_error=False)
+
+
+def task(body: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Make a function the body of a task: an error for users ends it with status 2, in one line."""
+
+    @functools.wraps(body)
+    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        _end_with_runner()
+        try:
+            return body(*args, **kwargs)
+        except TaylorgloError as error:
+            for line in str(error).splitlines():
+                say(f"{ERROR} {line}")
+            sys.exit(2)
+
+    return run
+
+
+def _end_with_runner() -> None:
+    """End this process when the local runner ends: a killed run must not train on unseen."""
+    if not os.environ.get(LOCAL_RUN):
+        return
+    output = select.poll()
+    # The runner reads what a task prints. The system closes that pipe when the runner ends, in
+    # whatever way, and wakes this thread at once. The runner's process id would be no help: it may
+    # belong to a zombie, or to another process.
+    output.register(sys.stdout.fileno(), 0)
+
+    def watch() -> None:
+        output.poll()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

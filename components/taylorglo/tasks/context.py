@@ -1,0 +1,116 @@
+"""The context of a sweep's tasks: its settings, and its study, store and MLflow run."""
+
+import os
+import platform
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Self
+
+from taylorglo.results import Record, StandingChampion, read_json, write_json
+from taylorglo.search.study import Search
+from taylorglo.services.memo import FullTrainings, RunState, ShortTrainings
+from taylorglo.services.storage import Store, open_store
+from taylorglo.services.tracking import Tracker
+from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI, required
+from taylorglo.settings import SweepSettings
+
+
+class Sweep(Record):
+    """One pipeline run of a sweep, as the task ``open`` begins it and later tasks find it.
+
+    Attributes:
+        settings: the settings of the sweep.
+        study: name of the study that it searches in.
+        generations: number of generations that the search has in all.
+        first: number of the search's generation with which this run begins.
+        num_classes: number of classes of the data.
+        fingerprint: checksum of the training and validation images.
+        provenance: where the images come from.
+        run_id: id of the parent run in MLflow.
+        started: when the run began, in seconds since the epoch.
+        standing: the champion of MLflow's model registry when the run began, if there is one.
+    """
+
+    settings: SweepSettings
+    study: str
+    generations: int
+    first: int
+    num_classes: int
+    fingerprint: str
+    provenance: dict[str, str]
+    run_id: str
+    started: float
+    standing: StandingChampion | None = None
+
+    def write(self, path: str | Path) -> None:
+        """Write the context as JSON."""
+        write_json(path, self)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read what :meth:`write` wrote."""
+        return read_json(path, cls)
+
+    @cached_property
+    def search(self) -> Search:
+        """The study, which the task ``open`` opened."""
+        url = required(STUDY_URL)
+        return Search(url, self.study, self.settings.search, self.settings.seed)
+
+    @cached_property
+    def store(self) -> Store:
+        """The folder or bucket in which the sweep keeps its files."""
+        return open_store(required(STORE_URI))
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The parent run in MLflow."""
+        return Tracker.attach(required(TRACKING_URI), self.run_id)
+
+    @property
+    def full_trainings(self) -> FullTrainings:
+        """The trainings in full that are finished."""
+        return FullTrainings(self.store, self.settings.name)
+
+    @property
+    def short_trainings(self) -> ShortTrainings:
+        """The short trainings that were done, by this sweep or another one in the same store."""
+        return ShortTrainings(self.store)
+
+    @property
+    def complete(self) -> bool:
+        """Whether the search has all its generations, so that no later run has to go on."""
+        return self.search.complete_generations() >= self.generations
+
+    def generation(self, number: int) -> int:
+        """Return the search's number of this run's generation ``number``, both counted from 1."""
+        return self.first + number - 1
+
+    def tracked(self) -> int:
+        """Return the last generation of this run that was logged to MLflow; 0 if none was."""
+        state = RunState.read(self.store, self.settings.name)
+        return state.tracked if state.unfinished == self.run_id else 0
+
+    def set_tracked(self, generation: int) -> None:
+        """Remember that MLflow has the generations up to this one."""
+        state = RunState(unfinished=self.run_id, study=self.study, tracked=generation)
+        state.write(self.store, self.settings.name)
+
+    def finish(self, *, search: bool) -> None:
+        """Mark the run as finished, in MLflow and in the store, and the search too if asked."""
+        self.tracker.finish()
+        RunState().write(self.store, self.settings.name)
+        # Last: a run that is killed before this line can go on with the search.
+        if search:
+            self.search.finish()
+
+
+def software() -> dict[str, str]:
+    """Return the versions and the hardware that a sweep's figures depend on."""
+    packages = ("taylorglo", "torch", "torchvision", "optuna", "kfp", "mlflow")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+    }

@@ -1,0 +1,171 @@
+"""The task that opens the study and the MLflow run, before anything is trained."""
+
+import os
+import time
+from pathlib import Path
+
+from taylorglo.errors import InputError
+from taylorglo.results import DatasetDescription, read_json
+from taylorglo.search.study import Search
+from taylorglo.services import layout
+from taylorglo.services.memo import RunState
+from taylorglo.services.storage import Store, open_store
+from taylorglo.services.tracking import Tracker
+from taylorglo.services.variables import (
+    LOCAL_RUN,
+    STARTED,
+    STORE_URI,
+    STUDY_URL,
+    TRACKING_URI,
+    required,
+)
+from taylorglo.settings import SweepSettings
+from taylorglo.tasks.console import say, task
+from taylorglo.tasks.context import Sweep
+
+_SMALL_BYTES = 2**28  # of weights and activations: if they do not fit, PyTorch does not either
+
+
+@task
+def run(
+    *,
+    settings_path: str,
+    description_path: str,
+    full_data_path: str,
+    generations: int,
+    sweep_path: str,
+) -> None:
+    """Open the study and the MLflow run, and write the context of all later tasks.
+
+    Args:
+        settings_path: the checked settings.
+        description_path: the description of the prepared data.
+        full_data_path: the data with the test split, which the store keeps.
+        generations: number of generations of the pipeline.
+        sweep_path: where to write the context.
+    """
+    settings = read_json(settings_path, SweepSettings)
+    description = read_json(description_path, DatasetDescription)
+    open_sweep(settings, description, full_data_path, generations).write(sweep_path)
+
+
+def open_sweep(
+    settings: SweepSettings, description: DatasetDescription, full_data: str, generations: int
+) -> Sweep:
+    """Open the study and the MLflow run of a pipeline run.
+
+    Raises:
+        InputError: the data are smaller than a batch, the machine cannot train as configured, or
+            the study was begun with other settings or other data.
+        ServiceError: the study, the store or MLflow still fails after a few tries.
+    """
+    started = float(os.environ.get(STARTED) or time.time())
+    settings.training.check_data(description.splits["train"])
+    if os.environ.get(LOCAL_RUN):
+        _check_machine(settings, description, full_data)
+    search = begin_search(settings, description.fingerprint)
+    total = max(settings.search.generations, generations)
+    # A run begins where the last one stopped, but it ends no later than the search: generations
+    # that are known already are shown again.
+    first = min(search.complete_generations() + 1, max(1, total - generations + 1))
+    store = open_store(required(STORE_URI))
+    store.upload(Path(full_data), layout.dataset(settings.name))
+    tracker = open_tracker(store, settings.name, search.study)
+    tracker.log_settings({**settings.flat(), "study": search.study, "generations": total})
+    tracker.log_dataset(description)
+    _announce(
+        settings, description, search, range(first, min(first + generations, total + 1)), total
+    )
+    return Sweep(
+        settings=settings,
+        study=search.study,
+        generations=total,
+        first=first,
+        num_classes=description.num_classes,
+        fingerprint=description.fingerprint,
+        provenance=description.provenance,
+        run_id=tracker.run_id,
+        started=started,
+        standing=tracker.standing_champion(layout.registered_loss(settings.name)),
+    )
+
+
+def begin_search(settings: SweepSettings, fingerprint: str) -> Search:
+    """Open or create the study of a run; it keeps the settings that decide a fitness.
+
+    Args:
+        settings: the settings of the sweep.
+        fingerprint: checksum of the training and validation images.
+
+    Raises:
+        InputError: the study was begun with other settings or other data, and ``search.renew`` is
+            not set.
+    """
+    identity = settings.identity(f"{settings.data.name} {fingerprint[:12]}")
+    url = required(STUDY_URL)
+    return Search.begin(url, settings.name, settings.search, settings.seed, identity)
+
+
+def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
+    """Open the MLflow run of this pipeline run; an interrupted run of the search goes on in its own.
+
+    A new run is begun if the old one was deleted, or if MLflow is another server now.
+    """
+    state = RunState.read(store, sweep)
+    unfinished = state.unfinished if state.study == study else ""
+
+    def opened(resume: str | None) -> Tracker:
+        return Tracker.open(
+            required(TRACKING_URI),
+            sweep,
+            run_name=f"{study} {time.strftime('%Y-%m-%d %H:%M')}",
+            artifact_location=f"{store.uri}/mlflow",
+            resume_run_id=resume,
+        )
+
+    try:
+        tracker = opened(unfinished or None)
+    except InputError:
+        if not unfinished:
+            raise
+        tracker = opened(None)
+    if unfinished != tracker.run_id:
+        RunState(unfinished=tracker.run_id, study=study).write(store, sweep)
+    return tracker
+
+
+def _check_machine(
+    settings: SweepSettings, description: DatasetDescription, full_data: str
+) -> None:
+    """Refuse what this machine cannot train, before a task that trains finds it out.
+
+    Importing PyTorch takes seconds, so nothing is checked if nothing can be wrong.
+    """
+    training, memory = settings.training, description.memory
+    needed = memory.weights + training.batch_size * memory.activations_per_image
+    plain = training.precision in ("auto", "float32") and training.device != "cuda"
+    if needed <= _SMALL_BYTES and plain:
+        return
+    from taylorglo.training.engine import read_resident
+    from taylorglo.training.plan import plan
+
+    plan(settings, read_resident(full_data, training))
+
+
+def _announce(
+    settings: SweepSettings,
+    description: DatasetDescription,
+    search: Search,
+    generations: range,
+    total: int,
+) -> None:
+    """Print what is about to be searched."""
+    sizes = ", ".join(f"{size} {name}" for name, size in description.splits.items())
+    say(
+        f"data: {description.name}, {description.num_classes} classes, {sizes} images; "
+        f"network: {settings.model.name}"
+    )
+    if search.source:
+        say(f"search {search.study!r}, warm-started from {search.source!r}")
+    if len(generations) < total:
+        say(f"this run: generations {generations[0]} to {generations[-1]} of {total}")

@@ -1,0 +1,67 @@
+"""The task that reads and splits the data, and checks that the network fits them."""
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from taylorglo.data import dataset as datasets
+from taylorglo.networks import factory
+from taylorglo.results import DatasetDescription, MemoryNeed, write_json
+from taylorglo.services.storage import fetch
+from taylorglo.settings import DataSettings, ModelSettings, validated
+from taylorglo.tasks.console import task
+from taylorglo.training.memory import check_memory
+
+
+@task
+def run(
+    *,
+    data: Mapping[str, Any],
+    model: Mapping[str, Any],
+    seed: int,
+    description_path: str,
+    search_data_path: str,
+    full_data_path: str,
+) -> None:
+    """Prepare the data. The result depends on the arguments and on the data alone.
+
+    Args:
+        data: the section ``data`` of the settings.
+        model: the section ``model`` of the settings.
+        seed: decides the splits.
+        description_path: where to write what later tasks have to know of the data.
+        search_data_path: where to write the data without the test split.
+        full_data_path: where to write the data with the test split.
+
+    Raises:
+        InputError: the data are missing or damaged, or the network does not fit them.
+    """
+    settings = validated(DataSettings, data, "data")
+    network = validated(ModelSettings, model, "model").name
+    with tempfile.TemporaryDirectory() as folder:
+        local = fetch(settings.root, Path(folder)) if "://" in settings.root else None
+        dataset = datasets.load(settings, seed, local)
+    # The memory for the smallest batch, on this machine: the batch size and the machine that
+    # trains are not known here.
+    shape, classes = dataset.image_shape, dataset.num_classes
+    footprint = check_memory(network, shape, classes, 2, torch.device("cpu"))
+    factory.check(network, shape, classes)
+    datasets.save(datasets.without_test(dataset), Path(search_data_path))
+    datasets.save(dataset, Path(full_data_path))
+    splits = {"train": len(dataset.train), "validation": len(dataset.validation)}
+    if dataset.test:
+        splits["test"] = len(dataset.test)
+    description = DatasetDescription(
+        name=dataset.name,
+        num_classes=classes,
+        splits=splits,
+        memory=MemoryNeed(
+            weights=footprint.weights, activations_per_image=footprint.activations // 2
+        ),
+        fingerprint=dataset.fingerprint,
+        provenance=dataset.provenance,
+    )
+    write_json(description_path, description)

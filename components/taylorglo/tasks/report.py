@@ -1,0 +1,161 @@
+"""The task that reports what a sweep found: one page, a table in the log, and MLflow."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from taylorglo.report.page import render
+from taylorglo.report.record import SweepRecord, sweep_record
+from taylorglo.report.verdict import beats_standing, standing_verdict, table, verdict
+from taylorglo.results import (
+    Comparison,
+    FullTraining,
+    Robustness,
+    by_contender,
+    mean_curve,
+    read_json,
+)
+from taylorglo.services import layout
+from taylorglo.tasks.console import say, task
+from taylorglo.tasks.context import Sweep, software
+from taylorglo.tasks.progress import track_generations
+
+
+@task
+def run(
+    *,
+    sweep_path: str,
+    tuning_path: str,
+    comparison_path: str,
+    robustness_path: str,
+    loss_path: str,
+    model_path: str,
+    page_path: str,
+) -> None:
+    """Write the report, log the outcome to MLflow, and print the table.
+
+    Args:
+        sweep_path: the context of the sweep.
+        tuning_path: the trainings that tuned the baselines.
+        comparison_path: the trainings of champion and baselines.
+        robustness_path: the accuracies under attack.
+        loss_path: the champion's loss.
+        model_path: a network trained with the champion's loss.
+        page_path: where to write the report.
+    """
+    write_report(
+        Sweep.read(sweep_path),
+        tuning=read_json(tuning_path, list[FullTraining]),
+        comparison=read_json(comparison_path, Comparison),
+        robustness=read_json(robustness_path, Robustness),
+        champion={layout.LOSS: Path(loss_path), layout.NETWORK: Path(model_path)},
+        page=Path(page_path),
+    )
+
+
+def write_report(
+    sweep: Sweep,
+    *,
+    tuning: Sequence[FullTraining],
+    comparison: Comparison,
+    robustness: Robustness,
+    champion: Mapping[str, Path],
+    page: Path,
+) -> None:
+    """Write the report, keep it in the store, log the outcome to MLflow, and print the table.
+
+    Args:
+        sweep: the context of the sweep.
+        tuning: the trainings that tuned the baselines.
+        comparison: the trainings of champion and baselines.
+        robustness: the accuracies under attack.
+        champion: files of the champion by their names in MLflow.
+        page: where to write the report.
+    """
+    record = sweep_record(
+        sweep.settings,
+        candidates=sweep.search.candidates(),
+        tuning=tuning,
+        comparison=comparison,
+        robustness=robustness,
+        generations=sweep.generations,
+        num_classes=sweep.num_classes,
+        provenance=sweep.provenance,
+        software=software(),
+        started=sweep.started,
+        standing=sweep.standing,
+    )
+    page.write_text(render(record))
+    sweep.store.upload(page, layout.report(sweep.settings.name))
+    track_generations(sweep, sweep.generations)
+    outcome = [table(record), verdict(record)]
+    with sweep.search.exclusively():
+        run_id = _track_contenders(sweep, comparison.trainings, champion)
+        sweep.tracker.log_files({"report.html": page})
+        sweep.tracker.log_metrics(_headline(record))
+        if comparison.complete:
+            sentences = (standing_verdict(record), _register(sweep, record, run_id))
+            outcome.append("\n".join(filter(None, sentences)))
+        else:
+            done = sweep.search.complete_generations()
+            outcome.append(
+                f"The search goes on: {done} of {sweep.generations} generations are done; "
+                "run it again."
+            )
+    sweep.finish(search=comparison.complete)
+    say("\n" + "\n\n".join(outcome))
+    say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
+
+
+def _headline(record: SweepRecord) -> dict[str, float]:
+    """Return the metrics of the parent run in MLflow."""
+    robust = {
+        f"robust_accuracy/{row.loss}/{row.attack}/{row.epsilon:g}": fmean(row.accuracies)
+        for row in record.robustness
+    }
+    return robust | {
+        "training_share": record.training_share,
+        "wall_seconds": record.wall_seconds,
+    }
+
+
+def _register(sweep: Sweep, record: SweepRecord, run_id: str) -> str:
+    """Register the champion in MLflow, and return in a sentence whether it is the standing one.
+
+    It becomes the standing champion if there is none, or if it beats the one there is.
+    """
+    name = layout.registered_loss(sweep.settings.name)
+    version = sweep.tracker.register_loss(name, run_id, sweep.study, record.champion.theta)
+    former = sweep.standing.version if sweep.standing else None
+    if version == former:
+        return f"models:/{name}@champion is version {version}, as before"
+    registered = f"models:/{name}/{version} is registered"
+    if former is not None and not beats_standing(record):
+        return f"{registered}; models:/{name}@champion stays version {former}"
+    if sweep.tracker.move_champion(name, version, former=former):
+        return f"models:/{name}@champion is version {version} now"
+    return f"{registered}; models:/{name}@champion was moved by somebody else in between"
+
+
+def _track_contenders(
+    sweep: Sweep, trainings: Sequence[FullTraining], champion: Mapping[str, Path]
+) -> str:
+    """Log the champion and the baselines to MLflow; return the id of the champion's run."""
+    runs: dict[str, str] = {}
+    for group in by_contender(trainings):
+        contender = group[0].contender
+        is_champion = contender.name == "champion"
+        accuracies = [training.test_accuracy for training in group]
+        curve = mean_curve([training.training.curve for training in group])
+        runs[contender.name] = sweep.tracker.log_final(
+            "champion" if is_champion else "baseline",
+            contender.name,
+            params=contender.model_dump(),
+            metrics={"test_accuracy": fmean(accuracies)},
+            curves={
+                "validation_accuracy": [(step, accuracy) for step, accuracy, _ in curve],
+                "test_accuracy_by_seed": list(enumerate(accuracies)),
+            },
+            files=champion if is_champion else {},
+        )
+    return runs["champion"]

@@ -1,0 +1,365 @@
+"""Many trainings in one program: stacked weights, and one step for all networks.
+
+The weights of the networks are stacked on a first axis (``torch.func``), so that a step costs the
+overhead of one network, and the device sees larger products. Each training sees the batches, the
+dropout and the schedule that it would see alone; a training that diverges or is given up leaves
+the others as they are. The results equal those of :func:`taylorglo.training.loop.train_network`,
+one network after another, up to rounding. There is one exception: PyTorch's own dropout on feature
+maps, in a user's network, draws other masks here, because they follow the layout of the images in
+memory.
+"""
+
+import copy
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn import functional
+
+from taylorglo.data.batches import Batches, stacked
+from taylorglo.data.dataset import Dataset, Split
+from taylorglo.loss.functions import Loss, TaylorLoss, taylor
+from taylorglo.networks.factory import ImageShape
+from taylorglo.settings import SweepSettings
+from taylorglo.training.devices import computing
+from taylorglo.training.loop import (
+    Checks,
+    Recipe,
+    TrainedNetwork,
+    build_network,
+    evaluation_batches,
+    measured,
+    schedule_of,
+    seeded,
+    sgd,
+)
+
+# The smallest stack: the product with one matrix is computed in another way than the product with
+# several, and rounds differently.
+FEWEST = 2
+_VECTOR = 16  # the fused optimizer takes this many values at a time, or a multiple of them
+
+
+def qualifies(network: nn.Module, image_shape: ImageShape) -> bool:
+    """Return whether networks of this kind can be stacked.
+
+    They may have no buffers that are updated in training (the running statistics of batch
+    normalisation), and nothing that ``vmap`` has no rule for.
+
+    Args:
+        network: as :func:`taylorglo.networks.factory.build` returns it, on the CPU.
+        image_shape: (C, H, W).
+    """
+    if list(network.get_submodule("network").buffers()):
+        return False
+    base = copy.deepcopy(network).to("meta")
+    _use_stackable_products(base)
+    state = {name: value.expand(2, *value.shape) for name, value in base.state_dict().items()}
+    images = torch.zeros(2, *image_shape, device="meta")
+    try:
+        vmap(lambda own: functional_call(base, (own,), (images,)), randomness="same")(state)
+    except Exception:
+        # A user's own network may raise anything; networks are trained one by one then.
+        return False
+    return True
+
+
+def draws(network: nn.Module, image_shape: ImageShape) -> bool:
+    """Return whether the network draws random numbers in training.
+
+    Only trainings of one seed can be stacked then.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = torch.get_rng_state()
+        network.train()(torch.zeros(2, *image_shape))
+        return not torch.equal(before, torch.get_rng_state())
+
+
+def train_stack(
+    recipes: Sequence[Recipe],
+    dataset: Dataset,
+    settings: SweepSettings,
+    precision: str = "float32",
+) -> list[TrainedNetwork]:
+    """Train one network for each recipe.
+
+    Args:
+        recipes: alike in all but loss and seed; of one seed, if the network draws random numbers.
+        dataset: resident on the device to train on.
+        settings: as for :func:`taylorglo.training.loop.train_network`.
+        precision: as for :func:`taylorglo.training.loop.train_network`.
+
+    Returns:
+        A result for each recipe, in their order.
+    """
+    return _Stack(recipes, dataset, settings, precision).run()
+
+
+class _Stack:
+    """The networks that are still in training, and the results of the others.
+
+    A row of the stack is a network; ``_rows`` has the number of its recipe. If there are fewer
+    recipes than ``FEWEST``, the first one fills the other rows too.
+    """
+
+    def __init__(
+        self,
+        recipes: Sequence[Recipe],
+        dataset: Dataset,
+        settings: SweepSettings,
+        precision: str,
+    ) -> None:
+        self._started = self._counted = time.time()
+        self._recipes = recipes
+        self._dataset = dataset
+        self._settings = settings
+        self._precision = precision
+        self._first = recipes[0]
+        self._device = dataset.train.images.device
+        seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
+        built = {seed: build_network(settings, dataset, seed) for seed in seeds}
+        self._network = built[seeds[0]]
+        self._rows = [*range(len(recipes)), *([0] * (FEWEST - len(recipes)))]
+        networks = [built[recipes[number].seed] for number in self._rows]
+        parameters, buffers = stack_module_state(networks)
+        self._parameters = {name: self._leaf(value) for name, value in parameters.items()}
+        # Buffers, such as the normalisation, are the same in all networks. They are kept apart, or
+        # every network would have a copy of the images.
+        self._buffers = {name: value[0].to(self._device) for name, value in buffers.items()}
+        # Not on the device meta: tied weights are no longer tied after they are moved there.
+        self._base = copy.deepcopy(self._network)
+        _use_stackable_products(self._base)
+        self._batches = [Batches(dataset, settings, seed) for seed in seeds]
+        sources = [seeds.index(recipes[number].seed) for number in self._rows]
+        self._sources = torch.tensor(sources, device=self._device)
+        self._seconds = [0.0] * len(recipes)
+        self._checks = [Checks(recipe) for recipe in recipes]
+        self._results: dict[int, TrainedNetwork] = {}
+
+    def run(self) -> list[TrainedNetwork]:
+        """Train all networks; return a result for each recipe."""
+        recipe = self._first
+        validated, checked = recipe.validated, recipe.checked
+        optimizer = self._optimizer()
+        schedule = schedule_of(
+            optimizer, self._settings.training, recipe.horizon, recipe.learning_rate
+        )
+        objective = self._objective()
+        with seeded(recipe.seed, self._device), computing(self._precision, self._device):
+            for step in range(1, recipe.steps + 1):
+                images, targets = self._batch()
+                optimizer.zero_grad()
+                losses = objective(self._logits(images, training=True), targets)
+                losses.sum().backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                schedule.step()
+                if step not in checked:
+                    continue
+                self._share_time()
+                ended = self._check(step, losses.detach(), step in validated)
+                if ended and not self._remove(ended, optimizer):
+                    break
+                if ended:
+                    objective = self._objective()
+        self._share_time()
+        for row, number in enumerate(self._rows):
+            if number not in self._results:
+                self._end(row)
+        return [self._results[number] for number in range(len(self._recipes))]
+
+    def _objective(self) -> "_Objective":
+        losses = [self._recipes[number].loss for number in self._rows]
+        return _Objective(losses, self._device)
+
+    def _optimizer(self) -> torch.optim.SGD:
+        """Return the optimizer of all networks.
+
+        The fused optimizer rounds the last few values of a tensor on a CPU differently from the
+        others. So it takes only the tensors in which no network has such an end: the result of a
+        network must not depend on its place in the stack.
+        """
+        groups: dict[bool, list[nn.Parameter]] = {}
+        for parameter in self._parameters.values():
+            whole = self._device.type == "cuda" or parameter[0].numel() % _VECTOR == 0
+            groups.setdefault(whole, []).append(parameter)
+        return sgd(
+            [{"params": parameters, "fused": whole} for whole, parameters in groups.items()],
+            self._settings.training,
+            self._first.learning_rate,
+        )
+
+    def _batch(self) -> tuple[Tensor, Tensor]:
+        """Return images (B, C, H, W) and targets (B, n) for all networks, or a batch for each.
+
+        Batches of their own have a first axis more, of length M.
+        """
+        images, targets = stacked(self._batches, self._dataset.num_classes)
+        if len(self._batches) == 1:
+            return images[0], targets[0]
+        return images[self._sources], targets[self._sources]
+
+    def _logits(self, images: Tensor, *, training: bool) -> Tensor:
+        """Return logits (M, B, n) of images (B, C, H, W) for all, or (M, B, C, H, W) for each."""
+        self._base.train(training)
+
+        def forward(parameters: dict[str, nn.Parameter], images: Tensor) -> Tensor:
+            state = {**parameters, **self._buffers}
+            logits: Tensor = functional_call(self._base, (state,), (images,))
+            return logits
+
+        # One draw for all networks: the draw of a network that is trained alone from this seed
+        # (common random numbers).
+        axis = 0 if images.ndim == 5 else None
+        together = vmap(forward, in_dims=(0, axis), randomness="same")
+        result: Tensor = together(self._parameters, images)
+        return result
+
+    def _check(self, step: int, losses: Tensor, validating: bool) -> list[int]:
+        """Check the networks after a step; return the rows of those whose training ends here."""
+        values = losses.tolist()
+        scores = self._validate(self._dataset.validation) if validating else None
+        ended = []
+        for row, number in enumerate(self._rows):
+            if number in self._results or number in self._rows[:row]:
+                continue
+            score = scores[row] if scores else None
+            if self._checks[number].stop(step, values[row], score):
+                self._end(row)
+                ended.append(row)
+        return ended
+
+    @torch.no_grad()
+    def _validate(self, split: Split) -> list[tuple[float, float]]:
+        """Return accuracy and mean cross-entropy of each network on a split."""
+        rows = len(self._rows)
+        correct, total = (torch.zeros(rows, device=self._device) for _ in range(2))
+        for images, labels in evaluation_batches(split, self._settings.training.batch_size):
+            logits = self._logits(images, training=False).float()
+            correct += (logits.argmax(dim=2) == labels).sum(dim=1)
+            losses = functional.cross_entropy(
+                logits.flatten(0, 1), labels.repeat(rows), reduction="none"
+            )
+            total += losses.view(rows, -1).sum(dim=1)
+        accuracies, means = (correct / len(split)).tolist(), (total / len(split)).tolist()
+        return list(zip(accuracies, means, strict=True))
+
+    def _share_time(self) -> None:
+        """Share the time since the last check among the networks that were in training."""
+        now, training = time.time(), set(self._rows) - self._results.keys()
+        for number in training:
+            self._seconds[number] += (now - self._counted) / len(training)
+        self._counted = now
+
+    def _end(self, row: int) -> None:
+        """End the training of a row, and measure its network."""
+        number = self._rows[row]
+        recipe = self._recipes[number]
+        training = self._checks[number].training(self._started, time.time(), self._seconds[number])
+        if recipe.kept or recipe.epsilon:
+            state = {name: value[row].detach() for name, value in self._parameters.items()}
+            # Not strict: tied weights are there under one of their names.
+            self._network.to(self._device).load_state_dict({**state, **self._buffers}, strict=False)
+        self._network.eval()
+        self._results[number] = measured(
+            training, self._network, recipe, self._dataset, self._settings, self._precision
+        )
+
+    def _remove(self, ended: Sequence[int], optimizer: torch.optim.SGD) -> bool:
+        """Take rows out of the stack, down to ``FEWEST``; return whether any network is left."""
+        left = [
+            row
+            for row, number in enumerate(self._rows)
+            if row not in ended and number not in self._results
+        ]
+        if not left:
+            return False
+        left = [*left, *ended[: max(0, FEWEST - len(left))]]
+        self._rows = [self._rows[row] for row in left]
+        rows = torch.tensor(left, device=self._device)
+        self._sources = self._sources[rows]
+        old = self._parameters
+        self._parameters = {name: self._leaf(value, rows) for name, value in old.items()}
+        replacements = {old[name]: parameter for name, parameter in self._parameters.items()}
+        for group in optimizer.param_groups:
+            group["params"] = [replacements[parameter] for parameter in group["params"]]
+        for parameter, replacement in replacements.items():
+            buffer = optimizer.state.pop(parameter, {}).get("momentum_buffer")
+            kept = None if buffer is None else buffer[rows]
+            optimizer.state[replacement] = {"momentum_buffer": kept}
+        return True
+
+    def _leaf(self, value: Tensor, rows: Tensor | slice = slice(None)) -> nn.Parameter:
+        """Return rows of a stacked tensor as a parameter on the device."""
+        return nn.Parameter(
+            value.detach()[rows].to(self._device), requires_grad=value.requires_grad
+        )
+
+
+def _use_stackable_products(network: nn.Module) -> None:
+    """Let the linear layers of a network compute in the way that is faster in a stack."""
+    for module in network.modules():
+        if type(module) is nn.Linear:
+            # mypy does not allow methods to be assigned.
+            setattr(module, "forward", partial(_linear, module))  # noqa: B010
+
+
+def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
+    """Compute ``module(inputs)`` as the transpose of weight x inputs^T, a batch of one product.
+
+    In this order gradients have the layout of the weights, and are not copied into it. It is a
+    batch because ``vmap`` would merge plain products that share their inputs, and the rounding of
+    the merged product depends on the number of networks.
+    """
+    columns = inputs.flatten(0, -2).mT
+    outputs = torch.bmm(module.weight[None], columns[None])
+    if module.bias is not None:
+        outputs += module.bias[:, None]
+    return outputs[0].mT.reshape(*inputs.shape[:-1], module.out_features)
+
+
+class _Objective:
+    """The mean losses (M,) of M networks, from logits (M, B, n), with all kinds of loss at once."""
+
+    def __init__(self, losses: Sequence[Loss], device: torch.device) -> None:
+        groups: dict[str, list[int]] = {}
+        for row, loss in enumerate(losses):
+            groups.setdefault(kind_of(loss), []).append(row)
+        self._groups = [
+            (
+                losses[rows[0]].to(device),
+                _thetas([losses[row] for row in rows], device),
+                torch.tensor(rows, device=device),
+            )
+            for rows in groups.values()
+        ]
+        self._order = torch.cat([rows for _, _, rows in self._groups]).argsort()
+
+    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean losses; ``targets`` are (B, n) for all networks, or (M, B, n)."""
+        single = len(self._groups) == 1
+        shared = targets.ndim == 2
+        values = []
+        for loss, thetas, rows in self._groups:
+            z = logits if single else logits[rows]
+            t = targets if single or shared else targets[rows]
+            if isinstance(loss, TaylorLoss):
+                values.append(taylor(thetas, loss.order, z, t).mean(dim=1))
+            else:
+                t = t.expand(len(z), -1, -1) if shared else t
+                per_sample = loss.per_sample(z.flatten(0, 1), t.flatten(0, 1))
+                values.append(per_sample.view(z.shape[:2]).mean(dim=1))
+        return torch.cat(values)[self._order]
+
+
+def kind_of(loss: Loss) -> str:
+    """Return the kind of a loss: losses of one kind differ in their theta alone."""
+    return f"taylor {loss.order}" if isinstance(loss, TaylorLoss) else repr(loss)
+
+
+def _thetas(losses: Sequence[Loss], device: torch.device) -> Tensor:
+    """Return the thetas of Taylor losses, shape (M, L); an empty tensor for other losses."""
+    thetas = [loss.theta.to(device) for loss in losses if isinstance(loss, TaylorLoss)]
+    return torch.stack(thetas) if thetas else torch.empty(0)

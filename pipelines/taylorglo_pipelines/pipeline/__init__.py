@@ -1,0 +1,1 @@
+"""The sweep as a Kubeflow pipeline: wiring, resources and compilation."""

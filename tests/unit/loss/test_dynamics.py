@@ -1,0 +1,404 @@
+"""The learning rule, A, B and p*, each measured by autograd through a real softmax, in float64."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import brentq
+from torch import Tensor
+
+from taylorglo.errors import InputError
+from taylorglo.loss import functions as losses
+from taylorglo.loss.dynamics import (
+    classic,
+    coefficients,
+    collapse_rate,
+    dynamics,
+    equilibrium_confidence,
+    gamma,
+    label_smoothed,
+    learning_drive,
+    net_pull,
+)
+from taylorglo.loss.functions import Baikal, CrossEntropy, Loss, SquaredError, TaylorLoss
+from taylorglo.loss.polynomial import from_coefficients
+
+CLASSES = [2, 3, 5, 10, 100]
+MNIST = [-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513]
+
+
+def random_theta(rng: np.random.Generator, order: int, sigma: float = 1.2) -> list[float]:
+    return rng.normal(0, sigma, order * (order + 1) // 2 + 2).tolist()
+
+
+def order_3(theta: list[float], t: Tensor, h: Tensor) -> Tensor:
+    """F(t, h) as the papers write it."""
+    th0, th1, th2, th3, th4, th5, th6, th7 = theta
+    v, u = t - th0, h - th1
+    return th2 * u + th3 * u**2 + th4 * u**3 + th5 * v * u + th6 * v * u**2 + th7 * v**2 * u
+
+
+def order_2(theta: list[float], t: Tensor, h: Tensor) -> Tensor:
+    th0, th1, th2, th3, th5 = theta
+    return th2 * (h - th1) + th3 * (h - th1) ** 2 + th5 * (t - th0) * (h - th1)
+
+
+def gradient(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+    """DL/dz of each sample, (N, n)."""
+    logits = logits.detach().requires_grad_()
+    return torch.autograd.grad(loss.per_sample(logits, targets).sum(), logits)[0]
+
+
+def at_confidence(p: float, n: int) -> Tensor:
+    """Logits of one sample whose target 0 has probability p, and all others the same."""
+    logits = torch.zeros(1, n, dtype=torch.float64)
+    logits[0, 0] = math.log(p * (n - 1) / (1 - p))
+    return logits
+
+
+def pull_on_target(loss: Loss, p: float, n: int) -> float:
+    """How fast a gradient step lifts the target's logit over another, per learning rate, at
+    confidence p."""
+    found = gradient(loss, at_confidence(p, n), torch.tensor([0]))[0]
+    return float(found[1] - found[0])
+
+
+def measured_drive(loss: Loss, n: int) -> float:
+    """A: at equal logits, a step with rate lr lifts the target's logit over the others by lr
+    A/n."""
+    found = gradient(loss, torch.zeros(n, n, dtype=torch.float64), torch.arange(n))
+    lifts = (
+        found - found.diagonal()[:, None]
+    )  # of the target over each other class, for each target
+    others = lifts[~torch.eye(n, dtype=torch.bool)]
+    torch.testing.assert_close(others, others[0].expand_as(others), rtol=1e-9, atol=1e-12)
+    return float(others[0]) * n
+
+
+def measured_collapse_matrix(loss: Loss, n: int) -> Tensor:
+    """-d(gradient)/d(delta) of a balanced batch whose samples share the logits delta, at delta = 0.
+
+    The learning rule averaged over the targets is dL/dz_j = -h_j (G(h_j) - sum_k h_k G(h_k)) with G(h) the mean over
+    the classes of gamma(t, h). At h = 1/n it is 0, and to first order in delta (sum zero, so dh = delta/n) it is
+    -G'(1/n) delta / n^2: on that subspace the matrix is B/n^2, and along (1, ..., 1) it is 0.
+    """
+
+    def batch_gradient(delta: Tensor) -> Tensor:
+        return torch.func.grad(lambda d: loss(d.expand(n, n), torch.arange(n)))(delta)
+
+    return -torch.func.jacrev(batch_gradient)(torch.zeros(n, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("order", [2, 3])
+def test_the_coefficients_are_those_of_the_derivative_of_f(order: int) -> None:
+    rng = np.random.default_rng(order)
+    f = order_3 if order == 3 else order_2
+    for _ in range(50):
+        theta = random_theta(rng, order, sigma=5.0)
+        t = torch.tensor(rng.uniform(-1, 2, 20))
+        h = torch.tensor(rng.uniform(-1, 2, 20)).requires_grad_()
+        expected = torch.autograd.grad(f(theta, t, h).sum(), h)[0].numpy()
+        c1, ch, chh, chy, cy, cyy = coefficients(theta)
+        t, h = t.numpy(), h.detach().numpy()
+        found = c1 + ch * h + chh * h**2 + chy * h * t + cy * t + cyy * t**2
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            [gamma(theta, a)(b) for a, b in zip(t, h, strict=True)], expected, 1e-9, 1e-9
+        )
+
+
+def test_the_coefficients_of_the_published_mnist_loss() -> None:
+    # 3 th4, 2 th6, th7, 2 th3 - 6 th1 th4 - 2 th0 th6, th5 - 2 th1 th6 - 2 th0 th7, worked out by
+    # hand.
+    found = coefficients(MNIST)
+    assert found.chh == pytest.approx(23.6178)
+    assert found.chy == pytest.approx(4.0368)
+    assert found.cyy == 7.0513
+    assert found.ch == pytest.approx(0.4830 - 355.287291 + 44.16582144, rel=1e-6)
+    assert found.cy == pytest.approx(8.9666 - 30.36319488 + 154.29372608, rel=1e-6)
+
+
+def test_coefficients_of_order_4_do_not_exist() -> None:
+    with pytest.raises(InputError, match="order 2 or 3 is needed"):
+        coefficients([0.0] * 12)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
+@pytest.mark.parametrize("n", CLASSES)
+def test_a_step_at_equal_logits_lifts_the_target_by_the_drive_over_n(n: int, order: int) -> None:
+    rng = np.random.default_rng(order)
+    for _ in range(5):
+        theta = random_theta(rng, order)
+        assert learning_drive(theta, n) == pytest.approx(
+            measured_drive(TaylorLoss(theta, order), n), rel=1e-8, abs=1e-8
+        )
+
+
+@pytest.mark.parametrize("n", CLASSES)
+def test_the_drive_and_the_rate_of_order_3_in_closed_form(n: int) -> None:
+    rng = np.random.default_rng(n)
+    for _ in range(20):
+        theta = random_theta(rng, 3)
+        _, ch, chh, chy, cy, cyy = coefficients(theta)
+        assert learning_drive(theta, n) == pytest.approx(cy + cyy + chy / n, rel=1e-9, abs=1e-9)
+        assert collapse_rate(theta, n) == pytest.approx(
+            ch + 2 * chh / n + chy / n, rel=1e-9, abs=1e-9
+        )
+
+
+@pytest.mark.parametrize("order", [2, 3, 4, 5])
+@pytest.mark.parametrize("n", [2, 3, 5, 10])
+def test_a_shared_shift_of_the_logits_grows_at_the_collapse_rate_over_n_squared(
+    n: int, order: int
+) -> None:
+    rng = np.random.default_rng(order)
+    for _ in range(3):
+        theta = random_theta(rng, order)
+        matrix = measured_collapse_matrix(TaylorLoss(theta, order), n).numpy()
+        expected = collapse_rate(theta, n) / n**2 * (np.eye(n) - 1 / n)
+        np.testing.assert_allclose(matrix, expected, rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_the_net_pull_is_the_measured_one(order: int) -> None:
+    rng = np.random.default_rng(order)
+    for n in CLASSES:
+        theta = random_theta(rng, order)
+        for p in rng.uniform(0.01, 0.99, 5):
+            # dL/dz_T = -p (1-p) g, and the others share the rest equally.
+            expected = pull_on_target(TaylorLoss(theta, order), p, n) / (
+                p * (1 - p) * (1 + 1 / (n - 1))
+            )
+            assert net_pull(theta, n)(p) == pytest.approx(expected, rel=1e-7, abs=1e-8)
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize("decades", [0, 16])
+def test_the_equilibrium_is_the_first_root_of_a_fine_scan(order: int, decades: int) -> None:
+    rng = np.random.default_rng(10 + order)
+    found_any = {True: 0, False: 0}
+    for _ in range(150):
+        n = int(rng.choice(CLASSES))
+        theta = [value * 10 ** -rng.uniform(0, decades) for value in random_theta(rng, order)]
+        pull, grid = (
+            net_pull(theta, n),
+            np.concatenate([[1 / n + 1e-9], np.linspace(1 / n, 1, 10_001)[1:]]),
+        )
+        values = pull(grid)
+        flips = np.flatnonzero(np.sign(values[1:]) != np.sign(values[:-1]))
+        found = equilibrium_confidence(theta, n)
+        found_any[found is None] += 1
+        if not flips.size:
+            assert found is None or found < grid[0]
+        else:
+            first = brentq(pull, grid[flips[0]], grid[flips[0] + 1], xtol=1e-15)
+            assert found == pytest.approx(first, rel=0, abs=1e-9)
+    assert min(found_any.values()) >= 15
+
+
+def test_a_pull_that_only_touches_zero_rests_there_or_nowhere() -> None:
+    chh = 81 / 80  # with chh (p^2 - ((1-p)/9)^2) + chy p + cy = (p - r)^2
+    for root in np.linspace(0.15, 0.95, 200):
+        theta = from_coefficients(root**2 + chh / 81, -2 * root - 2 * chh / 81, 0.0, chh)
+        assert net_pull(theta, 10)(0.5) == pytest.approx((0.5 - root) ** 2, abs=1e-12)
+        found = equilibrium_confidence(theta, 10)  # rounding decides which
+        assert found is None or abs(found - root) < 1e-6
+
+
+def test_the_pull_vanishes_at_the_equilibrium_and_changes_sign_there() -> None:
+    rng = np.random.default_rng(3)
+    checked = 0
+    while checked < 30:
+        order, n = int(rng.integers(2, 5)), int(rng.choice(CLASSES))
+        theta = random_theta(rng, order)
+        rest = equilibrium_confidence(theta, n)
+        if rest is None or learning_drive(theta, n) <= 0 or not 1 / n + 0.01 < rest < 0.99:
+            continue
+        loss, step = TaylorLoss(theta, order), 1e-3
+        assert pull_on_target(loss, rest, n) == pytest.approx(0, abs=1e-9)
+        assert pull_on_target(loss, rest - step, n) > 0 > pull_on_target(loss, rest + step, n)
+        checked += 1
+
+
+@pytest.mark.parametrize(
+    ("theta", "n", "rest"),
+    [
+        ([0, 0, 0, -1, 0, 2, 0, 0], 10, 1.0),  # gamma = 2(t-h), squared error
+        ([0, 0, 0, 0, 0, 1, 0, 0], 10, None),  # gamma = t: a constant pull
+        ([0, 0, 5, 0, 0, 0, 0, 0], 10, None),  # gamma = c1: no pull at all
+        ([0.0] * 8, 10, None),
+        ([0, 0, 0, -0.5, 0, 0.4, 0, 0], 2, 0.7),  # g = 0.4 - p + (1-p) = 1.4 - 2p
+        (
+            [0, 0, 0, -0.5, 0, 0, 0, 0],
+            4,
+            None,
+        ),  # g(1/n) = 0 is chance, where training starts, not where it rests
+        ([1e-200] * 8, 3, None),
+    ],
+)
+def test_equilibria_by_hand(theta: list[float], n: int, rest: float | None) -> None:
+    found = equilibrium_confidence(theta, n)
+    assert found == (rest if rest is None else pytest.approx(rest, abs=1e-12))
+    assert found is None or 1 / n < found <= 1
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e6])
+def test_the_equilibrium_does_not_depend_on_the_scale(scale: float) -> None:
+    rng = np.random.default_rng(8)
+    for _ in range(30):
+        theta = random_theta(rng, 3)
+        scaled = theta[:2] + [scale * value for value in theta[2:]]
+        rest = equilibrium_confidence(theta, 10)
+        assert equilibrium_confidence(scaled, 10) == (
+            rest if rest is None else pytest.approx(rest, rel=1e-6)
+        )
+        assert learning_drive(scaled, 10) == pytest.approx(
+            scale * learning_drive(theta, 10), rel=1e-9
+        )
+
+
+@pytest.mark.parametrize("tiny", [1e-310, 1e-16, 1e-13, 1e-10, 1e-6])
+def test_a_vanishing_leading_coefficient_does_not_disturb_the_root(tiny: float) -> None:
+    # g = 0.4 - p + (1-p)/9, and a square of about no size, whose other root is far away.
+    found = equilibrium_confidence([0, 0, 0, -0.5, tiny, 0.4, 0, 0], 10)
+    assert found == pytest.approx(0.46, abs=10 * tiny + 1e-12)
+
+
+@pytest.mark.parametrize("n", CLASSES)
+@pytest.mark.parametrize(
+    ("name", "smoothing"),
+    [
+        ("cross-entropy", 0.0),
+        ("cross-entropy", 0.1),
+        ("cross-entropy", 0.5),
+        ("squared-error", 0.0),
+        ("baikal", 0.0),
+    ],
+)
+def test_the_classic_losses_have_the_measured_dynamics(name: str, smoothing: float, n: int) -> None:
+    drive, rate, rest = classic(name, n, smoothing)
+    loss = losses.classic(name, smoothing)
+    assert drive == pytest.approx(measured_drive(loss, n), rel=1e-9)
+    matrix = measured_collapse_matrix(loss, n).numpy()
+    np.testing.assert_allclose(matrix, rate / n**2 * (np.eye(n) - 1 / n), rtol=1e-9, atol=1e-12)
+    inside = np.linspace(1 / n, 1, 50)[1:-1]
+    for p in inside:
+        if rest is None or abs(p - rest) > 1e-6:
+            assert (pull_on_target(loss, p, n) > 0) == (rest is None or p < rest)
+    if rest is not None and rest < 1:
+        assert pull_on_target(loss, rest, n) == pytest.approx(0, abs=1e-10)
+
+
+@pytest.mark.parametrize("n", CLASSES)
+def test_the_equilibrium_of_label_smoothing(n: int) -> None:
+    for alpha in (0.05, 0.1, 0.3, 0.9):
+        assert classic("cross-entropy", n, alpha).equilibrium_confidence == pytest.approx(
+            1 - alpha * (n - 1) / n
+        )
+
+
+@pytest.mark.parametrize("n", CLASSES)
+def test_squared_error_is_a_taylor_loss_and_has_its_dynamics(n: int) -> None:
+    found, expected = dynamics([0, 0, 0, -1, 0, 2, 0, 0], n), classic("squared-error", n)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.integers(2, 5).flatmap(
+        lambda k: st.lists(
+            st.floats(-3, 3), min_size=k * (k + 1) // 2 + 2, max_size=k * (k + 1) // 2 + 2
+        )
+    ),
+    st.floats(0, 0.95),
+    st.sampled_from([2, 3, 10]),
+    st.integers(0, 2**31),
+)
+def test_a_smoothed_theta_does_with_one_hot_targets_what_theta_does_with_smoothed_ones(
+    theta: list[float], alpha: float, n: int, seed: int
+) -> None:
+    order = {5: 2, 8: 3, 12: 4, 17: 5}[len(theta)]
+    logits = 2 * torch.randn(
+        n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
+    soft = (1 - alpha) * torch.eye(n, dtype=torch.float64) + alpha / n
+    plain, smoothed = TaylorLoss(theta, order), TaylorLoss(label_smoothed(theta, alpha, n), order)
+    # Rounding grows with the centre theta_0 / (1 - alpha), whose powers are taken.
+    bound = 1e-12 * max(1.0, max(map(abs, theta))) ** (order + 1) * (1 / (1 - alpha)) ** order
+    torch.testing.assert_close(
+        gradient(smoothed, logits, torch.arange(n)),
+        gradient(plain, logits, soft),
+        rtol=1e-9,
+        atol=bound,
+    )
+
+
+def test_a_smoothed_squared_error_rests_where_label_smoothing_says() -> None:
+    for n in CLASSES:
+        theta = label_smoothed([0, 0, 0, -1, 0, 2, 0, 0], 0.1, n)
+        assert equilibrium_confidence(theta, n) == pytest.approx(1 - 0.1 * (n - 1) / n)
+
+
+def test_smoothing_by_nothing_changes_nothing() -> None:
+    assert label_smoothed(MNIST, 0.0, 10) == MNIST
+
+
+@pytest.mark.parametrize("n", [1, 0, -2])
+def test_fewer_than_two_classes_are_refused(n: int) -> None:
+    calls = [
+        *(
+            lambda function=function: function(MNIST, n)
+            for function in (learning_drive, collapse_rate, net_pull)
+        ),
+        lambda: equilibrium_confidence(MNIST, n),
+        lambda: dynamics(MNIST, n),
+        lambda: label_smoothed(MNIST, 0.1, n),
+        lambda: classic("cross-entropy", n),
+    ]
+    for call in calls:
+        with pytest.raises(InputError, match=f"number of classes should be at least 2, is {n}"):
+            call()
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.0, math.nan])
+def test_impossible_smoothing_is_refused(alpha: float) -> None:
+    calls = (
+        lambda: label_smoothed(MNIST, alpha, 10),
+        lambda: classic("cross-entropy", 10, alpha),
+        lambda: CrossEntropy(alpha),
+    )
+    for call in calls:
+        with pytest.raises(InputError, match="label smoothing should be at least 0 and below 1"):
+            call()
+
+
+def test_unknown_and_unsmoothable_losses_are_refused() -> None:
+    for call in (lambda name, alpha=0.0: classic(name, 10, alpha), losses.classic):
+        with pytest.raises(
+            InputError,
+            match="unknown loss 'hinge'; there are cross-entropy, squared-error and baikal",
+        ):
+            call("hinge")
+        for name in ("squared-error", "baikal"):
+            with pytest.raises(
+                InputError, match=f"label smoothing is for cross-entropy only, not for '{name}'"
+            ):
+                call(name, 0.1)
+
+
+def test_the_names_of_the_classic_losses() -> None:
+    found = [type(losses.classic(name)) for name in ("cross-entropy", "squared-error", "baikal")]
+    assert found == [CrossEntropy, SquaredError, Baikal]
+
+
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_huge_numbers_do_not_overflow(size: float) -> None:
+    rng = np.random.default_rng(0)
+    for order in (3, 8):
+        for _ in range(10):
+            found = dynamics((size * rng.uniform(-1, 1, order * (order + 1) // 2 + 2)).tolist(), 10)
+            assert math.isfinite(found.learning_drive)
+            assert math.isfinite(found.collapse_rate)

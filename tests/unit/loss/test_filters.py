@@ -1,0 +1,193 @@
+"""The invariants against the inequalities of the paper, and against networks that are trained."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.datasets import load_digits
+from torch.nn import functional
+
+from taylorglo.errors import InputError
+from taylorglo.loss.dynamics import coefficients, collapse_rate, learning_drive
+from taylorglo.loss.filters import FILTERS, all_of, learnable, none, published, stable
+from taylorglo.loss.functions import TaylorLoss
+from taylorglo.loss.polynomial import from_coefficients
+
+CLASSES = [2, 3, 5, 10, 100]
+
+
+def random_thetas(
+    count: int, order: int = 3, sigma: float = 1.2, seed: int = 0
+) -> list[list[float]]:
+    size = order * (order + 1) // 2 + 2
+    return np.random.default_rng(seed).normal(0, sigma, (count, size)).tolist()
+
+
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize("n", CLASSES)
+def test_published_is_the_inequality_of_the_paper(n: int, order: int) -> None:
+    decisions = set()
+    for theta in random_thetas(200, order):
+        c1, ch, chh, chy, cy, cyy = coefficients(theta)
+        left, right = cy + cyy + chy / n, (n - 2) * (c1 + ch / n + chh / n**2)
+        verdict = published(theta, n)
+        assert verdict.accepted == (left > right)
+        assert verdict.numbers["margin"] == pytest.approx(left - right, rel=1e-9, abs=1e-9)
+        decisions.add(verdict.accepted)
+    assert decisions == {True, False}
+
+
+def test_published_is_learnable_for_two_classes() -> None:
+    for theta in random_thetas(300):
+        assert published(theta, 2).accepted == learnable(theta, 2).accepted
+
+
+def test_published_depends_on_c1_and_learnable_does_not() -> None:
+    low, high = (from_coefficients(1.0, 0.0, 0.0, 0.0, c1=c1) for c1 in (-1.0, 1.0))
+    assert published(low, 10).accepted
+    assert not published(high, 10).accepted
+    assert learnable(low, 10).accepted
+    assert learnable(high, 10).accepted
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize("n", CLASSES)
+def test_learnable_is_a_positive_learning_drive(n: int, order: int) -> None:
+    for theta in random_thetas(100, order, seed=1):
+        drive = learning_drive(theta, n)
+        verdict = learnable(theta, n)
+        assert verdict.accepted == (drive > 0)
+        assert verdict.numbers == {"A": drive}
+
+
+def test_a_loss_without_any_pull_is_refused() -> None:
+    assert not learnable([0.0] * 8, 10).accepted
+    assert not published([0.0] * 8, 10).accepted
+
+
+@pytest.mark.parametrize(("n", "kappa"), [(2, 2.0), (3, 0.3), (10, 0.3), (100, 0.3)])
+def test_stable_limits_the_collapse_rate_to_kappa_times_the_drive(n: int, kappa: float) -> None:
+    # With chy = chh = 0, A = cy and B = ch exactly.
+    for share, accepted in [(-5.0, True), (0.0, True), (0.99, True), (1.01, False), (10.0, False)]:
+        theta = from_coefficients(4.0, 0.0, share * kappa * 4.0, 0.0)
+        assert learning_drive(theta, n) == pytest.approx(4.0)
+        assert stable(theta, n).accepted is accepted
+
+
+def test_stable_accepts_the_limit_itself() -> None:
+    # Powers of two, so that A = 4 and B = 8 are exact.
+    assert (learning_drive(from_coefficients(4.0, 0.0, 8.0, 0.0), 2), 8.0) == (4.0, 2.0 * 4.0)
+    assert stable(from_coefficients(4.0, 0.0, 8.0, 0.0), 2).accepted
+    assert not stable(from_coefficients(4.0, 0.0, np.nextafter(8.0, 9.0), 0.0), 2).accepted
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_stable_without_a_drive_asks_for_a_rate_that_is_not_positive(n: int) -> None:
+    assert stable(from_coefficients(-1.0, 0.0, 0.0, 0.0), n).accepted
+    assert stable(from_coefficients(-1.0, 0.0, -1.0, 0.0), n).accepted
+    assert not stable(from_coefficients(-1.0, 0.0, 0.01, 0.0), n).accepted
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(-50, 50), min_size=8, max_size=8), st.sampled_from(CLASSES))
+def test_every_filter_says_why_with_its_numbers(theta: list[float], n: int) -> None:
+    symbols = {"published": "gamma_T - (n-1) gamma_N", "learnable": "A", "stable": "B"}
+    expected = {"A": learning_drive(theta, n), "B": collapse_rate(theta, n)}
+    for name, symbol in symbols.items():
+        verdict = FILTERS[name](theta, n)
+        decided = "accepted" if verdict.accepted else "rejected"
+        assert verdict.reason.startswith(f"{decided} by {name}: {symbol} = ")
+        assert "should be" in verdict.reason
+        for key, value in verdict.numbers.items():
+            if key in expected:
+                assert value == expected[key]
+    assert set(stable(theta, n).numbers) == {"A", "B"}
+
+
+def test_a_reason_in_full() -> None:
+    theta = from_coefficients(4.0, 0.0, 2.5, 0.0)
+    assert learnable(theta, 10).reason == "accepted by learnable: A = 4, should be above 0"
+    assert stable(theta, 10).reason == "rejected by stable: B = 2.5, should be at most 1.2"
+
+
+def test_none_accepts_everything() -> None:
+    for theta in random_thetas(20):
+        assert none(theta, 10).accepted
+
+
+@pytest.mark.parametrize(
+    "names", [["learnable"], ["stable", "learnable"], ["published", "learnable", "stable"]]
+)
+def test_all_of_accepts_what_all_accept_and_names_the_first_to_reject(names: list[str]) -> None:
+    combined = all_of(names)
+    rejected_by = set()
+    for theta in random_thetas(80, seed=3):
+        single = [FILTERS[name](theta, 10) for name in names]
+        verdict = combined(theta, 10)
+        assert verdict.accepted == all(each.accepted for each in single)
+        assert verdict.numbers == {
+            key: value for each in single for key, value in each.numbers.items()
+        }
+        first = next(
+            (name for name, each in zip(names, single, strict=True) if not each.accepted), None
+        )
+        rejected_by.add(first)
+        if first:
+            assert verdict.reason == FILTERS[first](theta, 10).reason
+        else:
+            assert all(each.reason in verdict.reason for each in single)
+    assert {None, names[0]} <= rejected_by
+
+
+def test_unknown_and_missing_filters_are_refused() -> None:
+    with pytest.raises(
+        InputError, match="unknown filter lernable; there are published, learnable, stable, none"
+    ):
+        all_of(["stable", "lernable"])
+    with pytest.raises(InputError, match="unknown filter"):
+        all_of([])
+
+
+@pytest.mark.parametrize("name", ["published", "learnable", "stable"])
+def test_one_class_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match="number of classes should be at least 2, is 1"):
+        FILTERS[name]([0.0] * 8, 1)
+
+
+def trained_accuracy(
+    theta: list[float], images: torch.Tensor, labels: torch.Tensor, seed: int
+) -> float:
+    """Training accuracy of a small MLP after 40 full-batch steps, scaled so that the first one is
+    of like size."""
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(64, 24), (24, 10)]
+    weights = [
+        (torch.randn(shape, generator=generator) / shape[0] ** 0.5).requires_grad_()
+        for shape in shapes
+    ]
+    loss, rate = TaylorLoss(theta), 3.0 / max(1.0, abs(learning_drive(theta, 10)))
+    for _ in range(40):
+        logits = functional.relu(images @ weights[0]) @ weights[1]
+        for weight, gradient in zip(
+            weights, torch.autograd.grad(loss(logits, labels), weights), strict=True
+        ):
+            weight.data -= rate * gradient
+    logits = functional.relu(images @ weights[0]) @ weights[1]
+    return float((logits.argmax(dim=1) == labels).float().mean())
+
+
+def test_a_network_learns_with_a_positive_drive_only_and_reliably_when_stable() -> None:
+    data = load_digits()
+    images = torch.tensor(data.data[:500], dtype=torch.float32)
+    images, labels = (images - images.mean(dim=0)) / 8, torch.tensor(data.target[:500])
+    accuracies: dict[str, list[float]] = {"no drive": [], "unstable": [], "stable": []}
+    for seed, theta in enumerate(random_thetas(60, seed=11)):
+        kind = "stable" if stable(theta, 10).accepted else "unstable"
+        kind = kind if learnable(theta, 10).accepted else "no drive"
+        accuracies[kind].append(trained_accuracy(theta, images, labels, seed))
+    assert all(len(values) >= 15 for values in accuracies.values())
+    assert max(accuracies["no drive"]) < 0.25
+    assert min(accuracies["stable"]) > 0.4
+    assert np.median(accuracies["stable"]) > 0.85
+    assert np.median(accuracies["unstable"]) < 0.65

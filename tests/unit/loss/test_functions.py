@@ -1,0 +1,600 @@
+"""The losses against direct evaluations, their learning rules by autograd, and what users do to a
+Taylor loss."""
+
+import itertools
+import json
+import math
+import os
+import resource
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from taylorglo.errors import InputError
+from taylorglo.loss import dynamics
+from taylorglo.loss.functions import Baikal, CrossEntropy, Loss, SquaredError, TaylorLoss
+
+# The loss of the regularization paper that was found on MNIST.
+MNIST = [-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513]
+ORDERS = [2, 3, 4, 5]
+CLASSES = [2, 3, 10]
+
+
+def size(order: int) -> int:
+    return 2 + order * (order + 1) // 2
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_theta(order: int, seed: int, sigma: float = 1.2) -> list[float]:
+    return (
+        sigma * torch.randn(size(order), generator=generator(seed), dtype=torch.float64)
+    ).tolist()
+
+
+def random_batch(n: int, seed: int, samples: int = 6) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, soft targets and class indices."""
+    source = generator(seed)
+    logits = 2 * torch.randn(samples, n, generator=source, dtype=torch.float64)
+    soft = torch.rand(samples, n, generator=source, dtype=torch.float64).pow(3)
+    return (
+        logits,
+        soft / soft.sum(dim=1, keepdim=True),
+        torch.randint(n, (samples,), generator=source),
+    )
+
+
+def one_hot(indices: Tensor, n: int) -> Tensor:
+    return torch.eye(n, dtype=torch.float64)[indices]
+
+
+def expansion(theta: list[float], order: int, t: float, h: float) -> float:
+    """F(t, h), every monomial written out: theta_0 is the centre of t, and a counts up before b
+    does."""
+    coefficients = iter(theta[2:])
+    return math.fsum(
+        next(coefficients) * (t - theta[0]) ** a * (h - theta[1]) ** b
+        for a, b in itertools.product(range(order), range(1, order + 1))
+        if a + b <= order
+    )
+
+
+def direct(theta: list[float], order: int, logits: Tensor, targets: Tensor) -> list[float]:
+    """L of each sample, in plain Python."""
+    values = []
+    for z, t in zip(logits.tolist(), targets.tolist(), strict=True):
+        exponentials = [math.exp(each) for each in z]
+        h = [each / math.fsum(exponentials) for each in exponentials]
+        values.append(-math.fsum(expansion(theta, order, a, b) for a, b in zip(t, h, strict=True)))
+    return values
+
+
+def gradient(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+    logits = logits.detach().requires_grad_()
+    return torch.autograd.grad(loss.per_sample(logits, targets).sum(), logits)[0]
+
+
+def learning_rule(
+    gamma: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
+) -> Tensor:
+    """dL/dz_j = -h_j (gamma_j - sum_k h_k gamma_k)."""
+    h = logits.softmax(dim=1)
+    values = gamma(targets, h)
+    return -h * (values - (h * values).sum(dim=1, keepdim=True))
+
+
+def taylor_gamma(theta: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
+    def gamma(t: Tensor, h: Tensor) -> Tensor:
+        pairs = zip(t.flatten().tolist(), h.flatten().tolist(), strict=True)
+        return torch.tensor(
+            [dynamics.gamma(theta, a)(b) for a, b in pairs], dtype=torch.float64
+        ).view_as(h)
+
+    return gamma
+
+
+THETAS = st.sampled_from(ORDERS).flatmap(
+    lambda order: st.lists(st.floats(-10, 10), min_size=size(order), max_size=size(order)).map(
+        lambda t: (order, t)
+    )
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(THETAS, st.sampled_from(CLASSES), st.integers(0, 2**31))
+def test_a_taylor_loss_is_its_expansion_for_soft_and_hard_targets(
+    drawn: tuple[int, list[float]], n: int, seed: int
+) -> None:
+    order, theta = drawn
+    logits, soft, indices = random_batch(n, seed)
+    loss = TaylorLoss(theta, order)
+    bound = (
+        1e-14 * n * sum(11.0**power for power in range(order + 2))
+    )  # of terms of size 10 * 11^order that cancel
+    for targets, meant in (
+        (soft, soft),
+        (one_hot(indices, n), one_hot(indices, n)),
+        (indices, one_hot(indices, n)),
+    ):
+        values = loss.per_sample(logits, targets)
+        assert values.shape == (len(logits),)
+        assert values.dtype == torch.float64
+        assert values.tolist() == pytest.approx(
+            direct(theta, order, logits, meant), rel=1e-10, abs=bound
+        )
+        torch.testing.assert_close(loss(logits, targets), values.mean())
+
+
+def test_the_published_mnist_loss() -> None:
+    loss, n = TaylorLoss(MNIST, classes=10), 10
+    logits, _, indices = random_batch(n, 1)
+    th0, th1, th2, th3, th4, th5, th6, th7 = MNIST
+    h, t = logits.softmax(dim=1), one_hot(indices, n)
+    u, v = h - th1, t - th0
+    f = th2 * u + th3 * u**2 + th4 * u**3 + th5 * v * u + th6 * v * u**2 + th7 * v**2 * u
+    torch.testing.assert_close(loss.per_sample(logits, indices), -f.sum(dim=1), rtol=1e-12, atol=0)
+    # At the null epoch L = -(f(1, 1/n) + (n-1) f(0, 1/n)), in plain arithmetic.
+    expected = -(expansion(MNIST, 3, 1.0, 0.1) + 9 * expansion(MNIST, 3, 0.0, 0.1))
+    assert float(loss(torch.zeros(1, n, dtype=torch.float64), torch.tensor([4]))) == pytest.approx(
+        expected, rel=1e-13
+    )
+
+
+def taylor_rule(theta: list[float], order: int) -> tuple[Loss, Callable[[Tensor, Tensor], Tensor]]:
+    return TaylorLoss(theta, order), taylor_gamma(theta)
+
+
+RULES: dict[str, tuple[Loss, Callable[[Tensor, Tensor], Tensor]]] = {
+    **{f"taylor-{order}": taylor_rule(random_theta(order, seed=order), order) for order in ORDERS},
+    "mnist": taylor_rule(MNIST, 3),
+    "cross-entropy": (CrossEntropy(), lambda t, h: t / h),
+    "smoothed": (CrossEntropy(0.2), lambda t, h: (0.8 * t + 0.2 / t.shape[1]) / h),
+    "squared-error": (SquaredError(), lambda t, h: 2 * (t - h)),
+    "baikal": (Baikal(), lambda t, h: 1 / h + t / h**2),
+}
+
+
+@pytest.mark.parametrize("n", CLASSES)
+@pytest.mark.parametrize("name", RULES)
+def test_gradients_follow_the_learning_rule(name: str, n: int) -> None:
+    loss, gamma = RULES[name]
+    for seed in range(5):
+        logits, soft, indices = random_batch(n, seed)
+        for targets, meant in ((soft, soft), (indices, one_hot(indices, n))):
+            found, expected = gradient(loss, logits, targets), learning_rule(gamma, logits, meant)
+            torch.testing.assert_close(
+                found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())
+            )
+            torch.testing.assert_close(
+                loss(logits, targets), loss.per_sample(logits, targets).mean()
+            )
+
+
+def test_the_values_of_the_classic_losses() -> None:
+    logits, soft, indices = random_batch(5, 0)
+    for targets, t in ((soft, soft), (indices, one_hot(indices, 5))):
+        h = logits.softmax(dim=1)
+        expected = {
+            CrossEntropy(): -(t * h.log()).sum(dim=1),
+            CrossEntropy(0.3): -((0.7 * t + 0.3 / 5) * h.log()).sum(dim=1),
+            SquaredError(): ((t - h) ** 2).sum(dim=1),
+            Baikal(): -(h.log() - t / h).sum(dim=1),
+        }
+        for loss, values in expected.items():
+            torch.testing.assert_close(loss.per_sample(logits, targets), values)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_c1_is_a_gauge_freedom(order: int) -> None:
+    theta = random_theta(order, seed=20)
+    logits, soft, indices = random_batch(4, 20)
+    for shift in (-30.0, 0.7, 500.0):
+        # The coefficient of (h - theta_1) alone is a constant in df/dh.
+        shifted = [*theta[:2], theta[2] + shift, *theta[3:]]
+        for targets in (soft, indices):
+            expected = gradient(TaylorLoss(theta, order), logits, targets)
+            torch.testing.assert_close(
+                gradient(TaylorLoss(shifted, order), logits, targets),
+                expected,
+                rtol=1e-9,
+                atol=1e-12 * abs(shift),
+            )
+            assert not torch.allclose(
+                TaylorLoss(shifted, order)(logits, targets),
+                TaylorLoss(theta, order)(logits, targets),
+            )
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(-20, 20), min_size=6, max_size=6), st.floats(-20, 20))
+def test_only_the_sum_of_cy_and_cyy_enters_with_one_hot_targets(
+    numbers: list[float], moved: float
+) -> None:
+    cy, chy, ch, chh, cyy, c1 = numbers
+    logits, soft, indices = random_batch(4, 21)
+    one = TaylorLoss.from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
+    other = TaylorLoss.from_coefficients(cy - moved, chy, ch, chh, cyy=cyy + moved, c1=0.0)
+    torch.testing.assert_close(
+        gradient(one, logits, indices), gradient(other, logits, indices), rtol=1e-9, atol=1e-11
+    )
+    if abs(moved) > 1e-3:  # with soft targets it is not so
+        difference = gradient(one, logits, soft) - gradient(other, logits, soft)
+        assert difference.abs().max() > 1e-4 * abs(moved)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(-1e6, 1e6), min_size=6, max_size=6))
+def test_from_coefficients_has_the_coefficients_given(numbers: list[float]) -> None:
+    cy, chy, ch, chh, cyy, c1 = numbers
+    loss = TaylorLoss.from_coefficients(
+        cy, chy, ch, chh, cyy=cyy, c1=c1, classes=7, provenance={"by": "hand"}
+    )
+    found = dynamics.coefficients(loss.theta.tolist())
+    assert found == pytest.approx(
+        dynamics.Coefficients(c1, ch, chh, chy, cy, cyy), rel=1e-14, abs=1e-300
+    )
+    assert (loss.order, loss.classes, loss.provenance) == (3, 7, {"by": "hand"})
+
+
+@pytest.mark.parametrize("scale", [1e-3, 2.0, 1e4])
+def test_the_scale_of_the_coefficients_scales_the_gradients(scale: float) -> None:
+    for order in ORDERS:
+        theta = random_theta(order, seed=30)
+        logits, soft, _ = random_batch(5, 30)
+        scaled = TaylorLoss([*theta[:2], *(scale * value for value in theta[2:])], order)
+        expected = scale * gradient(TaylorLoss(theta, order), logits, soft)
+        torch.testing.assert_close(
+            gradient(scaled, logits, soft), expected, rtol=1e-9, atol=1e-12 * scale
+        )
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    "name", ["mnist", "order-5", "cross-entropy", "smoothed", "squared-error", "baikal"]
+)
+def test_short_logits_are_computed_in_float32(name: str, precision: torch.dtype) -> None:
+    loss: Loss = {
+        "mnist": TaylorLoss(MNIST),
+        "order-5": TaylorLoss(random_theta(5, 1), 5),
+        "cross-entropy": CrossEntropy(),
+        "smoothed": CrossEntropy(0.1),
+        "squared-error": SquaredError(),
+        "baikal": Baikal(),
+    }[name]
+    logits, soft, indices = random_batch(10, 40)
+    short = logits.to(precision)
+    for targets in (soft, soft.to(precision), indices, indices.to(torch.uint8)):
+        values = loss.per_sample(short, targets)
+        exact = loss.per_sample(
+            short.double(), targets.double() if targets.is_floating_point() else targets
+        )
+        assert values.dtype == torch.float32
+        assert loss(short, targets).dtype == torch.float32
+        torch.testing.assert_close(
+            values.double(), exact, rtol=3e-6, atol=3e-6 * float(exact.abs().max())
+        )
+    found = gradient(loss, short, indices)
+    assert found.dtype == precision
+    expected = gradient(loss, short.double(), indices)
+    torch.testing.assert_close(
+        found.double(),
+        expected,
+        rtol=1e-2,
+        atol=torch.finfo(precision).eps * float(expected.abs().max()),
+    )
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_saturated_logits_are_safe(precision: torch.dtype) -> None:
+    logits = torch.full((4, 10), -100.0)
+    logits[torch.arange(4), torch.arange(4)] = 100.0
+    logits = logits.to(precision)
+    right, wrong = torch.arange(4), torch.arange(4) + 1
+    for loss in (
+        TaylorLoss(MNIST),
+        TaylorLoss(random_theta(5, 2), 5),
+        CrossEntropy(),
+        SquaredError(),
+    ):
+        for targets in (right, wrong):
+            assert loss.per_sample(logits, targets).isfinite().all()
+            assert gradient(loss, logits, targets).isfinite().all()
+    # Baikal is t/h there: finite where the target is, or where float64 holds e^200.
+    assert Baikal().per_sample(logits, right).tolist() == pytest.approx([9 * 200 + 1.0] * 4)
+    assert gradient(Baikal(), logits, right).isfinite().all()
+    assert not Baikal().per_sample(logits, wrong).isnan().any()
+
+
+@pytest.mark.parametrize("change", ["half", "bfloat16", "float", "double"])
+def test_a_models_precision_does_not_round_theta(change: str) -> None:
+    model = nn.Module()
+    model.loss, model.layer = TaylorLoss(MNIST), nn.Linear(2, 2)
+    getattr(model, change)()
+    assert model.loss.theta.dtype == torch.float64
+    assert model.loss.theta.tolist() == MNIST
+    model.loss.theta.fill_(0.1)  # still in place
+    assert model.state_dict()["loss.theta"].tolist() == [0.1] * 8
+
+
+def test_theta_moves_with_the_model() -> None:
+    assert TaylorLoss(MNIST).to("meta").theta.is_meta
+
+
+def test_theta_is_part_of_the_state() -> None:
+    other = TaylorLoss([0.0] * 8)
+    other.load_state_dict(TaylorLoss(MNIST).state_dict())
+    assert other.theta.tolist() == MNIST
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_gradient_with_respect_to_theta(order: int) -> None:
+    theta = torch.tensor(random_theta(order, 50), dtype=torch.float64, requires_grad=True)
+    logits, soft, _ = random_batch(4, 50)
+
+    def value(each: Tensor) -> Tensor:
+        return TaylorLoss(each, order)(logits, soft)
+
+    assert torch.autograd.gradcheck(value, (theta,))
+    assert torch.autograd.grad(value(theta), theta)[0].abs().min() > 0
+
+
+def test_theta_is_used_as_it_is_and_can_be_changed_in_place() -> None:
+    logits, soft, _ = random_batch(4, 51)
+    theta = torch.tensor(MNIST, dtype=torch.float64)
+    loss = TaylorLoss(theta)
+    assert loss.theta is theta
+    other = random_theta(3, 51)
+    theta.copy_(torch.tensor(other))
+    torch.testing.assert_close(
+        loss(logits, soft), TaylorLoss(theta.tolist())(logits, soft), rtol=0, atol=0
+    )
+    assert not torch.allclose(loss(logits, soft), TaylorLoss(MNIST)(logits, soft))
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_one_compiled_graph_serves_every_theta(gradients: bool) -> None:
+    import torch._dynamo
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager" if gradients else "eager")
+    loss = TaylorLoss(MNIST)
+    compiled = torch.compile(loss, fullgraph=True, backend=counter)
+    logits, soft, indices = random_batch(10, 52)
+
+    def check(targets: Tensor) -> None:
+        own = logits.clone().requires_grad_(gradients)
+        value = compiled(own, targets)
+        torch.testing.assert_close(value, TaylorLoss(loss.theta.tolist())(logits, targets))
+        if gradients:
+            expected = gradient(TaylorLoss(loss.theta.tolist()), logits, targets) / len(logits)
+            torch.testing.assert_close(torch.autograd.grad(value, own)[0], expected)
+
+    check(indices)
+    assert counter.frame_count == 1
+    for seed in range(3):
+        loss.theta.copy_(torch.tensor(random_theta(3, seed), dtype=torch.float64))
+        check(indices)
+    loss.theta = torch.tensor(random_theta(3, 60), dtype=torch.float64)
+    check(indices)
+    assert counter.frame_count == 1
+    check(soft)  # another kind of targets is another graph, or the count above would prove nothing
+    assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize(
+    ("theta", "order", "message"),
+    [
+        ([0.0] * 7, 3, "theta has 7 numbers; there should be 8 for order 3"),
+        ([0.0] * 8, 4, "theta has 8 numbers; there should be 12 for order 4"),
+        ([0.0] * 8, 1, "order of a Taylor loss should be at least 2, is 1"),
+        ([0.0] * 7 + [math.nan], 3, r"theta\[7\] is nan"),
+        ([math.inf] + [0.0] * 7, 3, r"theta\[0\] is inf"),
+        (torch.tensor([0.0] * 7 + [-math.inf]), 3, r"theta\[7\] is -inf"),
+        (torch.zeros(7), 3, "theta has 7 numbers"),
+        (torch.zeros(2, 4), 3, r"theta should have shape \(8,\), has \(2, 4\)"),
+        (torch.zeros(8, 1), 3, r"theta should have shape \(8,\), has \(8, 1\)"),
+        (torch.tensor(0.0), 3, "theta has 1 numbers"),
+    ],
+)
+def test_an_impossible_theta_is_refused(
+    theta: list[float] | Tensor, order: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        TaylorLoss(theta, order)
+    assert isinstance(caught.value, ValueError)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("classes", [1, 0, -5])
+def test_fewer_than_two_classes_are_refused(classes: int) -> None:
+    with pytest.raises(InputError, match=f"classes should be at least 2, is {classes}"):
+        TaylorLoss(MNIST, classes=classes)
+
+
+@pytest.mark.parametrize("loss", [TaylorLoss(MNIST), CrossEntropy(), SquaredError(), Baikal()])
+@pytest.mark.parametrize(
+    ("logits", "targets", "message"),
+    [
+        (
+            (4, 10),
+            torch.zeros(5, dtype=torch.long),
+            r"class indices should have shape \(4,\), have \(5,\)",
+        ),
+        (
+            (4, 10),
+            torch.zeros(4, 1, dtype=torch.long),
+            r"class indices should have shape \(4,\), have \(4, 1\)",
+        ),
+        (
+            (4, 10),
+            torch.zeros(4, 10, dtype=torch.long),
+            r"class indices should have shape \(4,\), have \(4, 10\)",
+        ),
+        ((4, 10), torch.zeros(4), r"soft targets should have shape \(4, 10\), have \(4,\)"),
+        ((4, 10), torch.zeros(4, 9), r"soft targets should have shape \(4, 10\), have \(4, 9\)"),
+        ((4, 10), torch.zeros(1, 10), r"soft targets should have shape \(4, 10\), have \(1, 10\)"),
+        (
+            (10,),
+            torch.zeros(10),
+            r"logits should have shape \(samples, classes >= 2\), have \(10,\)",
+        ),
+        (
+            (4, 1),
+            torch.zeros(4, 1),
+            r"logits should have shape \(samples, classes >= 2\), have \(4, 1\)",
+        ),
+        (
+            (4, 10, 3),
+            torch.zeros(4, 3).long(),
+            r"logits should have shape \(samples, classes >= 2\), have \(4, 10, 3\)",
+        ),
+    ],
+)
+def test_wrong_shapes_are_refused(
+    loss: Loss, logits: tuple[int, ...], targets: Tensor, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        loss(torch.zeros(logits), targets)
+
+
+@settings(deadline=None, derandomize=True)
+@given(THETAS, st.none() | st.integers(2, 1000))
+def test_what_is_saved_is_loaded_exactly(
+    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[int, list[float]], classes: int | None
+) -> None:
+    order, theta = drawn
+    path = tmp_path_factory.getbasetemp() / "loss.json"
+    provenance = {
+        "sweep": "a",
+        "generation": 3,
+        "fitness": 0.1 + 0.2,
+        "nested": {"list": [1, None, "ä"]},
+    }
+    TaylorLoss(theta, order, classes=classes, provenance=provenance).save(path)
+    loaded = TaylorLoss.load(path)
+    assert loaded.theta.dtype == torch.float64
+    assert loaded.theta.tolist() == theta
+    assert (loaded.order, loaded.classes, loaded.provenance) == (order, classes, provenance)
+
+
+def test_a_saved_loss_is_plain_json(tmp_path: Path) -> None:
+    TaylorLoss(torch.tensor(MNIST, dtype=torch.float64, requires_grad=True), classes=10).save(
+        tmp_path / "a.json"
+    )
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content == {
+        "format": "taylorglo.loss/1",
+        "theta": MNIST,
+        "order": 3,
+        "classes": 10,
+        "provenance": {},
+    }
+
+
+def test_saving_replaces_a_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "loss.json"
+    TaylorLoss(MNIST).save(path)
+    TaylorLoss([1.0] * 8).save(path)
+    assert TaylorLoss.load(str(path)).theta.tolist() == [1.0] * 8
+    assert os.listdir(tmp_path) == ["loss.json"]
+
+
+def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "loss.json"
+    TaylorLoss(MNIST).save(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (64, hard)
+    )  # a file larger than that is cut off, with an error
+    try:
+        with pytest.raises(InputError, match=r"loss\.json: cannot be written: File too large"):
+            TaylorLoss([1.0] * 8).save(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert TaylorLoss.load(path).theta.tolist() == MNIST
+    assert os.listdir(tmp_path) == ["loss.json"]
+
+
+@pytest.mark.parametrize("provenance", [{"fitness": math.nan}, {"by": object()}])
+def test_what_is_not_json_is_not_saved(tmp_path: Path, provenance: dict[str, object]) -> None:
+    path = tmp_path / "loss.json"
+    TaylorLoss(MNIST).save(path)
+    with pytest.raises(InputError, match=r"loss\.json: the loss is not JSON"):
+        TaylorLoss([1.0] * 8, provenance=provenance).save(path)
+    assert TaylorLoss.load(path).theta.tolist() == MNIST
+    assert os.listdir(tmp_path) == ["loss.json"]
+
+
+def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for path, reason in [
+        (tmp_path / "missing" / "loss.json", "No such file or directory"),
+        (tmp_path / "file" / "loss.json", "Not a directory"),
+        (tmp_path / "folder", "Is a directory"),
+    ]:
+        with pytest.raises(InputError, match=f"{path}: cannot be written: {reason}"):
+            TaylorLoss(MNIST).save(path)
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+def saved(**changes: object) -> str:
+    content = {
+        "format": "taylorglo.loss/1",
+        "theta": MNIST,
+        "order": 3,
+        "classes": 10,
+        "provenance": {},
+    }
+    return json.dumps({**content, **changes})
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (saved()[:60], "is not a saved loss"),
+        ("", "is not a saved loss"),
+        ("\x80\x81", "is not a saved loss"),
+        ("[1, 2]", 'there is no "format": "taylorglo.loss/1"'),
+        (saved(format="taylorglo.loss/2"), 'there is no "format": "taylorglo.loss/1"'),
+        (json.dumps({"theta": MNIST}), 'there is no "format": "taylorglo.loss/1"'),
+        (saved(theta=MNIST[:7]), "theta has 7 numbers; there should be 8 for order 3"),
+        (saved(theta="1,2"), "theta should be a list of numbers"),
+        (saved(theta=None), "theta should be a list of numbers"),
+        (saved(theta=["1"] * 8), "theta should be a list of numbers"),
+        (saved(theta=[math.nan] * 8), r"theta\[0\] is nan"),
+        (saved(theta=[10**400] * 8), r"theta\[0\] is 1000"),
+        (saved().replace(str(MNIST[7]), "1e400"), r"theta\[7\] is inf"),
+        (saved(order=4), "theta has 8 numbers; there should be 12 for order 4"),
+        (saved(order="3"), "order and classes should be whole numbers"),
+        (saved(order=None), "order and classes should be whole numbers"),
+        (saved(classes=2.5), "order and classes should be whole numbers"),
+        (saved(classes=1), "classes should be at least 2, is 1"),
+        (saved(provenance=[1]), "provenance should be a group of named values"),
+    ],
+)
+def test_files_that_are_no_saved_loss_are_refused(
+    tmp_path: Path, content: str, message: str
+) -> None:
+    path = tmp_path / "loss.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=message) as caught:
+        TaylorLoss.load(path)
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"missing\.json: is not a saved loss: .*No such file"):
+        TaylorLoss.load(tmp_path / "missing.json")
+
+
+def test_a_loss_prints_its_coefficients() -> None:
+    assert repr(TaylorLoss(MNIST)) == f"TaylorLoss(theta={MNIST}, order=3)"

@@ -1,0 +1,119 @@
+"""The flat vector theta: its terms, their order, and what is refused."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from taylorglo.errors import InputError
+from taylorglo.loss.polynomial import (
+    LARGEST,
+    checked_theta,
+    coefficient_table,
+    from_coefficients,
+    length,
+    terms,
+)
+
+ORDERS = range(2, 9)
+NUMBERS = st.floats(-100, 100)
+
+
+def test_order_3_has_the_terms_of_the_paper_in_its_order() -> None:
+    # With v = t - theta_0 and u = h - theta_1: theta_2 u, theta_3 u^2, theta_4 u^3, theta_5 v u,
+    # theta_6 v u^2, ...
+    assert terms(3) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_terms_are_every_monomial_with_h_up_to_the_order(order: int) -> None:
+    every = {
+        (a, b) for a in range(order + 1) for b in range(order + 1) if b >= 1 and a + b <= order
+    }
+    assert set(terms(order)) == every
+    assert len(terms(order)) == len(every) == order * (order + 1) // 2
+    assert length(order) == len(every) + 2
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_order_follows_from_the_length(order: int) -> None:
+    theta = [float(value) for value in range(length(order))]
+    assert checked_theta(theta) == (theta, order)
+    assert checked_theta(theta, order) == (theta, order)
+
+
+@pytest.mark.parametrize("count", [0, 1, 4, 6, 7, 9, 11, 13])
+def test_a_length_of_no_order_is_refused(count: int) -> None:
+    with pytest.raises(
+        InputError, match=f"theta has {count} numbers; there should be 5, 8, 12, 17, ..."
+    ):
+        checked_theta([0.0] * count)
+
+
+def test_a_length_of_another_order_is_refused() -> None:
+    with pytest.raises(InputError, match="theta has 8 numbers; there should be 12 for order 4"):
+        checked_theta([0.0] * 8, 4)
+
+
+@pytest.mark.parametrize("order", [1, 0, -3])
+def test_an_order_below_2_is_refused(order: int) -> None:
+    for call in (terms, length, lambda k: checked_theta([0.0] * 8, k)):
+        with pytest.raises(
+            InputError, match=f"order of a Taylor loss should be at least 2, is {order}"
+        ):
+            call(order)
+
+
+@pytest.mark.parametrize(
+    "bad", [math.nan, math.inf, -math.inf, 2 * LARGEST, -2 * LARGEST, 10**400, None, "x", 1j]
+)
+@pytest.mark.parametrize("index", [0, 7])
+def test_what_is_not_a_finite_number_is_refused_with_its_place(bad: object, index: int) -> None:
+    theta: list[object] = [0.5] * 8
+    theta[index] = bad
+    with pytest.raises(InputError, match=rf"theta\[{index}\] is ") as caught:
+        checked_theta(theta)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.sampled_from(ORDERS).flatmap(
+        lambda k: st.lists(NUMBERS, min_size=length(k), max_size=length(k))
+    )
+)
+def test_the_table_holds_every_coefficient_once(theta: list[float]) -> None:
+    centre_t, centre_h, table = coefficient_table(theta)
+    order = checked_theta(theta)[1]
+    assert (centre_t, centre_h) == (theta[0], theta[1])
+    assert [table[b][a] for a, b in terms(order)] == theta[2:]
+    assert sum(map(len, table)) == len(theta) - 2
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.tuples(*[NUMBERS] * 6))
+def test_from_coefficients_is_a_valid_theta_of_order_3(numbers: tuple[float, ...]) -> None:
+    cy, chy, ch, chh, cyy, c1 = numbers
+    theta = from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
+    # df/dh at centre (0, 0) is c1 + 2 (ch/2) h + 3 (chh/3) h^2 + cy t + 2 (chy/2) t h + cyy t^2
+    assert theta[:2] == [0.0, 0.0]
+    multiples = [b * value for (_, b), value in zip(terms(3), theta[2:], strict=True)]
+    assert multiples == pytest.approx([c1, ch, chh, cy, chy, cyy], rel=1e-14, abs=1e-300)
+
+
+def test_from_coefficients_refuses_what_is_not_finite() -> None:
+    with pytest.raises(InputError, match="theta"):
+        from_coefficients(math.nan, 0, 0, 0)
+
+
+def test_filtering_needs_no_torch() -> None:
+    code = "import sys, taylorglo.loss.filters, taylorglo.settings, taylorglo.stats; print('torch' in sys.modules)"
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "False\n"
+    )

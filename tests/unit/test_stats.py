@@ -1,0 +1,89 @@
+"""The statistics of the report, against scipy, numpy and brute force."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from taylorglo.stats import covered, mean_curve, paired, welch
+
+GRID = st.integers(0, 20)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shift"), [((10, 10), 0.0), ((10, 10), 1.0), ((3, 7), 2.0), ((2, 2), 0.3)]
+)
+def test_welch_is_the_two_sided_p_value_with_unequal_variances(
+    sizes: tuple[int, int], shift: float
+) -> None:
+    rng = np.random.default_rng(sum(sizes))
+    a, b = rng.normal(0, 1, sizes[0]), rng.normal(shift, 3, sizes[1])
+    # The textbook formula: t with the Welch-Satterthwaite degrees of freedom.
+    u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    t = (a.mean() - b.mean()) / np.sqrt(u + v)
+    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
+    p = welch(a.tolist(), b.tolist())
+    assert p == pytest.approx(2 * stats.t.sf(abs(t), freedom), rel=1e-10)
+    assert p == pytest.approx(welch(b.tolist(), a.tolist()), rel=1e-12)
+    assert p == pytest.approx(stats.ttest_ind(a, b, equal_var=False).pvalue, rel=1e-12)
+
+
+def test_welch_of_constant_samples() -> None:
+    assert welch([0.9] * 5, [0.9] * 3) == 1.0
+    assert welch([0.9] * 5, [0.8] * 5) == 0.0
+
+
+@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # scipy, of the constant sample
+def test_welch_of_one_constant_sample_is_a_test_against_a_number() -> None:
+    other = [0.1, 0.4, 0.3, 0.7]
+    assert welch([0.25] * 9, other) == pytest.approx(
+        stats.ttest_1samp(other, 0.25).pvalue, rel=1e-10
+    )
+
+
+def test_paired_is_a_test_of_the_differences_against_zero() -> None:
+    rng = np.random.default_rng(3)
+    seeds = rng.normal(0, 5, 12)  # what the seeds have in common, and a paired test takes out
+    first, second = seeds + rng.normal(1.0, 0.3, 12), seeds + rng.normal(0, 0.3, 12)
+    p = paired(first.tolist(), second.tolist())
+    differences = first - second
+    t = differences.mean() / (differences.std(ddof=1) / np.sqrt(12))
+    assert p == pytest.approx(2 * stats.t.sf(abs(t), 11), rel=1e-10)
+    assert p < 1e-4 < 0.2 < welch(first.tolist(), second.tolist())
+    with pytest.raises(ValueError, match="zip"):
+        paired([0.1, 0.2], [0.1])
+
+
+def test_paired_of_equal_differences() -> None:
+    assert paired([0.5, 0.75], [0.5, 0.75]) == 1.0
+    # No spread to estimate, so no certainty either: n differences of one sign are as likely as n
+    # heads or n tails.
+    assert paired([0.5, 0.75], [0.25, 0.5]) == 0.5
+    assert paired([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]) == 0.25  # equal but for rounding
+    assert paired([0.1] * 10, [0.2] * 10) == 2**-9
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.tuples(GRID, GRID).map(lambda pair: (min(pair), max(pair)))))
+def test_covered_is_the_length_of_the_union(spans: list[tuple[int, int]]) -> None:
+    cells = {cell for start, end in spans for cell in range(start, end)}
+    assert covered(spans) == len(cells)
+    assert covered(iter(spans[::-1])) == len(cells)
+
+
+def test_covered_by_hand() -> None:
+    assert covered([]) == 0.0
+    assert covered([(1.0, 2.5), (2.0, 4.0), (10.0, 10.5), (2.1, 2.2)]) == pytest.approx(3.5)
+
+
+def test_mean_curve_goes_as_far_as_all_curves_do() -> None:
+    one = [(10, 0.2, 3.0), (20, 0.4, 2.0), (30, 0.6, 1.0)]
+    other = [(10, 0.4, -1.0), (20, 0.8, 0.0)]
+    assert mean_curve([one, other]) == [
+        (10, pytest.approx(0.3), 1.0),
+        (20, pytest.approx(0.6), 1.0),
+    ]
+    assert mean_curve([one]) == one
+    assert mean_curve([]) == []
+    assert mean_curve([one, []]) == []

@@ -68,12 +68,12 @@ images: ## build the images of the components and of the MLflow server, with doc
 	@$(call build,mlflow,-mlflow) .
 
 lock: $(VENV)/.installed-dev ## write the locks of the images anew, from pyproject.toml and constraints.txt
-	@$(LOCK) pyproject.toml --output-file images/taylorglo/cuda.lock
+	@$(LOCK) pyproject.toml --extra pipeline --output-file images/taylorglo/cuda.lock
 	@echo 'setuptools>=77' | $(LOCK) - --output-file images/taylorglo/build.lock
 	@$(LOCK) images/mlflow/requirements.in --output-file images/mlflow/requirements.lock
 
 lock-cpu: $(VENV)/.installed-dev ## the same for TORCH=cpu, from the index that PyTorch keeps of its builds without CUDA
-	@$(LOCK) pyproject.toml --torch-backend cpu --emit-index-url --output-file images/taylorglo/cpu.lock
+	@$(LOCK) pyproject.toml --extra pipeline --torch-backend cpu --emit-index-url --output-file images/taylorglo/cpu.lock
 
 clean: ## remove the virtual environment and the results of all runs
 	rm -rf $(VENV) runs
@@ -81,7 +81,7 @@ clean: ## remove the virtual environment and the results of all runs
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "installing into $(VENV); this takes a few minutes, once"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --editable .
+	@$(PIP) --editable '.[pipeline]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

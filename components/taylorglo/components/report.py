@@ -1,4 +1,4 @@
-"""Reports what the sweep found: one HTML page, a table in the log, and the end of the MLflow run."""
+"""Reports what the sweep found: an HTML page, a table in the log, the end of the MLflow run."""
 
 from kfp.dsl import HTML, Artifact, Input, Model, Output
 

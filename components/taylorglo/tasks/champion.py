@@ -1,4 +1,4 @@
-"""The task that chooses the champion, and compares it with the tuned baselines on the test split."""
+"""The task that chooses the champion, and tests it beside the tuned baselines."""
 
 import tempfile
 from collections.abc import Sequence

@@ -107,7 +107,7 @@ def begin_search(settings: SweepSettings, fingerprint: str) -> Search:
 
 
 def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
-    """Open the MLflow run of this pipeline run; an interrupted run of the search goes on in its own.
+    """Open the MLflow run of this pipeline run; an interrupted one goes on in its own MLflow run.
 
     A new run is begun if the old one was deleted, or if MLflow is another server now.
     """

@@ -105,7 +105,7 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
 
 
 def _memory(settings: SweepSettings, dataset: Dataset) -> _Memory:
-    """Return the memory that there is and that trainings need; refuse a network that is too large."""
+    """Return the memory that there is and is needed; refuse a network that is too large."""
     device = dataset.train.images.device
     footprint = check_memory(
         settings.model.name,

@@ -15,6 +15,7 @@ from taylorglo.results import (
     Comparison,
     Contender,
     FullTraining,
+    StandingChampion,
     read_json,
     write_json,
 )
@@ -94,7 +95,7 @@ def crown(
     Raises:
         InputError: no candidate was trained.
     """
-    memo, complete = sweep.full_trainings, sweep.complete
+    complete = sweep.complete
     champion, finalists = _choose_champion(sweep, search_data)
     rate = sweep.settings.training.learning_rate
     contenders = [
@@ -106,36 +107,43 @@ def crown(
         trainings = [
             training for contender in contenders for training in _compared(contender, engine, sweep)
         ]
-        former = sweep.standing
-        if former and former.theta != champion.theta and complete:
-            contender = Contender(
-                name="standing champion",
-                loss="taylor",
-                learning_rate=former.learning_rate or rate,
-                theta=former.theta,
-            )
-            standing = _compared(contender, engine, sweep)
-    loss = _loss_of(champion, sweep)
-    assert champion.fitness is not None
+        if sweep.standing and sweep.standing.theta != champion.theta and complete:
+            standing = _compared(_standing_contender(sweep.standing, rate), engine, sweep)
     outcome = Outcome(
         comparison=Comparison(
-            champion=Champion(
-                theta=champion.theta,
-                order=loss.order,
-                fitness=champion.fitness,
-                generation=champion.generation,
-                trial=champion.trial,
-            ),
+            champion=_champion(champion, sweep.settings.search.order),
             finalists=finalists,
             trainings=trainings,
             standing=standing,
             complete=complete,
         ),
-        loss=loss,
-        network=memo.weights(trainings[0].key),
+        loss=_loss_of(champion, sweep),
+        network=sweep.full_trainings.weights(trainings[0].key),
     )
     _keep(outcome, sweep)
     return outcome
+
+
+def _champion(candidate: Candidate, order: int) -> Champion:
+    """Return the record of the candidate that won."""
+    assert candidate.fitness is not None
+    return Champion(
+        theta=candidate.theta,
+        order=order,
+        fitness=candidate.fitness,
+        generation=candidate.generation,
+        trial=candidate.trial,
+    )
+
+
+def _standing_contender(standing: StandingChampion, default_rate: float) -> Contender:
+    """Return the registry's champion as a contender, at the learning rate that it was found at."""
+    return Contender(
+        name="standing champion",
+        loss="taylor",
+        learning_rate=standing.learning_rate or default_rate,
+        theta=standing.theta,
+    )
 
 
 def _choose_champion(sweep: Sweep, search_data: str) -> tuple[Candidate, list[FullTraining]]:

@@ -88,23 +88,25 @@ def write_report(
     page.write_text(render(record))
     sweep.store.upload(page, layout.report(sweep.settings.name))
     track_generations(sweep, sweep.generations)
-    outcome = [table(record), verdict(record)]
     with sweep.search.exclusively():
         run_id = _track_contenders(sweep, comparison.trainings, champion)
         sweep.tracker.log_files({"report.html": page})
         sweep.tracker.log_metrics(_headline(record))
-        if comparison.complete:
-            sentences = (standing_verdict(record), _register(sweep, record, run_id))
-            outcome.append("\n".join(filter(None, sentences)))
-        else:
-            done = sweep.search.complete_generations()
-            outcome.append(
-                f"The search goes on: {done} of {sweep.generations} generations are done; "
-                "run it again."
-            )
+        ending = _ending(sweep, record, run_id, complete=comparison.complete)
     sweep.finish(search=comparison.complete)
-    say("\n" + "\n\n".join(outcome))
+    say("\n" + "\n\n".join([table(record), verdict(record), ending]))
     say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
+
+
+def _ending(sweep: Sweep, record: SweepRecord, run_id: str, *, complete: bool) -> str:
+    """Register the champion of a complete search; return what the search has come to."""
+    if not complete:
+        done = sweep.search.complete_generations()
+        return (
+            f"The search goes on: {done} of {sweep.generations} generations are done; run it again."
+        )
+    sentences = (standing_verdict(record), _register(sweep, record, run_id))
+    return "\n".join(filter(None, sentences))
 
 
 def _headline(record: SweepRecord) -> dict[str, float]:

@@ -123,31 +123,44 @@ def train_network(
     network.to(device).to(memory_format=torch.channels_last)
     loss = recipe.loss.to(device)
     objective = objective or (lambda images, targets: loss(network(images), targets))
-    optimizer = sgd(network.parameters(), settings.training, recipe.learning_rate)
-    schedule = schedule_of(optimizer, settings.training, recipe.horizon, recipe.learning_rate)
-    batches = Batches(dataset, settings, recipe.seed)
     checks = Checks(recipe)
     with seeded(recipe.seed, device), computing(precision, device):
-        network.train()
-        for step in range(1, recipe.steps + 1):
-            images, targets = next(batches)
-            optimizer.zero_grad()
-            value = objective(images.contiguous(memory_format=torch.channels_last), targets)
-            value.backward()
-            optimizer.step()
-            schedule.step()
-            if step not in checks.steps:
-                continue
-            score = None
-            if step in checks.validated and math.isfinite(float(value.detach())):
-                score = validate(network, dataset.validation, settings.training.batch_size)
-                network.train()
-            if checks.stop(step, float(value.detach()), score):
-                break
+        _descend(network, objective, checks, recipe, dataset, settings)
     network.eval()
     now = time.time()
     training = checks.training(started, now, now - started)
     return measured(training, network, recipe, dataset, settings, precision)
+
+
+def _descend(
+    network: nn.Module,
+    objective: Objective,
+    checks: "Checks",
+    recipe: Recipe,
+    dataset: Dataset,
+    settings: SweepSettings,
+) -> None:
+    """Do the steps of a training, until the last one or until a check ends it."""
+    optimizer = sgd(network.parameters(), settings.training, recipe.learning_rate)
+    schedule = schedule_of(optimizer, settings.training, recipe.horizon, recipe.learning_rate)
+    batches = Batches(dataset, settings, recipe.seed)
+    network.train()
+    for step in range(1, recipe.steps + 1):
+        images, targets = next(batches)
+        optimizer.zero_grad()
+        value = objective(images.contiguous(memory_format=torch.channels_last), targets)
+        value.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if step not in checks.steps:
+            continue
+        mean_loss = float(value.detach())
+        score = None
+        if step in checks.validated and math.isfinite(mean_loss):
+            score = validate(network, dataset.validation, settings.training.batch_size)
+            network.train()
+        if checks.stop(step, mean_loss, score):
+            break
 
 
 class Checks:

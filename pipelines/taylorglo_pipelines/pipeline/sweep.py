@@ -4,7 +4,7 @@ check -> prepare (cached) -> open -> baselines, tuned
         -> generation 1..G: propose -> filter -> shards: evaluate -> ... -> champion -> attack -> report
 """
 
-from typing import Any, List  # noqa: UP035
+from typing import Any, List, NamedTuple  # noqa: UP035
 
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input
@@ -25,12 +25,10 @@ from taylorglo_pipelines.pipeline.resources import place, place_training, uncach
 
 
 def sweep_pipeline(config: Config) -> Any:
-    """Return the pipeline of a sweep.
-
-    Its parameters are the sections of the settings, with the configured values as defaults.
-    """
+    """Return the pipeline of a sweep; its parameters are the sections of the settings."""
     layout = config.pipeline
-    first_generation, next_generation = _generations(layout)
+    # kfp does not allow a pipeline to be defined while another one is built.
+    generations = _generations(layout)
     default = config.sweep.model_dump(mode="json")
 
     @dsl.pipeline(
@@ -49,118 +47,96 @@ def sweep_pipeline(config: Config) -> Any:
         champion: dict[str, Any] = default["champion"],
         attack: dict[str, Any] = default["attack"],
     ) -> None:
-        # Not retried: what this task finds is mostly bad input, which is as bad a minute later.
-        checked = place(
-            check_inputs(
-                name=name,
-                seed=seed,
-                data=data,
-                model=model,
-                training=training,
-                augmentation=augmentation,
-                evaluation=evaluation,
-                search=search,
-                baselines=baselines,
-                champion=champion,
-                attack=attack,
-            ),
-            "Check inputs",
-            layout,
-            retried=False,
-        ).outputs
-        prepared = place(
-            prepare_dataset(version=checked["Output"], seed=seed, data=data, model=model),
-            "Prepare data set",
-            layout,
-            cached=True,
-        ).outputs
-        search_data, full_data = prepared["search_data"], prepared["full_data"]
-        context = place(
-            open_sweep(
-                settings=checked["settings"],
-                description=prepared["description"],
-                full_data=full_data,
-                generations=layout.generations,
-            ),
-            "Open study and MLflow run",
-            layout,
-        ).outputs["sweep"]
-        tuned = place_training(
-            evaluate_baselines(sweep=context, search_data=search_data), "Tune baselines", layout
-        ).outputs
-        generation = first_generation(sweep=context, search_data=search_data, number=1)
-        uncached(generation, "Generation 1")
-        for number in range(2, layout.generations + 1):
-            generation = next_generation(
-                sweep=context, search_data=search_data, number=number, previous=generation.output
-            )
-            uncached(generation, f"Generation {number}")
-        crowned = place_training(
-            train_champion(
-                sweep=context,
-                search_data=search_data,
-                full_data=full_data,
-                tuning=tuned["tuning"],
-                results=generation.output,
-            ),
-            "Train champion and baselines",
-            layout,
-        ).outputs
-        attacked = place_training(
-            attack_networks(sweep=context, full_data=full_data, comparison=crowned["comparison"]),
-            "Attack",
-            layout,
-        ).outputs
-        place(
-            report(
-                sweep=context,
-                tuning=tuned["tuning"],
-                comparison=crowned["comparison"],
-                robustness=attacked["robustness"],
-                loss=crowned["loss"],
-                model=crowned["model"],
-            ),
-            "Report",
-            layout,
+        checked = check_inputs(
+            name=name,
+            seed=seed,
+            data=data,
+            model=model,
+            training=training,
+            augmentation=augmentation,
+            evaluation=evaluation,
+            search=search,
+            baselines=baselines,
+            champion=champion,
+            attack=attack,
         )
+        # Not retried: what this task finds is mostly bad input, which is as bad a minute later.
+        place(checked, "Check inputs", layout, retried=False)
+        version = checked.outputs["Output"]
+        prepared = prepare_dataset(version=version, seed=seed, data=data, model=model)
+        place(prepared, "Prepare data set", layout, cached=True)
+        _search_and_compare(checked.outputs, prepared.outputs, generations, layout)
 
     return deduplicated(sweep)
 
 
-def _generations(layout: PipelineSettings) -> tuple[Any, Any]:
-    """Return a generation as a sub-pipeline: the first one, and one that follows another."""
+def _search_and_compare(
+    checked: Any, prepared: Any, generations: "_Generations", layout: PipelineSettings
+) -> None:
+    """Add the tasks that follow on checked settings and prepared data, from top to bottom."""
+    search_data, full_data = prepared["search_data"], prepared["full_data"]
+    opened = open_sweep(
+        settings=checked["settings"],
+        description=prepared["description"],
+        full_data=full_data,
+        generations=layout.generations,
+    )
+    context = place(opened, "Open study and MLflow run", layout).outputs["sweep"]
+    tuned = evaluate_baselines(sweep=context, search_data=search_data)
+    tuning = place_training(tuned, "Tune baselines", layout).outputs["tuning"]
+    results = _search(context, search_data, generations, layout.generations)
+    crowned = train_champion(
+        sweep=context,
+        search_data=search_data,
+        full_data=full_data,
+        tuning=tuning,
+        results=results,
+    )
+    champion = place_training(crowned, "Train champion and baselines", layout).outputs
+    attacked = attack_networks(
+        sweep=context, full_data=full_data, comparison=champion["comparison"]
+    )
+    robustness = place_training(attacked, "Attack", layout).outputs["robustness"]
+    reported = report(
+        sweep=context,
+        tuning=tuning,
+        comparison=champion["comparison"],
+        robustness=robustness,
+        loss=champion["loss"],
+        model=champion["model"],
+    )
+    place(reported, "Report", layout)
 
-    def evaluate(sweep: Any, search_data: Any, number: Any, candidates: Any) -> Any:
-        screened = place(
-            filter_candidates(sweep=sweep, generation=number, candidates=candidates),
-            "Filter candidates",
-            layout,
-        ).outputs["screened"]
-        with dsl.ParallelFor(items=list(range(layout.shards)), name="shards") as shard:
-            evaluated = place_training(
-                evaluate_candidates(
-                    sweep=sweep,
-                    search_data=search_data,
-                    generation=number,
-                    screened=screened,
-                    shard=shard,
-                    shards=layout.shards,
-                    retries=layout.retries,
-                ),
-                "Evaluate candidates",
-                layout,
-            )
-        return dsl.Collected(evaluated.outputs["results"])
+
+def _search(context: Any, search_data: Any, generations: "_Generations", number: int) -> Any:
+    """Add ``number`` generations, one after another; return the results of the last one."""
+    task = generations.first(sweep=context, search_data=search_data, number=1)
+    uncached(task, "Generation 1")
+    for generation in range(2, number + 1):
+        task = generations.next(
+            sweep=context, search_data=search_data, number=generation, previous=task.output
+        )
+        uncached(task, f"Generation {generation}")
+    return task.output
+
+
+class _Generations(NamedTuple):
+    """A generation as a sub-pipeline: the first one, and one that follows another."""
+
+    first: Any
+    next: Any
+
+
+def _generations(layout: PipelineSettings) -> _Generations:
+    """Return the sub-pipelines of a layout."""
 
     @dsl.pipeline(name="first-generation")
     def first_generation(
         sweep: Input[Artifact], search_data: Input[Dataset], number: int
     ) -> List[Artifact]:  # noqa: UP006
-        proposed = place(
-            propose_candidates(sweep=sweep, generation=number), "Propose candidates", layout
-        )
-        results: List[Artifact] = evaluate(  # noqa: UP006
-            sweep, search_data, number, proposed.outputs["candidates"]
+        proposed = propose_candidates(sweep=sweep, generation=number)
+        results: List[Artifact] = _evaluate(  # noqa: UP006
+            proposed, sweep, search_data, number, layout
         )
         return results
 
@@ -171,14 +147,35 @@ def _generations(layout: PipelineSettings) -> tuple[Any, Any]:
         number: int,
         previous: Input[List[Artifact]],  # noqa: UP006
     ) -> List[Artifact]:  # noqa: UP006
-        proposed = place(
-            propose_candidates(sweep=sweep, generation=number, previous=previous),
-            "Propose candidates",
-            layout,
-        )
-        results: List[Artifact] = evaluate(  # noqa: UP006
-            sweep, search_data, number, proposed.outputs["candidates"]
+        proposed = propose_candidates(sweep=sweep, generation=number, previous=previous)
+        results: List[Artifact] = _evaluate(  # noqa: UP006
+            proposed, sweep, search_data, number, layout
         )
         return results
 
-    return first_generation, next_generation
+    return _Generations(first_generation, next_generation)
+
+
+def _evaluate(
+    proposed: dsl.PipelineTask,
+    sweep: Any,
+    search_data: Any,
+    number: Any,
+    layout: PipelineSettings,
+) -> Any:
+    """Add the tasks of a generation; return the results of all its shards."""
+    candidates = place(proposed, "Propose candidates", layout).outputs["candidates"]
+    filtered = filter_candidates(sweep=sweep, generation=number, candidates=candidates)
+    screened = place(filtered, "Filter candidates", layout).outputs["screened"]
+    with dsl.ParallelFor(items=list(range(layout.shards)), name="shards") as shard:
+        evaluated = evaluate_candidates(
+            sweep=sweep,
+            search_data=search_data,
+            generation=number,
+            screened=screened,
+            shard=shard,
+            shards=layout.shards,
+            retries=layout.retries,
+        )
+        place_training(evaluated, "Evaluate candidates", layout)
+    return dsl.Collected(evaluated.outputs["results"])

@@ -22,7 +22,12 @@ def one_line(error: BaseException, limit: int = MAX_REASON) -> str:
 
     An error without a message is described by the name of its type.
     """
-    return " ".join(str(error).split())[:limit] or type(error).__name__
+    return shortened(str(error), limit) or type(error).__name__
+
+
+def shortened(text: str, limit: int = MAX_REASON) -> str:
+    """Return a text in one line, at most ``limit`` characters long."""
+    return " ".join(text.split())[:limit]
 
 
 def described(error: BaseException) -> str:

@@ -1,15 +1,31 @@
 """The few statistics that results need.
 
-scipy has the tests; the cases in which it has no answer are decided here.
+scipy has the tests. The cases in which it has no answer are decided here.
 """
 
 from collections.abc import Iterable, Sequence
 
-_ROUNDING = 1e-12  # accuracies that differ by less are the same
+import numpy as np
+from numpy.typing import NDArray
+
+# Accuracies that differ by less are the same, but for rounding.
+_ROUNDING = 1e-12
+
+# scipy.stats takes more than a second to import, and each task is a process of its own. Most tasks
+# that import this module test nothing, so the functions that test import scipy themselves.
+
+
+def finite(values: Iterable[float]) -> NDArray[np.float64]:
+    """Return the finite values as an array of one dimension."""
+    array = np.fromiter(values, dtype=np.float64)
+    return array[np.isfinite(array)]
 
 
 def welch(first: Sequence[float], second: Sequence[float]) -> float:
-    """The p value of Welch's two-sided test of equal means; two constant samples differ (0) or do not (1)."""
+    """Return the p value of Welch's two-sided test of equal means.
+
+    Two constant samples have no variance to test by: their p value is 1 if they are equal, else 0.
+    """
     from scipy.stats import ttest_ind
 
     if len(set(first)) == 1 and len(set(second)) == 1:
@@ -18,9 +34,13 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> float:
-    """The p value of the two-sided paired t-test.
+    """Return the p value of the two-sided paired t-test.
 
-    Where all differences are the same, there is no spread to test by: 1 if there is none, else that of the sign test.
+    Equal differences have no variance to test by: the p value is 1 if they are all 0, else the one
+    of the sign test.
+
+    Raises:
+        ValueError: the samples are not equally long.
     """
     from scipy.stats import ttest_rel
 
@@ -30,9 +50,30 @@ def paired(first: Sequence[float], second: Sequence[float]) -> float:
     return float(ttest_rel(first, second).pvalue)
 
 
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """Adjust p values for the number of tests by Holm's step-down method (Holm 1979).
+
+    The method is written here because no library that this package needs has it, not even scipy.
+
+    Args:
+        p_values: one for each test, in [0, 1]; None if no test was possible.
+
+    Returns:
+        The adjusted p values in the same order; None stays None and counts for nothing.
+    """
+    ranked = sorted((p, index) for index, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, index) in enumerate(ranked):
+        largest = max(largest, min(1.0, (len(ranked) - rank) * p))
+        adjusted[index] = largest
+    return adjusted
+
+
 def covered(spans: Iterable[tuple[float, float]]) -> float:
-    """The length of the union of time spans: seconds in which at least one of them was going on."""
-    total, reached = 0.0, float("-inf")
+    """Return the length of the union of time spans: seconds in which at least one was going on."""
+    total = 0.0
+    reached = float("-inf")
     for start, end in sorted(spans):
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)

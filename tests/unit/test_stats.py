@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from taylorglo.stats import covered, mean_curve, paired, welch
+from taylorglo.stats import covered, finite, holm, paired, welch
 
 GRID = st.integers(0, 20)
 
@@ -18,9 +18,11 @@ def test_welch_is_the_two_sided_p_value_with_unequal_variances(
     sizes: tuple[int, int], shift: float
 ) -> None:
     rng = np.random.default_rng(sum(sizes))
-    a, b = rng.normal(0, 1, sizes[0]), rng.normal(shift, 3, sizes[1])
+    a = rng.normal(0, 1, sizes[0])
+    b = rng.normal(shift, 3, sizes[1])
     # The textbook formula: t with the Welch-Satterthwaite degrees of freedom.
-    u, v = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    u = a.var(ddof=1) / len(a)
+    v = b.var(ddof=1) / len(b)
     t = (a.mean() - b.mean()) / np.sqrt(u + v)
     freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
     p = welch(a.tolist(), b.tolist())
@@ -34,7 +36,8 @@ def test_welch_of_constant_samples() -> None:
     assert welch([0.9] * 5, [0.8] * 5) == 0.0
 
 
-@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")  # scipy, of the constant sample
+# scipy warns of the constant sample.
+@pytest.mark.filterwarnings("ignore:Precision loss:RuntimeWarning")
 def test_welch_of_one_constant_sample_is_a_test_against_a_number() -> None:
     other = [0.1, 0.4, 0.3, 0.7]
     assert welch([0.25] * 9, other) == pytest.approx(
@@ -44,8 +47,10 @@ def test_welch_of_one_constant_sample_is_a_test_against_a_number() -> None:
 
 def test_paired_is_a_test_of_the_differences_against_zero() -> None:
     rng = np.random.default_rng(3)
-    seeds = rng.normal(0, 5, 12)  # what the seeds have in common, and a paired test takes out
-    first, second = seeds + rng.normal(1.0, 0.3, 12), seeds + rng.normal(0, 0.3, 12)
+    # The samples share the effect of the seeds, which a paired test takes out.
+    seeds = rng.normal(0, 5, 12)
+    first = seeds + rng.normal(1.0, 0.3, 12)
+    second = seeds + rng.normal(0, 0.3, 12)
     p = paired(first.tolist(), second.tolist())
     differences = first - second
     t = differences.mean() / (differences.std(ddof=1) / np.sqrt(12))
@@ -57,11 +62,48 @@ def test_paired_is_a_test_of_the_differences_against_zero() -> None:
 
 def test_paired_of_equal_differences() -> None:
     assert paired([0.5, 0.75], [0.5, 0.75]) == 1.0
-    # No spread to estimate, so no certainty either: n differences of one sign are as likely as n
-    # heads or n tails.
+    # Without a spread to estimate there is no certainty: n differences of one sign are as likely
+    # as n heads or n tails.
     assert paired([0.5, 0.75], [0.25, 0.5]) == 0.5
-    assert paired([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]) == 0.25  # equal but for rounding
+    # These differences are equal but for rounding.
+    assert paired([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]) == 0.25
     assert paired([0.1] * 10, [0.2] * 10) == 2**-9
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.none() | st.floats(0, 1), max_size=8))
+def test_holm_is_the_largest_of_the_products_so_far(p_values: list[float | None]) -> None:
+    tested = sorted(p for p in p_values if p is not None)
+    adjusted = holm(p_values)
+    assert len(adjusted) == len(p_values)
+    for raw, value in zip(p_values, adjusted, strict=True):
+        if raw is None:
+            assert value is None
+            continue
+        # Written as in Holm 1979: the maximum over all smaller p values.
+        products = [(len(tested) - rank) * p for rank, p in enumerate(tested) if p <= raw]
+        assert value == min(1.0, max(products))
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_lies_between_raw_and_bonferroni(p_values: list[float]) -> None:
+    adjusted = [value for value in holm(p_values) if value is not None]
+    for raw, value in zip(p_values, adjusted, strict=True):
+        assert raw <= value <= min(1.0, len(p_values) * raw)
+    assert min(adjusted) == min(1.0, len(p_values) * min(p_values))
+
+
+def test_holm_by_hand() -> None:
+    assert holm([]) == []
+    assert holm([0.03, None, 0.01, 0.04]) == [0.06, None, 0.03, 0.06]
+
+
+def test_finite_values_are_kept_in_their_order() -> None:
+    values = [0.5, float("nan"), 0.25, float("inf"), float("-inf")]
+    assert finite(values).tolist() == [0.5, 0.25]
+    assert finite(value for value in values).tolist() == [0.5, 0.25]
+    assert finite([]).shape == (0,)
 
 
 @settings(deadline=None, derandomize=True)
@@ -75,15 +117,3 @@ def test_covered_is_the_length_of_the_union(spans: list[tuple[int, int]]) -> Non
 def test_covered_by_hand() -> None:
     assert covered([]) == 0.0
     assert covered([(1.0, 2.5), (2.0, 4.0), (10.0, 10.5), (2.1, 2.2)]) == pytest.approx(3.5)
-
-
-def test_mean_curve_goes_as_far_as_all_curves_do() -> None:
-    one = [(10, 0.2, 3.0), (20, 0.4, 2.0), (30, 0.6, 1.0)]
-    other = [(10, 0.4, -1.0), (20, 0.8, 0.0)]
-    assert mean_curve([one, other]) == [
-        (10, pytest.approx(0.3), 1.0),
-        (20, pytest.approx(0.6), 1.0),
-    ]
-    assert mean_curve([one]) == one
-    assert mean_curve([]) == []
-    assert mean_curve([one, []]) == []

@@ -1,4 +1,4 @@
-"""The record of a sweep: all that its report says, built from the study and the tasks' results."""
+"""The record of a sweep: all that its report says, built from the results of its tasks."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +7,6 @@ from datetime import datetime
 
 import numpy as np
 
-from taylorglo.report.figures import finite
 from taylorglo.results import (
     Candidate,
     Champion,
@@ -23,14 +22,25 @@ from taylorglo.results import (
     mean_curve,
 )
 from taylorglo.settings import Scalar, SweepSettings
-from taylorglo.stats import covered, paired, welch
+from taylorglo.stats import covered, finite, paired, welch
 
 Spans = list[tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class GenerationRecord:
-    """One generation of the search: fitnesses in [0, 1], and what became of each candidate."""
+    """One generation of the search.
+
+    Attributes:
+        number: its number in the search, from 1.
+        fitnesses: in [0, 1], of the candidates that were trained.
+        drawn: number of candidates that the search drew.
+        rejected: number of candidates that the filters rejected.
+        diverged: number of candidates whose training diverged.
+        failed: number of candidates whose training ended with an error.
+        trained: number of candidates that were trained, in whatever way the training ended.
+        seconds: wall time in which at least one candidate was being trained.
+    """
 
     number: int
     fitnesses: list[float]
@@ -69,11 +79,11 @@ class ComparisonRow:
 
     Attributes:
         loss: its name.
-        learning_rate: that it was trained with.
+        learning_rate: the learning rate that it was trained with.
         accuracies: test accuracies in [0, 1], one for each seed.
         curve: (step, validation accuracy), the mean over the seeds.
-        p_value: of Welch's two-sided test against the champion; None for the champion itself, or
-            if no test is possible.
+        p_value: p value of Welch's two-sided test against the champion; None for the champion
+            itself, or if no test is possible.
     """
 
     loss: str
@@ -92,7 +102,7 @@ class StandingRecord:
         study: the study that found it.
         accuracies: test accuracies in [0, 1], in the order of the champion's and from the same
             seeds, on the same data.
-        p_value: of the two-sided paired t-test.
+        p_value: p value of the two-sided paired t-test.
     """
 
     version: str
@@ -108,20 +118,20 @@ class SweepRecord:
     Attributes:
         name: name of the sweep.
         created: when the record was made, in ISO format.
-        settings: every setting by its name.
+        settings: all settings by name.
         provenance: where the images come from.
-        environment: software, hardware, and how trainings were done.
+        environment: software, hardware, and how trainings were computed.
         num_classes: number of classes of the data.
-        generations: of the search.
+        generations: the generations of the search.
         champion: the candidate that won.
-        tuning: baselines by learning rate.
+        tuning: the baselines, with each learning rate that was tried.
         comparison: the final comparison; its first row is the champion.
         robustness: accuracies under attack.
         seconds: wall time by stage.
         wall_seconds: wall time of the run.
         training_share: part of the wall time, in [0, 1], that was spent inside trainings.
-        notes: what a reader has to know to judge the numbers.
-        standing: the former champion, if there was one to compare with.
+        notes: facts that a reader needs to judge the numbers.
+        standing: the champion of an earlier search, if there was one to compare with.
     """
 
     name: str
@@ -159,7 +169,7 @@ def sweep_record(
     """Build the record of a sweep.
 
     Args:
-        settings: of the sweep.
+        settings: the settings of the sweep.
         candidates: all candidates of the study.
         tuning: the trainings that tuned the baselines.
         comparison: the trainings of champion and baselines.
@@ -172,8 +182,7 @@ def sweep_record(
         standing: the champion in MLflow's registry when the run began.
     """
     results = [c.result for c in candidates if c.result is not None]
-    full = [*comparison.finalists, *comparison.trainings, *comparison.standing]
-    time_spent = _time_spent(started, results, tuning, full, robustness)
+    spent = _time_spent(started, results, tuning, _full_trainings(comparison), attack=robustness)
     return SweepRecord(
         name=settings.name,
         created=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -183,20 +192,13 @@ def sweep_record(
         num_classes=num_classes,
         generations=_generations(candidates),
         champion=comparison.champion,
-        tuning=[
-            TuningRow(
-                group[0].contender.name,
-                group[0].contender.learning_rate,
-                [full.training.accuracy for full in group],
-            )
-            for group in by_contender(tuning)
-        ],
+        tuning=_tuning(tuning),
         comparison=_comparison(comparison.trainings),
         robustness=robustness.rows,
-        seconds=time_spent.by_stage,
-        wall_seconds=time_spent.wall,
-        training_share=time_spent.training / time_spent.wall,
-        notes=_notes(started, [*tuning, *full], results),
+        seconds=spent.by_stage,
+        wall_seconds=spent.wall,
+        training_share=spent.training / spent.wall,
+        notes=_notes(started, results, [*tuning, *_full_trainings(comparison)]),
         standing=_standing(standing, comparison),
     )
 
@@ -205,12 +207,12 @@ def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:
     """Summarise each generation of the search."""
     records = []
     for number in sorted({candidate.generation for candidate in candidates}):
-        own = [c for c in candidates if c.generation == number]
-        summary = GenerationSummary.of(own)
-        spans = [(c.result.started, c.result.ended) for c in own if c.result is not None]
+        members = [c for c in candidates if c.generation == number]
+        summary = GenerationSummary.of(members)
+        spans = [(c.result.started, c.result.ended) for c in members if c.result is not None]
         record = GenerationRecord(
             number=number,
-            fitnesses=[c.fitness for c in own if c.result and c.fitness is not None],
+            fitnesses=[c.fitness for c in members if c.result and c.fitness is not None],
             drawn=summary.drawn,
             rejected=summary.rejected,
             diverged=summary.diverged,
@@ -222,8 +224,23 @@ def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:
     return records
 
 
+def _tuning(trainings: Sequence[FullTraining]) -> list[TuningRow]:
+    """Return a row for each baseline and learning rate."""
+    return [
+        TuningRow(
+            loss=group[0].contender.name,
+            learning_rate=group[0].contender.learning_rate,
+            accuracies=[full.training.accuracy for full in group],
+        )
+        for group in by_contender(trainings)
+    ]
+
+
 def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
-    """Return a row for each loss, with its test against the champion."""
+    """Return a row for each loss, with its test against the champion.
+
+    The champion has to be among the trainings.
+    """
     groups = by_contender(trainings)
     champion = next(group for group in groups if group[0].contender.name == "champion")
     reference = [full.test_accuracy for full in champion]
@@ -243,6 +260,11 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
     return rows
 
 
+def _full_trainings(comparison: Comparison) -> list[FullTraining]:
+    """Return the trainings in full of the finalists, the contenders and the standing champion."""
+    return [*comparison.finalists, *comparison.trainings, *comparison.standing]
+
+
 @dataclass(frozen=True)
 class _TimeSpent:
     """Seconds of wall time: in all, inside trainings, and by stage."""
@@ -256,24 +278,24 @@ def _time_spent(
     started: float,
     results: Sequence[Evaluation],
     tuning: Sequence[FullTraining],
-    full: Sequence[FullTraining],
-    robustness: Robustness,
+    final: Sequence[FullTraining],
+    *,
+    attack: Robustness,
 ) -> _TimeSpent:
-    """Find out in which stages the wall time of this run was spent."""
+    """Return how the wall time of this run was spent; earlier runs do not count."""
 
-    def spans_of(done: Iterable[Execution | Robustness]) -> Spans:
-        # What an earlier run did is no part of this run's time.
-        return [(max(each.started, started), each.ended) for each in done if each.ended > started]
+    def spans_of(results: Iterable[Execution | Robustness]) -> Spans:
+        return [(max(r.started, started), r.ended) for r in results if r.ended > started]
 
     trainings = {
         "candidate training": spans_of(results),
         "baseline tuning": spans_of(training.training for training in tuning),
-        "final training": spans_of(training.training for training in full),
+        "final training": spans_of(training.training for training in final),
     }
-    stages = {**trainings, "attack": spans_of([robustness])}
+    stages = {**trainings, "attack": spans_of([attack])}
     seconds = {name: covered(spans) for name, spans in stages.items()}
     wall = time.time() - started
-    # Not the sum over the stages: on a cluster, they overlap.
+    # The stages overlap on a cluster, so the sum over them would be too long.
     busy = covered(span for spans in stages.values() for span in spans)
     seconds["everything else: task starts, imports, proposing, tracking"] = wall - busy
     inside = covered(span for spans in trainings.values() for span in spans)
@@ -301,18 +323,18 @@ def _standing(standing: StandingChampion | None, comparison: Comparison) -> Stan
 
 
 def _notes(
-    started: float, trainings: Sequence[FullTraining], results: Sequence[Evaluation]
+    started: float, results: Sequence[Evaluation], trainings: Sequence[FullTraining]
 ) -> list[str]:
-    """Return what a reader has to know to judge the numbers."""
+    """Return the facts that a reader needs to judge the numbers."""
     notes = [
         "All seeds share one split of one data set: p is about the randomness of training, not "
         "about the choice of test images."
     ]
     executions: list[Execution] = [*results, *(full.training for full in trainings)]
-    former = sum(execution.ended < started for execution in executions)
-    if former:
+    earlier = sum(execution.ended < started for execution in executions)
+    if earlier:
         notes.append(
-            f"{former} trainings were known from an earlier run; the wall time is that of the last "
+            f"Trainings known from an earlier run: {earlier}. The wall time is that of the last "
             "run alone."
         )
     for group in by_contender(trainings):

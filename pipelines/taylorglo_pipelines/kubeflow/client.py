@@ -1,125 +1,190 @@
-"""The way to Kubeflow Pipelines: where it is, who asks, and calls that are tried again; upload a sweep and run it.
+"""The connection to Kubeflow Pipelines: its address, the credentials, and calls that are retried.
 
-kfp's own client finds the server and the credentials. Its methods print, wait without end and see one page only, so
-the generated API beneath it is what is called. It takes a second to import and is imported only to connect.
+The generated API (kfp-server-api) is called instead of kfp's own client, whose methods print, wait
+without a limit and read one page of a list only. Addresses, environment variables and files are
+those of that client.
 """
 
-import hashlib
+import copy
+import itertools
 import json
 import os
 import re
-import tempfile
-import time
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from taylorglo.errors import InputError, ServiceError
-from taylorglo_pipelines.config import Config
-from taylorglo_pipelines.pipeline.compile import compile_sweep
+import kfp_server_api
+from kfp_server_api import ApiException
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError, LocationValueError, NameResolutionError, SSLError
 
-_T = TypeVar("_T")
+from taylorglo.errors import (
+    MAX_REASON,
+    InputError,
+    ServiceError,
+    TaylorgloError,
+    one_line,
+    shortened,
+)
+from taylorglo.retries import retry
 
-_TIMEOUT = (10, 30)  # seconds to connect and to answer
-_RETRY_DELAYS: tuple[float, ...] = (1.0, 2.0, 4.0)  # seconds
+Answer = TypeVar("Answer")
+
+_DELAYS = (1.0, 2.0, 4.0)  # seconds
+_TIMEOUT = (10.0, 30.0)  # seconds to connect, and to answer
 _TRANSIENT = (429, 500, 502, 503, 504)
 _PAGE = 100
-_MAX_REASON = 300
-_SERVICE_ACCOUNT = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+_NAMESPACE = "kubeflow"
+_TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"
+_LOGIN_FILE = "~/.config/kfp/context.json"
+_NO_HOST = "no --host is given, nor KF_PIPELINES_ENDPOINT"
+
+
+class MissingError(InputError):
+    """The server has no such thing (404)."""
+
+
+class _ExistsError(InputError):
+    """The server has such a thing already (409): another process created it first."""
 
 
 @dataclass(frozen=True)
 class Access:
-    """Where Kubeflow Pipelines is, and who asks; what is empty is looked for in the environment."""
+    """Where Kubeflow Pipelines is, and who asks; the environment fills in what is empty.
+
+    Attributes:
+        host: URL of Kubeflow Pipelines.
+        namespace: of the runs; without a host, also of Kubeflow Pipelines.
+        token_file: file with a bearer token.
+        ca_cert: CA certificate that signed the server's certificate.
+        pod_account: folder in which Kubernetes gives a pod its service account.
+    """
 
     host: str = ""
     namespace: str = ""
     token_file: Path | None = None
     ca_cert: Path | None = None
+    pod_account: Path = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+
+    @property
+    def url(self) -> str:
+        """URL of Kubeflow Pipelines, given or in the environment, or empty."""
+        return self.host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
 
 
 class Connection:
-    """Kubeflow Pipelines; every call is bounded in time and tried again a bounded number of times.
+    """Kubeflow Pipelines; every call is bounded in time and retried a bounded number of times.
 
     Attributes:
         namespace: of the runs' pods.
-        tenant: the namespace to name in calls: None where Kubeflow serves a single user.
-        delays: seconds between one try and the next.
+        tenant: namespace to name in calls, or None if Kubeflow serves a single user.
     """
 
-    def __init__(self, access: Access) -> None:
-        import kfp_server_api
+    def __init__(
+        self, server: "_Server", access: Access, *, tenant: str | None, delays: Sequence[float]
+    ) -> None:
+        self.tenant = tenant
+        self.namespace = tenant or access.namespace or _NAMESPACE
+        self.experiments = kfp_server_api.ExperimentServiceApi(server.api)
+        self.pipelines = kfp_server_api.PipelineServiceApi(server.api)
+        self.uploads = kfp_server_api.PipelineUploadServiceApi(server.api)
+        self.runs = kfp_server_api.RunServiceApi(server.api)
+        self.recurring_runs = kfp_server_api.RecurringRunServiceApi(server.api)
+        self._server = server
+        self._delays = delays
+        self._ui = (os.environ.get("KF_PIPELINES_UI_ENDPOINT") or access.url).rstrip("/")
 
-        self._answered = False
-        self._api: Any = None
-        self.name, self.delays = "Kubeflow Pipelines", _RETRY_DELAYS
-        host = access.host or os.environ.get("KF_PIPELINES_ENDPOINT", "")
-        if host:
-            _check_host(host)
-        elif os.environ.get("KUBERNETES_SERVICE_HOST") and (_SERVICE_ACCOUNT / "token").exists():
-            host = f"http://ml-pipeline.{access.namespace or 'kubeflow'}.svc.cluster.local:8888"
-        else:
-            _check_kubeconfig(access)
-        self._api = _api_client(host, access)
-        self.name = f"Kubeflow Pipelines at {self._api.configuration.host}"
-        ui = (
-            os.environ.get("KF_PIPELINES_UI_ENDPOINT")
-            or access.host
-            or os.environ.get("KF_PIPELINES_ENDPOINT")
-        )
-        self._ui = (ui or "http://localhost:8080").rstrip("/")
-        self.experiments = kfp_server_api.ExperimentServiceApi(self._api)
-        self.pipelines = kfp_server_api.PipelineServiceApi(self._api)
-        self.uploads = kfp_server_api.PipelineUploadServiceApi(self._api)
-        self.runs = kfp_server_api.RunServiceApi(self._api)
-        self.recurring_runs = kfp_server_api.RecurringRunServiceApi(self._api)
-        health = self.call(kfp_server_api.HealthzServiceApi(self._api).healthz_service_get_healthz)
-        self._answered = False  # that one anybody may ask
-        self.tenant = _tenant(access) if health.multi_user else None
-        self.namespace = self.tenant or access.namespace or "kubeflow"
-        self.hint = (
-            ""
-            if ui
-            else f" (after kubectl port-forward -n {self.namespace} svc/ml-pipeline-ui 8080:80)"
-        )
+    @classmethod
+    def open(
+        cls,
+        access: Access,
+        *,
+        delays: Sequence[float] = _DELAYS,
+        timeout: tuple[float, float] = _TIMEOUT,
+    ) -> "Connection":
+        """Connect, and ask the server whether it serves several users.
+
+        Args:
+            access: where the server is, and who asks.
+            delays: seconds between one try of a call and the next.
+            timeout: seconds to connect, and to answer.
+
+        Raises:
+            InputError: the address or the credentials are wrong.
+            ServiceError: the server still cannot be reached, or fails, after the last try.
+        """
+        api = kfp_server_api.ApiClient(_configuration(access), **_login())
+        server = _Server(api, timeout)
+        health = kfp_server_api.HealthzServiceApi(api).healthz_service_get_healthz
+        multi_user = retry(lambda: server.call(health), delays, retryable=_is_transient).multi_user
+        tenant = _tenant(access) if multi_user else None
+        return cls(server, access, tenant=tenant, delays=delays)
+
+    def with_delays(self, delays: Sequence[float]) -> "Connection":
+        """Return this connection with other delays, in seconds, between the tries of a call."""
+        connection = copy.copy(self)
+        connection._delays = delays
+        return connection
 
     def link(self, page: str) -> str:
-        """The address of a page of the user interface."""
-        return f"{self._ui}/#/{page}{self.hint}"
+        """Return the address of a page of the user interface."""
+        if self._ui:
+            return f"{self._ui}/#/{page}"
+        forward = f"kubectl port-forward -n {self.namespace} svc/ml-pipeline-ui 8080:80"
+        return f"http://localhost:8080/#/{page} (after {forward})"
 
-    def call(self, method: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
+    def call(self, method: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
         """Call a method that may be called twice.
 
         Raises:
-            InputError: the server refuses, or there is no such thing.
-            ServiceError: it still cannot be reached, or fails, after the last try.
+            InputError: the server refuses; MissingError: it has no such thing.
+            ServiceError: the server still cannot be reached, or fails, after the last try.
         """
-        for delay in self.delays:
-            try:
-                return self._once(method, *args, **kwargs)
-            except ServiceError:
-                time.sleep(delay)
-        return self._once(method, *args, **kwargs)
+        return retry(
+            lambda: self._call_once(method, *args, **kwargs), self._delays, retryable=_is_transient
+        )
 
     def create(
-        self, find: Callable[[], _T | None], method: Callable[..., _T], *args: Any, **kwargs: Any
-    ) -> _T:
-        """Create a thing once: after a try whose outcome is unknown, or that came second, it is looked for first."""
-        for delay in self.delays:
-            try:
-                return self._once(method, *args, **kwargs)
-            except (ServiceError, _ExistsError):
-                time.sleep(delay)
-                if (found := find()) is not None:
-                    return found
-        return self._once(method, *args, **kwargs)
+        self,
+        find: Callable[[], Answer | None],
+        method: Callable[..., Answer],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Answer:
+        """Create a thing once, although the method may be called more than once.
+
+        Args:
+            find: looks for the thing before every try but the first: the answer to a try may have
+                been lost, or another process may have created the thing.
+            method: creates the thing, with the arguments that follow.
+
+        Raises:
+            InputError: the server refuses.
+            ServiceError: the server still cannot be reached, or fails, after the last try.
+        """
+        tries = itertools.count(1)
+
+        def find_or_create() -> Answer:
+            thing = find() if next(tries) > 1 else None
+            return self._call_once(method, *args, **kwargs) if thing is None else thing
+
+        return retry(
+            find_or_create,
+            self._delays,
+            retryable=lambda error: _is_transient(error) or isinstance(error, _ExistsError),
+        )
 
     def pages(self, method: Callable[..., Any], items: str, **kwargs: Any) -> Iterator[Any]:
-        """All that a listing lists, page after page; ``items``: their field in its answer."""
+        """Yield all items of a list, page after page.
+
+        Args:
+            method: lists a page.
+            items: name of the field of the answer that has the items.
+            kwargs: arguments of the method.
+        """
         token = ""
         while True:
             page = self.call(method, page_token=token, page_size=_PAGE, **kwargs)
@@ -128,277 +193,142 @@ class Connection:
             if not token:
                 return
 
-    def _once(self, method: Callable[..., _T], *args: Any, **kwargs: Any) -> _T:
-        from kfp_server_api import ApiException
-        from urllib3.exceptions import HTTPError
+    def _call_once(self, method: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
+        answer = self._server.call(method, *args, **kwargs)
+        self._server.accepted = True
+        return answer
 
+
+class _Server:
+    """The server, and one try of a call to it, whose errors are lines that a user understands.
+
+    Attributes:
+        accepted: whether the server has accepted the credentials, which it need not look at when
+            it is asked for its health.
+    """
+
+    def __init__(self, api: Any, timeout: tuple[float, float]) -> None:
+        self.api = api
+        self.accepted = False
+        self._timeout = timeout
+        self._name = f"Kubeflow Pipelines at {api.configuration.host}"
+
+    def call(self, method: Callable[..., Answer], *args: Any, **kwargs: Any) -> Answer:
+        """Call a method of the generated API once.
+
+        Raises:
+            InputError: no further try can help.
+            ServiceError: the server cannot be reached, or fails.
+        """
         try:
-            answer = method(*args, _request_timeout=_TIMEOUT, **kwargs)
+            answer = method(*args, _request_timeout=self._timeout, **kwargs)
+        except TaylorgloError:
+            # The token could not be read.
+            raise
         except ApiException as error:
             raise self._refusal(error.status, error.body or error.reason) from None
         except HTTPError as error:
             raise self._failure(error) from None
-        except (
-            ValueError,
-            AttributeError,
-        ):  # not chained: it quotes a malformed header, with the token in it
+        except (ValueError, AttributeError):
+            # Not chained: the error may quote a malformed header with the token in it.
             raise ServiceError(
-                f"{self.name}: its answer is not one of Kubeflow Pipelines"
+                f"{self._name}: its answer is not one of Kubeflow Pipelines"
             ) from None
-        except OSError as error:  # the token's file, which is read anew for every call
-            raise InputError(f"{error.filename}: cannot be read: {error.strerror}") from None
-        if "json" not in (self._api.last_response.getheader("content-type") or ""):
-            # A page for people, such as the one to log in on: the generated client makes an empty
-            # answer of it.
+        if "json" not in (self.api.last_response.getheader("content-type") or ""):
+            # The generated client makes an empty answer of a page for people.
             raise InputError(
-                f"{self.name}: answers with a web page; the address is wrong, or a login is needed (--token-file)"
+                f"{self._name}: answers with a web page; the address is wrong, or a login is "
+                "needed (--token-file)"
             )
-        self._answered = True
         return answer
 
     def _refusal(self, status: int, body: str | None) -> InputError | ServiceError:
+        """Return the error for an answer that is not 2xx."""
         reason = self._reason(body)
+        detail = f"({status}: {reason})" if reason else f"({status})"
+        if status == 401 and self.accepted:
+            return InputError(f"{self._name}: the token has expired {detail}")
         if status == 401:
-            what = (
-                "the token has expired"
-                if self._answered
-                else "unauthorised; give a good token with --token-file"
-            )
-            return InputError(f"{self.name}: {what} (401{reason and ': '}{reason})")
+            cure = "give a good token with --token-file"
+            return InputError(f"{self._name}: unauthorised; {cure} {detail}")
         if status == 403:
-            return InputError(f"{self.name}: forbidden (403{reason and ': '}{reason})")
+            return InputError(f"{self._name}: forbidden {detail}")
         if status == 404:
-            return MissingError(f"{self.name}: not found (404{reason and ': '}{reason})")
+            return MissingError(f"{self._name}: not found {detail}")
         if status == 409:
-            return _ExistsError(f"{self.name}: is there already (409{reason and ': '}{reason})")
+            return _ExistsError(f"{self._name}: is there already {detail}")
         kind = ServiceError if status in _TRANSIENT else InputError
-        return kind(f"{self.name}: {reason or 'failed'} ({status})")
+        return kind(f"{self._name}: {reason or 'failed'} ({status})")
 
     def _reason(self, body: str | None) -> str:
-        """The message of an answer, in one line, without the token that was sent."""
+        """Return the message of an answer in one line, without the token that was sent."""
         try:
             content = json.loads(body or "")
         except ValueError:
             content = body or ""
         if isinstance(content, dict):
             content = content.get("message") or content.get("error") or ""
-        line = " ".join(str(content).split())
-        if line.startswith("<"):  # a proxy's page
+        text = str(content)
+        if text.lstrip().startswith("<"):
+            # A proxy answers with a page for people.
             return ""
-        keys = self._api.configuration.api_key.values() if self._api else ()
-        for secret in filter(None, keys):
-            line = line.replace(secret.removeprefix("Bearer "), "...")
-        return line[:_MAX_REASON]
+        for secret in filter(None, self.api.configuration.api_key.values()):
+            text = text.replace(secret.removeprefix("Bearer "), "...")
+        return shortened(text)
 
-    def _failure(self, error: Exception) -> InputError | ServiceError:
-        from urllib3.exceptions import LocationValueError, NameResolutionError, SSLError
-
+    def _failure(self, error: HTTPError) -> InputError | ServiceError:
+        """Return the error for a call that got no answer."""
         cause = getattr(error, "reason", None) or error
+        text = str(cause)
         if isinstance(cause, SSLError):
-            reason = str(cause).partition("] ")[2].partition(" (_ssl")[0] or str(cause)
-            kind = (
-                ServiceError if self._answered else InputError
-            )  # a connection may also break off in TLS
-            return kind(
-                f"{self.name}: TLS: {reason}; a certificate authority of your own is given with --ca-cert"
-            )
+            reason = text.partition("] ")[2].partition(" (_ssl")[0] or text
+            # A connection that worked may also break off in TLS.
+            kind = ServiceError if self.accepted else InputError
+            cure = "a certificate authority of your own is given with --ca-cert"
+            return kind(f"{self._name}: TLS: {reason}; {cure}")
         if isinstance(cause, LocationValueError):
-            return InputError(f"{self.name}: the address is malformed")
+            return InputError(f"{self._name}: the address is malformed")
         if isinstance(cause, NameResolutionError):
-            return ServiceError(f"{self.name}: there is no host of this name")
-        reason = (
-            re.sub(r"^\[Errno \d+\] ", "", str(cause).rpartition(": ")[2]) or type(cause).__name__
-        )
-        return ServiceError(f"{self.name}: cannot be reached: {reason[:_MAX_REASON]}")
+            return ServiceError(f"{self._name}: there is no host of this name")
+        reason = re.sub(r"^\[Errno \d+\] ", "", text.rpartition(": ")[2]) or type(cause).__name__
+        return ServiceError(f"{self._name}: cannot be reached: {reason[:MAX_REASON]}")
 
 
-class _ExistsError(InputError):
-    """409: somebody else was first."""
+def _is_transient(error: Exception) -> bool:
+    return isinstance(error, ServiceError)
 
 
-class MissingError(InputError):
-    """404: there is no such thing."""
+def _configuration(access: Access) -> Any:
+    """Return the generated client's configuration: address, credentials and certificates.
+
+    Raises:
+        InputError: the address or the credentials are wrong.
+    """
+    namespace = access.namespace or _NAMESPACE
+    host = access.url
+    if host:
+        _check_url(host)
+    elif os.environ.get("KUBERNETES_SERVICE_HOST") and (access.pod_account / "token").exists():
+        host = f"http://ml-pipeline.{namespace}.svc.cluster.local:8888"
+    if host:
+        configuration = kfp_server_api.Configuration(host=host.rstrip("/"))
+        _add_token(configuration, access)
+    else:
+        configuration = _through_kubernetes(access, namespace)
+    if access.ca_cert:
+        if not access.ca_cert.is_file():
+            raise InputError(f"--ca-cert {access.ca_cert}: there is no such file")
+        configuration.ssl_ca_cert = str(access.ca_cert)
+    # Calls are retried here; urllib3 would multiply the tries.
+    configuration.retries = Retry(0)
+    return configuration
 
 
-def submit(config: Config, connection: Connection, experiment: str) -> Any:
-    """Upload the sweep, if it is not there yet, and start a run of it; returns the run."""
-    import kfp_server_api
-
-    version = upload(config, connection)
-    experiment_id = experiment_of(connection, experiment_name(experiment, config.name))
-    return start_run(
-        connection,
-        config.name,
-        kfp_server_api.V2beta1Run(
-            experiment_id=experiment_id,
-            pipeline_version_reference=version,
-            runtime_config=kfp_server_api.V2beta1RuntimeConfig(parameters={}),
-            service_account=config.pipeline.service_account or None,
-        ),
-    )
-
-
-def experiment_name(given: str, default: str) -> str:
-    """The experiment to use: the variables are those of kfp's own client."""
-    overriding = os.environ.get("KF_PIPELINES_OVERRIDE_EXPERIMENT_NAME")
-    return overriding or given or os.environ.get("KF_PIPELINES_DEFAULT_EXPERIMENT_NAME") or default
-
-
-def start_run(connection: Connection, name: str, run: Any) -> Any:
-    """Create a run, named after the sweep and the time; returns it as Kubeflow has it."""
-    run.display_name = (
-        f"{name} {datetime.now(UTC).isoformat(' ', 'milliseconds').removesuffix('+00:00')}"
-    )
-
-    def find() -> Any:
-        listing = connection.runs.run_service_list_runs
-        wanted = {"experiment_id": run.experiment_id, "filter": named(run.display_name)}
-        return next(connection.pages(listing, "runs", **wanted), None)
-
-    return connection.create(find, connection.runs.run_service_create_run, run)
-
-
-def upload(config: Config, connection: Connection) -> Any:
-    """The sweep as a version of its pipeline, uploaded under the hash of its content or found there: a reference."""
-    import kfp_server_api
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "pipeline.yaml"
-        compile_sweep(config, path)
-        name = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
-        pipeline = kfp_server_api.V2beta1Pipeline(
-            name=f"taylorglo-{config.name}",
-            display_name=f"taylorglo-{config.name}",
-            namespace=connection.tenant,
-        )
-        pipeline_id = (
-            _pipeline(connection, pipeline.name)
-            or connection.create(
-                lambda: _pipeline(connection, pipeline.name),
-                connection.pipelines.pipeline_service_create_pipeline,
-                pipeline,
-            )
-        ).pipeline_id
-        version = _version(connection, pipeline_id, name) or connection.create(
-            lambda: _version(connection, pipeline_id, name),
-            connection.uploads.upload_pipeline_version,
-            str(path),
-            name=name,
-            display_name=name,
-            pipelineid=pipeline_id,
-        )
-    return kfp_server_api.V2beta1PipelineVersionReference(
-        pipeline_id=pipeline_id, pipeline_version_id=version.pipeline_version_id
-    )
-
-
-def _pipeline(connection: Connection, name: str) -> Any:
-    space = {"namespace": connection.tenant} if connection.tenant else {}
+def _check_url(url: str) -> None:
     try:
-        return connection.call(
-            connection.pipelines.pipeline_service_get_pipeline_by_name, name, **space
-        )
-    except MissingError:
-        return None
-
-
-def _version(connection: Connection, pipeline_id: str, name: str) -> Any:
-    listing = connection.pipelines.pipeline_service_list_pipeline_versions
-    versions = connection.pages(listing, "pipeline_versions", pipeline_id=pipeline_id)
-    return next(
-        (version for version in versions if name in (version.name, version.display_name)), None
-    )
-
-
-def experiment_of(connection: Connection, name: str) -> str:
-    """The id of the experiment of this name, created if need be."""
-    import kfp_server_api
-
-    experiment = kfp_server_api.V2beta1Experiment(display_name=name, namespace=connection.tenant)
-    found = find_experiment(connection, name) or connection.create(
-        lambda: find_experiment(connection, name),
-        connection.experiments.experiment_service_create_experiment,
-        experiment,
-    )
-    return str(found.experiment_id)
-
-
-def find_experiment(connection: Connection, name: str) -> Any:
-    """The experiment of this name, or None."""
-    listing = connection.experiments.experiment_service_list_experiments
-    space = {"namespace": connection.tenant} if connection.tenant else {}
-    return next(connection.pages(listing, "experiments", filter=named(name), **space), None)
-
-
-def named(name: str) -> str:
-    """Kubeflow's filter for what bears a name."""
-    return json.dumps(
-        {"predicates": [{"operation": "EQUALS", "key": "display_name", "stringValue": name}]}
-    )
-
-
-def _api_client(host: str, access: Access) -> Any:
-    """kfp's client, connected; and of it the generated client, which is all that is used."""
-    import kfp_server_api
-    from kfp import client
-    from urllib3 import Retry
-
-    class Quiet(client.Client):  # type: ignore[misc]
-        """Asks nothing on its own, so that nothing hangs or is written to ~/.config."""
-
-        def get_kfp_healthz(
-            self, sleep_duration: int = 0
-        ) -> kfp_server_api.V2beta1GetHealthzResponse:
-            return kfp_server_api.V2beta1GetHealthzResponse(multi_user=False)
-
-    token = access.token_file or Path(
-        os.environ.get(client.KF_PIPELINES_SA_TOKEN_ENV) or client.KF_PIPELINES_SA_TOKEN_PATH
-    )
-    credentials = None  # a kubeconfig has its own
-    if host and (
-        access.token_file or os.environ.get(client.KF_PIPELINES_SA_TOKEN_ENV) or token.exists()
-    ):
-        _check_token(token)
-        credentials = client.ServiceAccountTokenVolumeCredentials(
-            str(token)
-        )  # read anew for every call
-    if access.ca_cert and not access.ca_cert.is_file():
-        raise InputError(f"--ca-cert {access.ca_cert}: there is no such file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            connected = Quiet(
-                host=host or None,
-                namespace=access.namespace or "kubeflow",
-                credentials=credentials,
-                ssl_ca_cert=str(access.ca_cert) if access.ca_cert else None,
-            )
-        except (KeyError, OSError, ValueError):
-            raise InputError(
-                f"{Quiet._LOCAL_KFP_CONTEXT}: is not what kfp's client writes; remove it"
-            ) from None
-    api = connected._healthz_api.api_client
-    configuration = api.configuration
-    configuration.retries = Retry(0)  # it is tried again here, and not three times more each time
-    api.rest_client = kfp_server_api.rest.RESTClientObject(configuration)
-    address, refresh = configuration.host.rstrip("/"), configuration.refresh_api_key_hook
-    configuration.host = address
-    if refresh:
-
-        def refreshed(target: Any) -> None:
-            refresh(target)
-            # With a kubeconfig's token come its address, without the way on to Kubeflow, and its
-            # own hook.
-            target.host, target.refresh_api_key_hook = address, refreshed
-
-        configuration.refresh_api_key_hook = refreshed
-    return api
-
-
-def _check_host(host: str) -> None:
-    try:
-        parts = urlsplit(host)
-        _ = parts.port  # raises where it is not a number up to 65535
+        parts = urlsplit(url)
+        # Raises if the port is not a number up to 65535.
+        _ = parts.port
     except ValueError:
         raise InputError(
             "--host: is malformed; should be like https://kubeflow.example.org"
@@ -409,45 +339,100 @@ def _check_host(host: str) -> None:
         )
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise InputError(
-            f"--host {host}: should be like https://kubeflow.example.org, or that with a path"
+            f"--host {url}: should be like https://kubeflow.example.org, or that with a path"
         )
 
 
-def _check_token(path: Path) -> None:
+def _add_token(configuration: Any, access: Access) -> None:
+    """Let the generated client send the token of a file, which is read anew for every call."""
+    named = access.token_file or os.environ.get("KF_PIPELINES_SA_TOKEN_PATH")
+    path = Path(named or _TOKEN_FILE)
+    if not named and not path.exists():
+        return
+
+    def read_token(target: Any) -> None:
+        target.api_key["authorization"] = _token(path)
+
+    configuration.api_key_prefix["authorization"] = "Bearer"
+    configuration.refresh_api_key_hook = read_token
+    read_token(configuration)
+
+
+def _token(path: Path) -> str:
     try:
         token = path.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: the token cannot be read: {getattr(error, 'strerror', None) or 'not text'}"
-        ) from None
+        reason = getattr(error, "strerror", None) or "not text"
+        raise InputError(f"{path}: the token cannot be read: {reason}") from None
     if not token or not token.isascii() or len(token.split()) != 1:
         raise InputError(f"{path}: should hold one token, and nothing else")
+    return token
 
 
-def _check_kubeconfig(access: Access) -> None:
-    """Kubeflow through the Kubernetes API; kfp's client only prints it if that does not work."""
+def _through_kubernetes(access: Access, namespace: str) -> Any:
+    """Return the configuration that reaches Kubeflow through the kubeconfig's cluster.
+
+    The Kubernetes API server passes calls on to the Service, with the kubeconfig's credentials.
+    """
+    # Takes most of a second to import, and is needed with a kubeconfig only.
     import kubernetes
 
-    where = "no --host is given, nor KF_PIPELINES_ENDPOINT"
     if access.token_file:
-        raise InputError(f"{where}, and --token-file is only for one of these")
+        raise InputError(f"{_NO_HOST}, and --token-file is only for one of these")
+    cluster = kubernetes.client.Configuration()
     try:
-        kubernetes.config.load_kube_config(client_configuration=kubernetes.client.Configuration())
-    except (
-        Exception
-    ) as error:  # whatever is wrong with the file, or with the command in it that makes the token
-        reason = " ".join(str(error).split()).rstrip(".")[:_MAX_REASON]
-        raise InputError(f"{where}, and there is no good kubeconfig: {reason}") from None
+        kubernetes.config.load_kube_config(client_configuration=cluster)
+    except Exception as error:
+        # The file may be wrong in many ways, and so may the command in it that makes the token.
+        reason = one_line(error).rstrip(".")
+        raise InputError(f"{_NO_HOST}, and there is no good kubeconfig: {reason}") from None
+    service = f"api/v1/namespaces/{namespace}/services/ml-pipeline:http/proxy"
+    configuration = kfp_server_api.Configuration(host=f"{cluster.host.rstrip('/')}/{service}")
+    for name in ("ssl_ca_cert", "cert_file", "key_file", "verify_ssl"):
+        setattr(configuration, name, getattr(cluster, name))
+
+    def renew_token(target: Any) -> None:
+        try:
+            token = cluster.get_api_key_with_prefix("authorization")
+        except Exception as error:
+            raise InputError(
+                f"the kubeconfig's token cannot be renewed: {one_line(error)}"
+            ) from None
+        target.api_key["authorization"] = token
+
+    if "authorization" in cluster.api_key:
+        configuration.refresh_api_key_hook = renew_token
+        renew_token(configuration)
+    return configuration
+
+
+def _login() -> dict[str, str | None]:
+    """Return the cookie and the header of a login that kfp's client keeps in a file.
+
+    Raises:
+        InputError: the file is none of kfp's client.
+    """
+    path = os.path.expanduser(_LOGIN_FILE)
+    if not os.path.exists(path):
+        return {}
+    try:
+        context = json.loads(Path(path).read_text())
+    except (OSError, ValueError):
+        context = None
+    if not isinstance(context, dict) or "namespace" not in context:
+        raise InputError(f"{path}: is not what kfp's client writes; remove it")
+    prefix = "client_authentication_"
+    names = ("cookie", "header_name", "header_value")
+    return {name: context.get(prefix + name) for name in names}
 
 
 def _tenant(access: Access) -> str:
-    """The namespace of a user, where Kubeflow has several."""
-    namespace = access.namespace
-    if not namespace:
-        try:
-            namespace = (_SERVICE_ACCOUNT / "namespace").read_text().strip()
-        except OSError:
-            raise InputError(
-                "this Kubeflow has several users; say with --namespace whose runs these are"
-            ) from None
-    return namespace
+    """Return the namespace of the user, of whom Kubeflow has several."""
+    if access.namespace:
+        return access.namespace
+    try:
+        return (access.pod_account / "namespace").read_text().strip()
+    except OSError:
+        raise InputError(
+            "this Kubeflow has several users; say with --namespace whose runs these are"
+        ) from None

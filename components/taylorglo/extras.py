@@ -1,20 +1,20 @@
-"""What to install if a package of an extra is missing."""
+"""The error for a package that only an extra of taylorglo installs and that is missing."""
 
 from taylorglo.errors import InputError
 
 
 class MissingExtraError(InputError, ImportError):
-    """A package that only an extra of taylorglo installs is not there."""
+    """A package that only an extra of taylorglo installs is missing."""
 
 
-def missing(what: str, error: ModuleNotFoundError) -> MissingExtraError:
-    """Return the error for something that needs a package which is not installed.
+def missing(feature: str, error: ModuleNotFoundError) -> MissingExtraError:
+    """Return the error for a feature whose package is not installed.
 
     Args:
-        what: the thing that needs the package.
-        error: that was raised by the import.
+        feature: the name of the feature, as the error's message names it.
+        error: the error of the import.
     """
     return MissingExtraError(
-        f"{what} needs the package {error.name}, which is not installed: "
+        f"{feature} needs the package {error.name}, which is not installed: "
         "pip install 'taylorglo[pipeline]'"
     )

@@ -1,7 +1,8 @@
 """Presets: the published training of each published network, as sections of a configuration.
 
-Steps are for the 45 000 training images that CIFAR-10 has left when 5 000 of its 50 000 are held out: an epoch is 351
-whole batches of 128. Milestones are fractions of the training, to six decimals.
+Steps are for the 45 000 training images of CIFAR-10 that remain if 5 000 of its 50 000 are held
+out: an epoch is 351 whole batches of 128. Milestones are fractions of the training, to six
+decimals.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,18 +13,27 @@ Name = Literal[
 ]
 
 _EPOCH = 45_000 // 128
-# Padded by 4 pixels, cropped and mirrored: He et al. 2015 (arXiv 1512.03385, section 4.2), and all
-# that follow them.
+# Images are padded by 4 pixels, cropped and mirrored: He et al. 2015 (arXiv 1512.03385, section
+# 4.2), and the papers that follow them.
 _CROP_AND_FLIP = {"crop_padding": 4, "flip": True}
 
 
-def _drops(at: Sequence[int], of: int, times: float) -> dict[str, Any]:
-    return {"schedule": "step", "milestones": [round(each / of, 6) for each in at], "decay": times}
+def _drops(moments: Sequence[int], total: int, decay: float) -> dict[str, Any]:
+    """Return a schedule that multiplies the learning rate by ``decay`` at each moment of a total.
+
+    Args:
+        moments: in epochs or steps.
+        total: length of the training in the same unit.
+        decay: factor of each drop.
+    """
+    milestones = [round(moment / total, 6) for moment in moments]
+    return {"schedule": "step", "milestones": milestones, "decay": decay}
 
 
 # Zagoruyko & Komodakis 2016 (arXiv 1605.07146), section 3: SGD with Nesterov's momentum 0.9,
-# batches of 128, learning rate 0.1, weight decay 0.0005, 200 epochs, the rate times 0.2 after 60,
-# 120 and 160. Crop and flip as there, but what a crop lacks is black here and reflected there.
+# batches of 128, learning rate 0.1, weight decay 0.0005, 200 epochs; the rate is multiplied by 0.2
+# after 60, 120 and 160 epochs. Crop and flip are the paper's, but the border of a crop is black
+# here and reflected in the paper.
 _WIDE_RESNET = {
     "training": {
         "steps": 200 * _EPOCH,
@@ -39,7 +49,8 @@ _WIDE_RESNET = {
 
 PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
     # The TaylorGLO paper (arXiv 2002.00059, section V): 20 000 steps of SGD with batches of 100,
-    # learning rate 0.01. Assumed: neither momentum nor weight decay, of which it says nothing.
+    # learning rate 0.01. Assumed, because the paper does not mention them: no momentum and no
+    # weight decay.
     "mnist-cnn": {
         "training": {
             "steps": 20_000,
@@ -53,9 +64,9 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
         },
     },
     # Springenberg et al. 2015 (arXiv 1412.6806), section 3.1, and the regularization paper (arXiv
-    # 2010.00788): momentum 0.9, learning rate 0.01 (the paper's grid has it), weight decay 0.001,
-    # 350 epochs, the rate times 0.1 after 200, 250 and 300; here without augmentation, as in the
-    # first of its two tables. Assumed: batches of 128.
+    # 2010.00788): momentum 0.9, learning rate 0.01 (the grid of the first paper has it), weight
+    # decay 0.001, 350 epochs; the rate is multiplied by 0.1 after 200, 250 and 300 epochs. There is
+    # no augmentation, as in the first of that paper's two tables. Assumed: batches of 128.
     "allcnn-c": {
         "training": {
             "steps": 350 * _EPOCH,
@@ -68,8 +79,8 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
         },
     },
     # bearpaw/pytorch-classification, TRAINING.md and the defaults of cifar.py: momentum 0.9,
-    # batches of 128, learning rate 0.1, weight decay 0.0005, 164 epochs, the rate times 0.1 after
-    # 81 and 122; crop and flip.
+    # batches of 128, learning rate 0.1, weight decay 0.0005, 164 epochs, crop and flip; the rate is
+    # multiplied by 0.1 after 81 and 122 epochs.
     "alexnet": {
         "training": {
             "steps": 164 * _EPOCH,
@@ -82,10 +93,10 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
         },
         "augmentation": _CROP_AND_FLIP,
     },
-    # He et al. 2015 (arXiv 1512.03385), section 4.2, whose settings He et al. 2016 (arXiv
-    # 1603.05027) keep: momentum 0.9, batches of 128, learning rate 0.1, weight decay 0.0001, 64 000
-    # steps on 45 000 images, the rate times 0.1 after 32 000 and 48 000; crop and flip. Left out:
-    # 400 steps of warming up, which the latter calls unnecessary.
+    # He et al. 2015 (arXiv 1512.03385), section 4.2, and He et al. 2016 (arXiv 1603.05027) with the
+    # same settings: momentum 0.9, batches of 128, learning rate 0.1, weight decay 0.0001, 64 000
+    # steps on 45 000 images, crop and flip; the rate is multiplied by 0.1 after 32 000 and 48 000
+    # steps. Left out: 400 steps of warming up, which the second paper calls unnecessary.
     "preresnet-20": {
         "training": {
             "steps": 64_000,
@@ -101,8 +112,8 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
     "wrn-16-8": _WIDE_RESNET,
     "wrn-28-5": _WIDE_RESNET,
     # Han et al. 2017 (arXiv 1610.02915), section 4: SGD with Nesterov's momentum 0.9, batches of
-    # 128, learning rate 0.1 on CIFAR-10, weight decay 0.0001, 300 epochs, the rate times 0.1 after
-    # 150 and 225; crop and flip.
+    # 128, learning rate 0.1 on CIFAR-10, weight decay 0.0001, 300 epochs, crop and flip; the rate
+    # is multiplied by 0.1 after 150 and 225 epochs.
     "pyramidnet-110-48": {
         "training": {
             "steps": 300 * _EPOCH,
@@ -119,25 +130,28 @@ PRESETS: Mapping[Name, Mapping[str, Mapping[str, Any]]] = {
 
 
 def with_preset(name: Name, content: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of a configuration's nested mappings with what a preset fills in: its network is the one of its name.
+    """Return a copy of a configuration in which a preset fills in the missing values.
 
-    What the configuration says itself is kept, key by key. Another schedule of its own does without the preset's
-    milestones and decay, which belong to the preset's.
+    The values of the configuration are kept, key by key. If the configuration names another
+    schedule than the preset, it does not get the milestones and the decay of the preset's schedule.
+
+    Args:
+        name: the preset, whose network has the same name.
+        content: nested mappings: sections, and their values by key.
     """
     filled: dict[str, Any] = {**content}
     for section, values in {"model": {"name": name}, **PRESETS[name]}.items():
-        own = content.get(section, {})
-        if not isinstance(own, Mapping):
-            continue  # of the wrong kind, or a whole section already
-        apart = (
-            section == "training" and own.get("schedule", values["schedule"]) != values["schedule"]
-        )
-        filled[section] = {
-            **{
-                key: value
-                for key, value in values.items()
-                if not (apart and key in ("milestones", "decay"))
-            },
-            **own,
-        }
+        given = content.get(section, {})
+        # Anything else is a whole section already, or an error that the validation reports.
+        if isinstance(given, Mapping):
+            filled[section] = {**_fitting(section, values, given), **given}
     return filled
+
+
+def _fitting(
+    section: str, values: Mapping[str, Any], given: Mapping[str, Any]
+) -> Mapping[str, Any]:
+    """Return the values of a preset that fit the given ones."""
+    if section != "training" or given.get("schedule", values["schedule"]) == values["schedule"]:
+        return values
+    return {key: value for key, value in values.items() if key not in ("milestones", "decay")}

@@ -1,1 +1,1 @@
-"""Everything that describes work: configuration, the pipeline, the ways to run it, the command line."""
+"""The search as a pipeline: its configuration, the ways to run it, and the command line."""

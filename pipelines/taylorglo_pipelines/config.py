@@ -1,4 +1,4 @@
-"""A sweep's YAML file: what it computes (``taylorglo.settings``), its layout, and where its services are."""
+"""The YAML file of a sweep: the settings of ``taylorglo.settings``, its layout and its services."""
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 import yaml
 from pydantic import Field, model_validator
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, one_line
 from taylorglo.presets import PRESETS, Name, with_preset
 from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.settings import Section, SweepSettings, validated
@@ -19,15 +19,19 @@ _OBJECT_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
 
 
 class Toleration(Section):
-    """A taint of nodes that tasks which train put up with, as in a pod's specification."""
+    """A taint of nodes that the tasks which train tolerate, as in the specification of a pod."""
 
-    key: str = Field("", description="of the taint; empty, with `Exists`: any")
-    operator: Literal["Equal", "Exists"] = Field(
-        "Equal", description="`Exists`: whatever the value"
+    key: str = Field(
+        "", description="Key of the taint. Empty, with the operator `Exists`: any key."
     )
-    value: str = Field("", description="of the taint, for `Equal`")
+    operator: Literal["Equal", "Exists"] = Field(
+        "Equal",
+        description="How the taint is compared. `Equal`: it has this value; `Exists`: it has any "
+        "value.",
+    )
+    value: str = Field("", description="Value of the taint, for the operator `Equal`.")
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
-        "", description="empty: any"
+        "", description="Effect of the taint. Empty: any effect."
     )
 
     @model_validator(mode="after")
@@ -40,122 +44,155 @@ class Toleration(Section):
 
 
 class PipelineSettings(Section):
-    """What has to be known when the pipeline is compiled; what is asked of Kubernetes has no effect on a laptop."""
+    """The layout of the compiled pipeline, and its requests of Kubernetes.
+
+    The requests have no effect on a laptop.
+    """
 
     generations: int = Field(
         8,
         ge=1,
-        description="of one run, unrolled when compiling, which warns near Argo's limit; see `search.generations`",
+        description="Number of generations of one run. Compiling unrolls them, and warns near "
+        "Argo's limit; see `search.generations`.",
     )
     shards: int = Field(
         1,
         ge=1,
-        description="tasks that share a generation's candidates, at most `search.popsize`; one on a laptop, where a "
-        "task uses all CPUs",
+        description="Number of tasks that share the candidates of a generation, at most "
+        "`search.popsize`. One is right on a laptop, where a task uses all CPUs.",
     )
-    image: str = Field("", description="container image of all tasks; empty: `taylorglo:VERSION`")
+    image: str = Field("", description="Container image of all tasks. Empty: `taylorglo:VERSION`.")
     cpu: str = Field(
         "",
         pattern=_CPU,
         coerce_numbers_to_str=True,
-        description="requested for a task that trains, such as `2` or `500m`; empty: nothing",
+        description="CPUs requested for a task that trains, such as `2` or `500m`. Empty: no "
+        "request.",
     )
     cpu_limit: str = Field(
-        "", pattern=_CPU, coerce_numbers_to_str=True, description="likewise, the limit; empty: none"
+        "",
+        pattern=_CPU,
+        coerce_numbers_to_str=True,
+        description="Limit of the CPUs of a task that trains. Empty: no limit.",
     )
     memory: str = Field(
         "",
         pattern=_MEMORY,
-        description="requested for a task that trains, such as `4Gi`; empty: nothing",
+        description="Memory requested for a task that trains, such as `4Gi`. Empty: no request.",
     )
-    memory_limit: str = Field("", pattern=_MEMORY, description="likewise, the limit; empty: none")
+    memory_limit: str = Field(
+        "",
+        pattern=_MEMORY,
+        description="Limit of the memory of a task that trains. Empty: no limit.",
+    )
     accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field(
         "",
-        description="kind of GPU for a task that trains, which gets one; its processes share it (`training.workers`)",
+        description="Kind of GPU for a task that trains. Each task gets one GPU, which its "
+        "processes share (`training.workers`). Empty: no GPU.",
     )
     shared_memory: str = Field(
         "1Gi",
         pattern=_MEMORY,
-        description="size of /dev/shm in a task that trains; empty: 64 MiB, as containers have it",
+        description="Size of /dev/shm in a task that trains. Empty: the 64 MiB that containers "
+        "have by default.",
     )
     node_selector: dict[str, str] = Field(
-        {}, description="labels of the nodes for tasks that train"
+        {}, description="Labels of the nodes for tasks that train."
     )
-    tolerations: list[Toleration] = Field([], description="of tasks that train")
+    tolerations: list[Toleration] = Field([], description="Tolerations of tasks that train.")
     timeout: int = Field(
-        86_400, ge=0, description="seconds after which Kubernetes ends a task; 0: never"
+        86_400, ge=0, description="Seconds after which Kubernetes ends a task; 0: never."
     )
     retries: int = Field(
         2,
         ge=0,
         le=10,
-        description="how often a task that fails is tried again; in a shard, only where a service failed it",
+        description="Number of times that a failed task is tried again. The task of a shard is "
+        "tried again only if a service failed.",
     )
-    service_account: str = Field("", description="of the pods; empty: the one that Kubeflow takes")
+    service_account: str = Field(
+        "", description="Service account of the pods. Empty: the one that Kubeflow chooses."
+    )
     secret: str = Field(
         "taylorglo",
         pattern=_OBJECT_NAME,
-        description="the Secret with the credentials of the services",
+        description="Name of the Secret with the credentials of the services.",
     )
     config_map: str = Field(
-        "taylorglo", pattern=_OBJECT_NAME, description="the ConfigMap with the URIs of the services"
+        "taylorglo",
+        pattern=_OBJECT_NAME,
+        description="Name of the ConfigMap with the URIs of the services.",
     )
 
 
 class ServiceSettings(Section):
-    """Where a local run keeps things. What is empty is taken from the environment, or else lies under work_dir."""
+    """The places in which a local run keeps things.
+
+    The environment gives an address that is empty here (`TAYLORGLO_STUDY_URL`,
+    `TAYLORGLO_STORE_URI`, `MLFLOW_TRACKING_URI`), or else it lies in `work_dir`.
+    """
 
     work_dir: str = Field(
-        "runs", min_length=1, description="folder in which everything lies that is not elsewhere"
+        "runs",
+        min_length=1,
+        description="Folder of the logs, and of every service that has no address.",
     )
     study_url: str = Field(
         "",
-        description="`sqlite:///FILE` or `postgresql://HOST/DATABASE`, never with a password; else `study.db`",
+        description="Database of the study, `sqlite:///FILE` or `postgresql://HOST/DATABASE`, "
+        "without a password. Empty: `study.db`.",
     )
-    store_uri: str = Field("", description="a folder or `s3://BUCKET/PREFIX`; else `store/`")
+    store_uri: str = Field(
+        "", description="Object store, a folder or `s3://BUCKET/PREFIX`. Empty: `store/`."
+    )
     tracking_uri: str = Field(
         "",
-        description="`sqlite:///FILE`, or `http(s)://HOST` of an MLflow server; else `mlruns.db`",
+        description="MLflow, `sqlite:///FILE` or the `http(s)://HOST` of a server. Empty: "
+        "`mlruns.db`.",
     )
 
     def variables(self) -> dict[str, str]:
-        """The environment of a task of a local run."""
-        work = Path(self.work_dir).absolute()
-        chosen = {
-            STUDY_URL: (self.study_url, f"sqlite:///{work / 'study.db'}"),
-            STORE_URI: (self.store_uri, str(work / "store")),
-            TRACKING_URI: (self.tracking_uri, f"sqlite:///{work / 'mlruns.db'}"),
-        }
+        """Return the environment variables with the services of a local run."""
+        folder = Path(self.work_dir).absolute()
         return {
-            name: value or os.environ.get(name) or default
-            for name, (value, default) in chosen.items()
+            STUDY_URL: _first(self.study_url, STUDY_URL, f"sqlite:///{folder / 'study.db'}"),
+            STORE_URI: _first(self.store_uri, STORE_URI, str(folder / "store")),
+            TRACKING_URI: _first(
+                self.tracking_uri, TRACKING_URI, f"sqlite:///{folder / 'mlruns.db'}"
+            ),
         }
+
+
+def _first(setting: str, variable: str, default: str) -> str:
+    """Return the first address that is not empty: the setting, the variable, or the default."""
+    return setting or os.environ.get(variable) or default
 
 
 class Config(SweepSettings):
-    """The whole file."""
+    """The whole file: the settings of the sweep, its preset, its layout and its services."""
 
     preset: Literal["", Name] = Field(
         "",
-        description="a published network and its training, for all keys of theirs that are not set here",
+        description="Published network whose training gives the values that are not set here.",
     )
     pipeline: PipelineSettings = PipelineSettings()
     services: ServiceSettings = ServiceSettings()
 
     @property
     def sweep(self) -> SweepSettings:
-        """The part that decides what is computed."""
-        return SweepSettings(**{name: getattr(self, name) for name in SweepSettings.model_fields})
+        """The settings that decide what is computed, without preset, layout and services."""
+        return SweepSettings.model_validate(
+            self.model_dump(include=set(SweepSettings.model_fields))
+        )
 
     @model_validator(mode="before")
     @classmethod
     def _filled_from_preset(cls, content: Any) -> Any:
-        named = content.get("preset") if isinstance(content, dict) else None
-        return (
-            with_preset(cast(Name, named), content)
-            if isinstance(named, str) and named in PRESETS
-            else content
-        )
+        name = content.get("preset") if isinstance(content, dict) else None
+        # Any other name is an error, which the validation of the field reports.
+        if isinstance(name, str) and name in PRESETS:
+            return with_preset(cast(Name, name), content)
+        return content
 
     @model_validator(mode="after")
     def _layout_fits_search(self) -> "Config":
@@ -165,13 +202,14 @@ class Config(SweepSettings):
             )
         if 0 < self.search.generations < self.pipeline.generations:
             raise ValueError(
-                f"pipeline.generations: should be at most search.generations ({self.search.generations})"
+                "pipeline.generations: should be at most search.generations "
+                f"({self.search.generations})"
             )
         return self
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without repeated keys: PyYAML would quietly take the last one."""
+    """A loader that refuses repeated keys, of which PyYAML would take the last one silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         seen: set[str] = set()
@@ -191,8 +229,8 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read and validate a configuration.
 
     Args:
-        path: of the YAML file.
-        overrides: ``section.key=value``, the value in YAML, in place of what the file says.
+        path: path of the YAML file.
+        overrides: ``section.key=value``, with the value in YAML, which replaces that of the file.
 
     Raises:
         InputError: listing every problem by its path, a line each.
@@ -200,25 +238,34 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     try:
         content = yaml.load(Path(path).read_text(), _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}"
-        ) from None
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}") from None
     except yaml.YAMLError as error:
-        mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
-        where = (
-            f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
-            if mark
-            else " ".join(str(error).split())
-        )
-        raise InputError(f"{path}: is not YAML: {where}") from None
+        raise InputError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path}: should be a mapping of sections, is a {type(content).__name__}")
     return validated(Config, with_overrides(content or {}, overrides), str(path))
 
 
+def _yaml_problem(error: yaml.YAMLError) -> str:
+    """Return the problem of a YAML file in one line, after its place in the file if it has one."""
+    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
+        return one_line(error)
+    mark = error.problem_mark
+    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+
+
 def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of nested mappings with ``section.key=value`` settings put in."""
-    changed: dict[str, Any] = {k: dict(v) if isinstance(v, dict) else v for k, v in content.items()}
+    """Return a copy of nested mappings with other values.
+
+    Args:
+        content: sections, and their values by key.
+        overrides: ``section.key=value`` or ``key=value``, with the value in YAML.
+
+    Raises:
+        InputError: an override is malformed.
+    """
+    changed = {k: dict(v) if isinstance(v, dict) else v for k, v in content.items()}
     for override in overrides:
         path, equals, text = override.partition("=")
         section, dot, key = path.strip().partition(".")

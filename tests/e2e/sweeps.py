@@ -1,21 +1,34 @@
-"""Sweeps by the real command, small enough to wait for."""
+"""Small sweeps by the real command, and how to look at their results."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from taylorglo.results import Candidate
+from taylorglo.search.study import Search
+from taylorglo.settings import SearchSettings
 
 CONFIG = Path(__file__).parents[2] / "pipelines" / "configs" / "digits.yaml"
+GENERATIONS, POPSIZE = 2, 4
 SMALL = (
     "training.steps=60",
+    # Stacked trainings may round otherwise, depending on which of them are in one stack.
+    "training.engine=sequential",
     "evaluation.steps=60",
     "evaluation.attempts=4",
     "evaluation.give_up_step=0",
-    "search.popsize=4",
-    "pipeline.generations=2",
-    "pipeline.shards=2",
+    f"search.popsize={POPSIZE}",
+    f"pipeline.generations={GENERATIONS}",
+    "pipeline.shards=1",
     "baselines.learning_rates=[0.1,0.3]",
     "baselines.attempts=1",
     "champion.finalists=2",
@@ -26,29 +39,35 @@ SMALL = (
     "attack.pgd_restarts=1",
     "attack.seeds=1",
 )
-TIMEOUT = 240  # seconds, for what takes 40 on an idle machine
+LOSSES = ["champion", "cross-entropy", "label-smoothed cross-entropy", "squared error"]
+TIMEOUT = 240  # seconds, for a sweep that takes 40 on an idle machine
 
 
 @dataclass(frozen=True)
 class Sweeps:
-    """The command, with its work in one folder."""
+    """The command ``taylorglo run``, with its work in one folder.
+
+    Attributes:
+        work: the folder.
+        overrides: settings in place of those of ``SMALL``.
+        env: variables of the command's environment besides those of the test.
+        words: further words of the command line.
+    """
 
     work: Path
     overrides: tuple[str, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
-    def start(self, *overrides: str) -> subprocess.Popen[str]:
-        """``taylorglo run`` in a process group of its own."""
+    @contextmanager
+    def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+        """Start the command in a process group of its own; it is killed at the end of the block."""
         settings = [f"services.work_dir={self.work}", *SMALL, *self.overrides, *overrides]
         command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG), *self.words]
         command += [word for setting in settings for word in ("--set", setting)]
-        inherited = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("TAYLORGLO_", "MLFLOW_", "AWS_", "PG"))
-        }
-        return subprocess.Popen(
+        ours = ("TAYLORGLO_", "MLFLOW_", "AWS_", "PG")
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
+        process = subprocess.Popen(
             command,
             env={**inherited, **self.env},
             stdin=subprocess.DEVNULL,
@@ -57,12 +76,66 @@ class Sweeps:
             text=True,
             start_new_session=True,
         )
-
-    def run(self, *overrides: str) -> subprocess.CompletedProcess[str]:
-        """The same, to its end."""
-        process = self.start(*overrides)
         try:
-            stdout, stderr = process.communicate(timeout=TIMEOUT)
+            yield process
         finally:
             process.kill()
+
+    def run(self, *overrides: str, seconds: float = TIMEOUT) -> subprocess.CompletedProcess[str]:
+        """Run the command to its end."""
+        with self.started(*overrides) as process:
+            stdout, stderr = process.communicate(timeout=seconds)
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
+
+
+def study_of(work: Path) -> list[Candidate]:
+    """Return the candidates of the sweep ``digits`` in a work folder."""
+    url = f"sqlite:///{work / 'study.db'}"
+    return Search(url, "digits", SearchSettings(popsize=POPSIZE), 0).candidates()
+
+
+def trained(work: Path) -> dict[int, Candidate]:
+    """Return the candidates that the study has a final result of, by trial."""
+    return {c.trial: c for c in study_of(work) if c.result is not None and c.finished}
+
+
+def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Return time of change and content of each file in a folder, by its name."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def mlflow_of(work: Path) -> MlflowClient:
+    """Return a client of the MLflow in a work folder."""
+    return MlflowClient(tracking_uri=f"sqlite:///{work / 'mlruns.db'}")
+
+
+def runs_of(client: MlflowClient, experiment: str = "digits") -> tuple[list[Run], list[Run]]:
+    """Return the parent runs and the nested runs of an experiment, the latest first."""
+    runs = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    parents = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    return parents, [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+
+
+def artifacts_of(client: MlflowClient, run: Run) -> list[str]:
+    """Return the names of a run's artifacts."""
+    return sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id))
+
+
+def final_table(output: str) -> list[str]:
+    """Return the lines from the head of the final table to the verdict."""
+    lines = output.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("loss "))
+    return lines[start : start + 8]
+
+
+def wait_until(condition: Callable[[], Any], seconds: float, event: str) -> Any:
+    """Wait until the condition returns something true, and return that."""
+    deadline = time.monotonic() + seconds
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {seconds} s: {event}"
+        time.sleep(0.02)
+    return result

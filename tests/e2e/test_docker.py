@@ -1,7 +1,7 @@
-"""The same sweep, each task a container of the image: ``make e2e-docker``.
+"""A small sweep whose tasks are containers of the image; run with ``make e2e-docker``.
 
-The engine is what Docker's client finds (DOCKER_HOST); an image that it does not have is built
-first.
+The container engine is the one that Docker's client finds (DOCKER_HOST). If it does not have the
+image, the image is built first.
 """
 
 import contextlib
@@ -9,29 +9,29 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import docker
 import pytest
 from docker.errors import APIError, DockerException, ImageNotFound
-from sweeps import Sweeps
+from sweeps import Sweeps, final_table, study_of, wait_until
 
 from taylorglo.components import IMAGE
 from taylorglo.loss.functions import TaylorLoss
-from taylorglo.search.study import Search
-from taylorglo.settings import SearchSettings
 
 ROOT = Path(__file__).parents[2]
 BUILD_SECONDS = 3600
+SECONDS = 600  # for a sweep in containers
+LONG_TRAININGS = ("training.steps=100000", "evaluation.steps=100000")
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(BUILD_SECONDS + 300)]
 
 
 @pytest.fixture(scope="module")
 def engine() -> Iterator[docker.DockerClient]:
-    """The engine, which has the image."""
+    """The container engine, with the image in it."""
     try:
         client = docker.from_env(timeout=BUILD_SECONDS)
     except DockerException as error:
@@ -53,60 +53,47 @@ def engine() -> Iterator[docker.DockerClient]:
 
 
 def in_docker(work: Path, *overrides: str) -> Sweeps:
-    return Sweeps(work, overrides, words=("--runner", "docker"))
+    """Return a sweep of two shards in containers."""
+    return Sweeps(work, ("pipeline.shards=2", *overrides), words=("--runner", "docker"))
 
 
 def running(engine: docker.DockerClient, work: Path) -> list[Any]:
-    """The containers of the sweep in this folder."""
+    """Return the containers of the sweep in this folder."""
     label = f"taylorglo.run={work / 'digits'}"
     return engine.containers.list(all=True, filters={"label": label}, ignore_removed=True)
 
 
-def wait_until(condition: Callable[[], Any], seconds: float, what: str) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (result := condition()):
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
-        time.sleep(0.05)
-    return result
+def first_container(
+    engine: docker.DockerClient, sweep: Sweeps, process: subprocess.Popen[str]
+) -> Any:
+    """Wait for a container of the sweep that is at work, and return it."""
 
-
-def started(engine: docker.DockerClient, sweep: Sweeps, process: subprocess.Popen[str]) -> Any:
-    """A container of the sweep that is at work."""
-
-    def one() -> Any:
+    def find() -> Any:
+        assert process.stderr is not None
         assert process.poll() is None, process.stderr.read()
-        return next(
-            (each for each in running(engine, sweep.work) if each.status == "running"), None
-        )
+        containers = running(engine, sweep.work)
+        return next((c for c in containers if c.status == "running"), None)
 
-    return wait_until(one, 60, "a container")
+    return wait_until(find, 60, "a container")
 
 
 def outcome(work: Path) -> tuple[Any, ...]:
-    """Every candidate with its result, the champion, and the figures of the comparison."""
-    study = Search(f"sqlite:///{work / 'study.db'}", "digits", SearchSettings(popsize=4), 0)
-    candidates = [(c.generation, c.trial, c.theta, c.fitness) for c in study.candidates()]
+    """Return the figures of every candidate, and the champion."""
+    candidates = [(c.generation, c.trial, c.theta, c.fitness) for c in study_of(work)]
     champion = TaylorLoss.load(work / "store" / "digits" / "champion" / "loss.json").theta.tolist()
     return candidates, champion
 
 
-def table(output: str) -> list[str]:
-    lines = output.splitlines()
-    return lines[next(index for index, line in enumerate(lines) if line.startswith("loss ")) :][:8]
-
-
 def test_a_sweep_ends_as_it_does_in_processes(engine: docker.DockerClient, tmp_path: Path) -> None:
     sweep = in_docker(tmp_path / "containers")
-    process = sweep.start()
-    try:
-        container = started(engine, sweep, process)
+    with sweep.started() as process:
+        container = first_container(engine, sweep, process)
         described = container.attrs
-        with contextlib.suppress(APIError):  # it ended in between
+        # The container may end in between.
+        with contextlib.suppress(APIError):
             written = container.exec_run(["touch", "/opt/file"])
             assert written.exit_code != 0, "the root file system should be read-only"
-        stdout, stderr = process.communicate(timeout=600)
-    finally:
-        process.kill()
+        stdout, stderr = process.communicate(timeout=SECONDS)
     assert (process.returncode, stderr) == (0, "")
 
     host = described["HostConfig"]
@@ -118,29 +105,22 @@ def test_a_sweep_ends_as_it_does_in_processes(engine: docker.DockerClient, tmp_p
     assert strangers == []
     assert running(engine, sweep.work) == []
 
-    beside = Sweeps(tmp_path / "processes")
-    process = beside.start()
-    try:
-        same, stderr = process.communicate(timeout=600)
-    finally:
-        process.kill()
-    assert (process.returncode, stderr) == (0, "")
-    assert outcome(sweep.work) == outcome(beside.work)
-    assert table(stdout) == table(same)
+    processes = Sweeps(tmp_path / "processes", ("pipeline.shards=2",))
+    finished = processes.run(seconds=SECONDS)
+    assert (finished.returncode, finished.stderr) == (0, "")
+    assert outcome(sweep.work) == outcome(processes.work)
+    assert final_table(stdout) == final_table(finished.stdout)
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGKILL], ids=lambda kind: kind.name)
 def test_no_container_outlives_the_run(
     engine: docker.DockerClient, tmp_path: Path, kind: signal.Signals
 ) -> None:
-    sweep = in_docker(tmp_path, "training.steps=100000", "evaluation.steps=100000")
-    process = sweep.start()
-    try:
-        started(engine, sweep, process)
+    sweep = in_docker(tmp_path, *LONG_TRAININGS)
+    with sweep.started() as process:
+        first_container(engine, sweep, process)
         os.killpg(process.pid, kind)
         _, stderr = process.communicate(timeout=30)
-    finally:
-        process.kill()
     assert process.returncode == (130 if kind == signal.SIGINT else -kind)
     assert "Traceback" not in stderr
     wait_until(lambda: not running(engine, tmp_path), 10, "no container of a run that has ended")
@@ -149,10 +129,10 @@ def test_no_container_outlives_the_run(
 def test_a_container_that_is_killed_fails_the_run(
     engine: docker.DockerClient, tmp_path: Path
 ) -> None:
-    sweep = in_docker(tmp_path, "training.steps=100000", "evaluation.steps=100000")
-    process = sweep.start()
-    try:
-        assert any(line.startswith("data: digits") for line in iter(process.stdout.readline, ""))
+    sweep = in_docker(tmp_path, *LONG_TRAININGS)
+    with sweep.started() as process:
+        assert process.stdout is not None
+        assert any(line.startswith("data: digits") for line in process.stdout)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             for container in running(engine, tmp_path):
@@ -160,8 +140,6 @@ def test_a_container_that_is_killed_fails_the_run(
                     container.kill()
             time.sleep(0.2)
         stdout, stderr = process.communicate(timeout=10)
-    finally:
-        process.kill()
     assert process.returncode == 2, stdout
     (line,) = stderr.splitlines()
     assert line.startswith("taylorglo: error: a task failed: ")
@@ -193,19 +171,14 @@ def test_a_server_on_localhost_and_its_credentials(
         "champion.finalists=1",
     )
     store = f"s3://{s3.bucket}/{tmp_path.name}"
-    sweep = Sweeps(
-        tmp_path, (*small, f"services.store_uri={store}"), s3.env(), ("--runner", "docker")
-    )
-    process = sweep.start()
-    try:
-        stdout, stderr = process.communicate(timeout=600)
-    finally:
-        process.kill()
-    assert (process.returncode, stderr) == (0, "")
-    assert f"champion  {store}/digits/champion/loss.json" in stdout.splitlines()
+    settings = (*small, f"services.store_uri={store}")
+    sweep = Sweeps(tmp_path, settings, s3.env(), ("--runner", "docker"))
+    process = sweep.run(seconds=SECONDS)
+    assert (process.returncode, process.stderr) == (0, "")
+    assert f"champion  {store}/digits/champion/loss.json" in process.stdout.splitlines()
     assert not (tmp_path / "store").exists()
     texts = [path.read_text(errors="replace") for path in tmp_path.rglob("*") if path.is_file()]
-    assert not [text for text in (*texts, stdout) if s3.secret_key in text]
+    assert not [text for text in (*texts, process.stdout) if s3.secret_key in text]
 
 
 def test_bad_data_is_one_line(engine: docker.DockerClient, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from taylorglo.networks.factory import build
 from taylorglo.presets import PRESETS
 from taylorglo.settings import Section
-from taylorglo_pipelines.cli import _parser
+from taylorglo_pipelines.cli import COMMANDS
 from taylorglo_pipelines.config import Config, Toleration, load
 from taylorglo_pipelines.pipeline import resources
 
@@ -100,7 +100,7 @@ def test_the_table_of_networks_is_of_every_preset_and_their_numbers_of_parameter
     counts = {}
     for name in PRESETS:
         shape = (1, 28, 28) if name == "mnist-cnn" else (3, 32, 32)
-        network = build(name, shape, 10, (0.5,) * shape[0], (1.0,) * shape[0], seed=0)
+        network = build(name, shape, 10, mean=(0.5,) * shape[0], std=(1.0,) * shape[0], seed=0)
         counts[name] = sum(parameter.numel() for parameter in network.parameters())
     assert {name: int(number.replace(" ", "")) for name, number in rows} == counts
 
@@ -138,9 +138,8 @@ def test_the_commands_of_the_readme_exist() -> None:
     text = (ROOT / "README.md").read_text() + (ROOT / "docs/cluster.md").read_text()
     targets = re.findall(r"^([a-z0-9-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert set(re.findall(r"(?:^|`)make ([a-z0-9-]+)", text, re.MULTILINE)) <= set(targets)
-    help_text = _parser().format_help()
     for command in re.findall(r"^taylorglo ([a-z]+)", text, re.MULTILINE):
-        assert command in help_text
+        assert command in COMMANDS
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
-"""What the images are built from: locks that agree with the project, and Dockerfiles that keep to
-them."""
+"""The sources of the images: locks that agree with the project, and Dockerfiles that use them."""
 
 import re
 import tomllib
@@ -28,8 +27,8 @@ NODE = {
 
 
 def pinned(path: Path) -> dict[str, Requirement]:
-    """The requirements of a lock or of the constraints, by name; a requirement goes on after a
-    backslash."""
+    """Return the requirements of a lock or of the constraints, by name."""
+    # A requirement goes on after a backslash.
     lines = path.read_text().replace("\\\n", " ").splitlines()
     requirements = [
         Requirement(line.partition("--hash")[0])
@@ -40,7 +39,7 @@ def pinned(path: Path) -> dict[str, Requirement]:
 
 
 def instructions(path: Path) -> list[str]:
-    """The instructions of a Dockerfile, each in one line."""
+    """Return the instructions of a Dockerfile, each in one line."""
     lines = [line for line in path.read_text().splitlines() if not line.lstrip().startswith("#")]
     return [
         " ".join(line.split())
@@ -50,10 +49,11 @@ def instructions(path: Path) -> list[str]:
 
 
 def in_short(path: Path) -> str:
+    """Return the path of a file below the folder of the images."""
     return str(path.relative_to(ROOT / "images"))
 
 
-def test_all_are_there() -> None:
+def test_every_image_has_a_dockerfile_and_its_locks() -> None:
     assert [in_short(path) for path in DOCKERFILES] == ["mlflow/Dockerfile", "taylorglo/Dockerfile"]
     assert {in_short(path) for path in LOCKS} >= {
         "mlflow/requirements.lock",
@@ -85,12 +85,14 @@ class TestLock:
 )
 def test_the_components_lock_covers_the_dependencies_of_the_project(lock: Path) -> None:
     locked = pinned(lock)
-    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
+    project = PROJECT["project"]
+    pipeline = project["optional-dependencies"]["pipeline"]
+    for requirement in map(Requirement, [*project["dependencies"], *pipeline]):
         (version,) = locked[canonicalize_name(requirement.name)].specifier
         assert requirement.specifier.contains(version.version), f"{requirement}: run make lock"
 
 
-def test_the_other_locks_cover_what_they_are_for() -> None:
+def test_the_other_locks_cover_the_build_and_the_mlflow_server() -> None:
     (build,) = map(Requirement, PROJECT["build-system"]["requires"])
     (version,) = pinned(ROOT / "images/taylorglo/build.lock")["setuptools"].specifier
     assert build.specifier.contains(version.version)
@@ -112,7 +114,8 @@ def test_the_components_name_the_image_that_make_images_builds() -> None:
 class TestDockerfile:
     def test_ends_as_a_user_with_a_number_that_is_not_root(self, path: Path) -> None:
         lines = instructions(path)
-        last_stage = lines[max(i for i, line in enumerate(lines) if line.startswith("FROM ")) :]
+        starts = [index for index, line in enumerate(lines) if line.startswith("FROM ")]
+        last_stage = lines[starts[-1] :]
         users = [line for line in last_stage if line.startswith("USER ")]
         assert re.fullmatch(r"USER [1-9]\d{3,}:[1-9]\d{3,}", users[-1])
         after = last_stage[last_stage.index(users[-1]) :]
@@ -145,9 +148,8 @@ class TestDockerfile:
             re.fullmatch(r"FROM (\$\{BASE_IMAGE\}|dependencies)( AS \w+)?", stage)
             for stage in stages
         )
-        assert not [
-            line for line in lines[lines.index(stages[-1]) :] if re.search(r"\bpip\b", line)
-        ]
+        last_stage = lines[lines.index(stages[-1]) :]
+        assert not [line for line in last_stage if re.search(r"\bpip\b", line)]
 
     def test_is_labelled(self, path: Path) -> None:
         (label,) = [line for line in instructions(path) if line.startswith("LABEL ")]

@@ -1,12 +1,12 @@
-"""The overlays of k8s/, rendered: rules, schemas, who gets which secret, who can reach whom, and
-the two scripts."""
+"""The overlays of k8s/, rendered: rules, schemas, secrets, network policies, and the scripts."""
 
 import base64
 import copy
-import re
 import runpy
+import secrets
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from manifests import (
     PIPELINES,
     SERVICES,
     VERSIONS,
+    Object,
     faults,
     name_of,
     pods,
@@ -34,39 +35,42 @@ pytestmark = pytest.mark.skipif(
     kubectl.find() is None, reason="needs kubectl 1.27 or newer (make .venv/bin/kubectl)"
 )
 
+Overlays = dict[str, list[Object]]
+
 
 @pytest.fixture(scope="module")
-def rendered() -> dict[str, list[dict[str, Any]]]:
+def rendered() -> Overlays:
     return {overlay: render(overlay) for overlay in OVERLAYS}
 
 
-def found(objects: list[dict[str, Any]], name: str) -> dict[str, Any]:
+def named(objects: list[Object], name: str) -> Object:
+    """Return the one object of this name, as :func:`manifests.name_of` gives it."""
     (thing,) = [thing for thing in objects if name_of(thing) == name]
     return thing
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubernetes_takes_the_objects(rendered, overlay, version):
+def test_kubernetes_takes_the_objects(rendered: Overlays, overlay: str, version: str) -> None:
     assert manifests.schema_faults(rendered[overlay], version) == []
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_the_rules_of_the_project_hold(rendered, overlay):
+def test_the_rules_of_the_project_hold(rendered: Overlays, overlay: str) -> None:
     assert faults(rendered[overlay]) == []
+    particular = {
+        "local": {
+            f"StatefulSet {SERVICES}/postgresql",
+            f"StatefulSet {SERVICES}/seaweedfs",
+            f"Job {SERVICES}/databases",
+        },
+        "gpu": {f"Job {PIPELINES}/gpu-check"},
+    }
     assert {name_of(thing) for thing, _ in pods(rendered[overlay])} == {
         f"Deployment {SERVICES}/mlflow",
         f"Job {SERVICES}/bucket",
         f"CronJob {SERVICES}/backup",
-        *(
-            (
-                f"StatefulSet {SERVICES}/postgresql",
-                f"StatefulSet {SERVICES}/seaweedfs",
-                f"Job {SERVICES}/databases",
-            )
-            if overlay == "local"
-            else (f"Job {PIPELINES}/gpu-check",)
-        ),
+        *particular[overlay],
     }
 
 
@@ -108,28 +112,32 @@ def test_the_rules_of_the_project_hold(rendered, overlay):
         (f"StatefulSet {SERVICES}/postgresql", ("automountServiceAccountToken", True), "token"),
     ],
 )
-def test_a_broken_pod_is_noticed(rendered, name, change, fault):
+def test_a_broken_pod_is_noticed(
+    rendered: Overlays, name: str, change: tuple[Any, ...], fault: str
+) -> None:
     objects = copy.deepcopy(rendered["local"])
-    place = found(objects, name)["spec"]["template"]["spec"]
+    place = named(objects, name)["spec"]["template"]["spec"]
     *path, key, value = change
     for step in path:
         place = place[step]
     place[key] = value
-    assert [each for each in faults(objects) if fault in each]
+    assert [message for message in faults(objects) if fault in message]
 
 
-def test_a_namespace_that_is_open_is_noticed(rendered):
+def test_a_namespace_that_is_open_is_noticed(rendered: Overlays) -> None:
     objects = [
         thing
         for thing in rendered["local"]
         if name_of(thing) != f"NetworkPolicy {SERVICES}/default-deny"
     ]
-    assert [each for each in faults(objects) if "not denied by default" in each]
+    assert [message for message in faults(objects) if "not denied by default" in message]
     assert manifests.schema_faults([{**rendered["local"][0], "sepc": {}}], VERSIONS[0])
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_each_secret_goes_where_it_is_needed_and_nowhere_else(rendered, overlay):
+def test_each_secret_goes_where_it_is_needed_and_nowhere_else(
+    rendered: Overlays, overlay: str
+) -> None:
     holders: dict[str, set[str]] = {}
     for thing in rendered[overlay]:
         if thing["kind"] == "Secret":
@@ -142,11 +150,9 @@ def test_each_secret_goes_where_it_is_needed_and_nowhere_else(rendered, overlay)
         else:
             assert "secret-" not in str(thing)
             assert base64.b64encode(b"secret-").decode()[:8] not in str(thing)
-    databases, s3, pipelines = (
-        f"Secret {SERVICES}/databases",
-        f"Secret {SERVICES}/s3",
-        f"Secret {PIPELINES}/taylorglo",
-    )
+    databases = f"Secret {SERVICES}/databases"
+    s3 = f"Secret {SERVICES}/s3"
+    pipelines = f"Secret {PIPELINES}/taylorglo"
     expected = {
         "MLFLOW_PASSWORD": {f"{databases} MLFLOW_PASSWORD"},
         "OPTUNA_PASSWORD": {f"{databases} OPTUNA_PASSWORD", f"{pipelines} PGPASSWORD"},
@@ -162,23 +168,22 @@ def test_each_secret_goes_where_it_is_needed_and_nowhere_else(rendered, overlay)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_a_pipeline_finds_the_keys_that_it_refers_to(rendered, overlay):
-    config = found(rendered[overlay], f"ConfigMap {PIPELINES}/taylorglo")["data"]
-    secret = found(rendered[overlay], f"Secret {PIPELINES}/taylorglo")
+def test_a_pipeline_finds_the_keys_that_it_refers_to(rendered: Overlays, overlay: str) -> None:
+    config = named(rendered[overlay], f"ConfigMap {PIPELINES}/taylorglo")["data"]
+    secret = named(rendered[overlay], f"Secret {PIPELINES}/taylorglo")
     assert set(config) == {*resources.CONFIG_KEYS, *resources.OPTIONAL_CONFIG_KEYS}
     assert {*secret["data"], *secret["stringData"]} == set(resources.SECRET_KEYS)
     assert PipelineSettings().config_map == PipelineSettings().secret == "taylorglo"
-    hosts = found(rendered[overlay], f"ConfigMap {SERVICES}/services")["data"]
-    assert re.search(r"//([^/]+)$", config["MLFLOW_TRACKING_URI"])[1] in hosts[
-        "MLFLOW_SERVER_ALLOWED_HOSTS"
-    ].split(",")
-    assert config["TAYLORGLO_STORE_URI"].startswith(f"s3://{hosts['S3_BUCKET']}/")
-    assert hosts["MLFLOW_ARTIFACTS_DESTINATION"].startswith(f"s3://{hosts['S3_BUCKET']}/")
+    services = named(rendered[overlay], f"ConfigMap {SERVICES}/services")["data"]
+    _, _, mlflow = config["MLFLOW_TRACKING_URI"].partition("//")
+    assert mlflow in services["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert config["TAYLORGLO_STORE_URI"].startswith(f"s3://{services['S3_BUCKET']}/")
+    assert services["MLFLOW_ARTIFACTS_DESTINATION"].startswith(f"s3://{services['S3_BUCKET']}/")
 
 
-def test_who_reaches_whom(rendered):
+def test_the_network_policies_allow_the_needed_connections_alone(rendered: Overlays) -> None:
     objects = rendered["local"]
-    own = {
+    services = {
         thing["metadata"]["name"]: (SERVICES, template["metadata"]["labels"])
         for thing, template in pods(objects)
         if thing["metadata"]["namespace"] == SERVICES
@@ -191,9 +196,9 @@ def test_who_reaches_whom(rendered):
     ports = {"mlflow": 5000, "postgresql": 5432, "seaweedfs": 8333}
     ways = {
         (source, target)
-        for source, pod in {**own, "pipeline": pipeline, **strangers}.items()
+        for source, pod in {**services, "pipeline": pipeline, **strangers}.items()
         for target, port in ports.items()
-        if source != target and reachable(objects, pod, own[target], port)
+        if source != target and reachable(objects, pod, services[target], port)
     }
     assert ways == {
         ("mlflow", "postgresql"),
@@ -206,14 +211,13 @@ def test_who_reaches_whom(rendered):
         ("pipeline", "postgresql"),
         ("pipeline", "seaweedfs"),
     }
-    assert not reachable(objects, own["mlflow"], ("default", {}), 443)
-    assert reachable(objects, own["mlflow"], ("kube-system", {"k8s-app": "kube-dns"}), 53)
-    assert not any(
-        reachable(objects, pod, pipeline, 8080) for pod in [*own.values(), *strangers.values()]
-    )
+    assert not reachable(objects, services["mlflow"], ("default", {}), 443)
+    assert reachable(objects, services["mlflow"], ("kube-system", {"k8s-app": "kube-dns"}), 53)
+    others = [*services.values(), *strangers.values()]
+    assert not any(reachable(objects, pod, pipeline, 8080) for pod in others)
 
 
-def test_rights_of_the_pipelines_account(rendered):
+def test_rights_of_the_pipelines_account(rendered: Overlays) -> None:
     for objects in rendered.values():
         rules = [
             rule
@@ -244,30 +248,29 @@ def test_rights_of_the_pipelines_account(rendered):
         ]
 
 
-def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered):
+def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered: Overlays) -> None:
     objects = rendered["gpu"]
     assert "StatefulSet" not in {thing["kind"] for thing in objects}
     for thing in objects:
         if thing["kind"] == "ServiceAccount":
             assert thing["imagePullSecrets"] == [{"name": "registry"}]
-    # The pod that checks for a GPU is placed as the tasks of a sweep with the sample of a
-    # configuration are.
-    check = found(objects, f"Job {PIPELINES}/gpu-check")["spec"]["template"]["spec"]
+    # The pod that checks for a GPU is placed like the tasks of a sweep with the sample
+    # configuration.
+    check = named(objects, f"Job {PIPELINES}/gpu-check")["spec"]["template"]["spec"]
     layout = load(K8S / "overlays/gpu/sweep.yaml").pipeline
     assert check["nodeSelector"] == layout.node_selector != {}
-    assert (
-        check["tolerations"]
-        == [each.model_dump(exclude_defaults=True) for each in layout.tolerations]
-        != []
-    )
+    tolerations = [
+        toleration.model_dump(exclude_defaults=True) for toleration in layout.tolerations
+    ]
+    assert check["tolerations"] == tolerations != []
     assert check["containers"][0]["resources"]["limits"][layout.accelerator] == "1"
     assert check["containers"][0]["image"] == layout.image
     assert check["serviceAccountName"] == layout.service_account
-    quota = found(objects, f"ResourceQuota {PIPELINES}/gpus")["spec"]["hard"]
+    quota = named(objects, f"ResourceQuota {PIPELINES}/gpus")["spec"]["hard"]
     assert list(quota) == [f"requests.{layout.accelerator}"]
 
 
-def test_without_a_secrets_file_nothing_is_rendered(tmp_path):
+def test_without_a_secrets_file_nothing_is_rendered(tmp_path: Path) -> None:
     root = shutil.copytree(K8S, tmp_path / "k8s", ignore=shutil.ignore_patterns("secrets.env"))
     process = subprocess.run(
         [str(kubectl.find()), "kustomize", str(root / "overlays/local")],
@@ -280,8 +283,9 @@ def test_without_a_secrets_file_nothing_is_rendered(tmp_path):
     assert "secrets.env" in process.stderr
 
 
-def test_the_images_that_a_developer_builds_are_those_of_this_version(rendered):
-    version = re.search(r'^version = "(.+)"', (K8S.parent / "pyproject.toml").read_text(), re.M)[1]
+def test_the_images_that_a_developer_builds_are_those_of_this_version(rendered: Overlays) -> None:
+    project = tomllib.loads((K8S.parent / "pyproject.toml").read_text())["project"]
+    version = project["version"]
     images = {
         container["image"]
         for objects in rendered.values()
@@ -295,24 +299,25 @@ def test_the_images_that_a_developer_builds_are_those_of_this_version(rendered):
     }
 
 
-# The scripts, against a real store
-
-
 def script(name: str) -> dict[str, Any]:
+    """Run a script of the services; return its names."""
     return runpy.run_path(str(K8S / "base/services" / name))
 
 
 @pytest.fixture
 def bucket(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    monkeypatch.setattr(
-        boto3, "DEFAULT_SESSION", None
-    )  # it keeps the first credentials that it saw
-    for name, value in {**s3.env(), "S3_BUCKET": f"k8s-{id(monkeypatch)}"}.items():
-        monkeypatch.setenv(name, value)
-    return boto3.session.Session().resource("s3").Bucket(f"k8s-{id(monkeypatch)}")
+    """A bucket on the real S3 server that the scripts find, and that is not there yet."""
+    # boto3's session keeps the first credentials that it saw.
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    name = f"k8s-{secrets.token_hex(6)}"
+    for variable, value in {**s3.env(), "S3_BUCKET": name}.items():
+        monkeypatch.setenv(variable, value)
+    return boto3.session.Session().resource("s3").Bucket(name)
 
 
-def test_the_bucket_is_created_once(bucket, monkeypatch, capsys):
+def test_the_bucket_is_created_once(
+    bucket: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     main = script("bucket.py")["main"]
     assert main() == 0
     bucket.put_object(Key="x", Body=b"kept")
@@ -321,14 +326,16 @@ def test_the_bucket_is_created_once(bucket, monkeypatch, capsys):
         "created",
         "is there",
     ]
-    assert [each.key for each in bucket.objects.all()] == ["x"]
+    assert [stored.key for stored in bucket.objects.all()] == ["x"]
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
     assert main() == 1
     assert "wrong" not in capsys.readouterr().err
 
 
-def test_a_backup_keeps_the_newest_fourteen(bucket, tmp_path: Path, capsys):
+def test_a_backup_keeps_the_newest_fourteen(
+    bucket: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bucket.create()
     for day in range(10, 30):
         bucket.put_object(Key=f"backups/202001{day}T000000Z/mlflow.dump", Body=b"old")
@@ -337,7 +344,7 @@ def test_a_backup_keeps_the_newest_fourteen(bucket, tmp_path: Path, capsys):
     main = script("backup.py")["main"]
     main.__globals__["DUMPS"] = tmp_path
     main()
-    kept = [each.key for each in bucket.objects.all()]
+    kept = [stored.key for stored in bucket.objects.all()]
     assert [key for key in kept if key.startswith("backups/2020")] == [
         f"backups/202001{day}T000000Z/mlflow.dump" for day in range(17, 30)
     ]

@@ -1,6 +1,7 @@
-"""Presets: the published trainings, and that what a file says itself comes before them."""
+"""Presets: the published trainings, and that the values of a file come before those of a preset."""
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -16,102 +17,131 @@ from taylorglo_pipelines.config import Config, load
 
 CONFIGS = Path(__file__).parents[2] / "pipelines" / "configs"
 DATA = {"name": "cifar10", "root": "data"}
-# By epochs of 351 batches of 128: 45 000 training images of CIFAR-10, and 72 that an epoch leaves
-# out.
+# An epoch has 351 batches of 128 of the 45 000 training images of CIFAR-10, and leaves out 72
+# images.
 EPOCH = 351
+
+
+@dataclass
+class Published:
+    """A training with drops of the learning rate, as a paper describes it."""
+
+    preset: str
+    steps: int
+    drops: list[int]
+    decay: float
+    learning_rate: float
+    nesterov: bool
+    weight_decay: float
+    augmented: bool
 
 
 def config(content: dict[str, Any]) -> Config:
     return validated(Config, {"data": DATA, **content}, "sweep.yaml")
 
 
-def test_every_preset_is_of_a_network_that_there_is_and_can_be_chosen() -> None:
+def test_every_preset_is_of_a_built_in_network_and_can_be_chosen() -> None:
     assert set(PRESETS) == set(get_args(Name))
     assert set(PRESETS) <= set(models.BUILT_IN)
     assert set(get_args(Config.model_fields["preset"].annotation)) == {"", *PRESETS}
 
 
+WIDE_RESNET_DROPS = [60 * EPOCH, 120 * EPOCH, 160 * EPOCH]
+
+
 @pytest.mark.parametrize(
-    ("name", "steps", "drops", "times", "rate", "momentum", "weight_decay", "augmented"),
+    "published",
     [
-        (
-            "allcnn-c",
-            350 * EPOCH,
-            [200 * EPOCH, 250 * EPOCH, 300 * EPOCH],
-            0.1,
-            0.01,
-            0.9,
-            1e-3,
-            False,
+        Published(
+            preset="allcnn-c",
+            steps=350 * EPOCH,
+            drops=[200 * EPOCH, 250 * EPOCH, 300 * EPOCH],
+            decay=0.1,
+            learning_rate=0.01,
+            nesterov=False,
+            weight_decay=1e-3,
+            augmented=False,
         ),
-        ("alexnet", 164 * EPOCH, [81 * EPOCH, 122 * EPOCH], 0.1, 0.1, 0.9, 5e-4, True),
-        ("preresnet-20", 64_000, [32_000, 48_000], 0.1, 0.1, 0.9, 1e-4, True),
-        (
-            "wrn-16-8",
-            200 * EPOCH,
-            [60 * EPOCH, 120 * EPOCH, 160 * EPOCH],
-            0.2,
-            0.1,
-            "nesterov",
-            5e-4,
-            True,
+        Published(
+            preset="alexnet",
+            steps=164 * EPOCH,
+            drops=[81 * EPOCH, 122 * EPOCH],
+            decay=0.1,
+            learning_rate=0.1,
+            nesterov=False,
+            weight_decay=5e-4,
+            augmented=True,
         ),
-        (
-            "wrn-28-5",
-            200 * EPOCH,
-            [60 * EPOCH, 120 * EPOCH, 160 * EPOCH],
-            0.2,
-            0.1,
-            "nesterov",
-            5e-4,
-            True,
+        Published(
+            preset="preresnet-20",
+            steps=64_000,
+            drops=[32_000, 48_000],
+            decay=0.1,
+            learning_rate=0.1,
+            nesterov=False,
+            weight_decay=1e-4,
+            augmented=True,
         ),
-        (
-            "pyramidnet-110-48",
-            300 * EPOCH,
-            [150 * EPOCH, 225 * EPOCH],
-            0.1,
-            0.1,
-            "nesterov",
-            1e-4,
-            True,
+        Published(
+            preset="wrn-16-8",
+            steps=200 * EPOCH,
+            drops=WIDE_RESNET_DROPS,
+            decay=0.2,
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=5e-4,
+            augmented=True,
+        ),
+        Published(
+            preset="wrn-28-5",
+            steps=200 * EPOCH,
+            drops=WIDE_RESNET_DROPS,
+            decay=0.2,
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=5e-4,
+            augmented=True,
+        ),
+        Published(
+            preset="pyramidnet-110-48",
+            steps=300 * EPOCH,
+            drops=[150 * EPOCH, 225 * EPOCH],
+            decay=0.1,
+            learning_rate=0.1,
+            nesterov=True,
+            weight_decay=1e-4,
+            augmented=True,
         ),
     ],
+    ids=lambda published: published.preset,
 )
-def test_a_preset_and_data_are_a_configuration(
-    name: str,
-    steps: int,
-    drops: list[int],
-    times: float,
-    rate: float,
-    momentum: float | str,
-    weight_decay: float,
-    augmented: bool,
-) -> None:
-    found = config({"preset": name})
-    training = found.training
-    assert found.model.name == name
-    assert (training.steps, training.batch_size, training.learning_rate) == (steps, 128, rate)
-    assert (training.momentum, training.nesterov) == (0.9, momentum == "nesterov")
-    assert (training.weight_decay, training.schedule, training.decay) == (
-        weight_decay,
-        "step",
-        times,
-    )
-    assert [
-        round(each * steps) for each in training.milestones
-    ] == drops  # as the training loop places them
-    assert found.augmentation == AugmentationSettings(crop_padding=4 * augmented, flip=augmented)
-    # Nothing else is touched.
-    others = found.model_dump(exclude={"preset", "model", "training", "augmentation"})
-    assert others == config({}).model_dump(exclude={"preset", "model", "training", "augmentation"})
-    assert (training.device, training.threads) == ("auto", 1)
+def test_a_preset_and_data_are_a_configuration(published: Published) -> None:
+    sweep = config({"preset": published.preset})
+    training = sweep.training
+    assert sweep.model.name == published.preset
+    assert training.steps == published.steps
+    assert training.batch_size == 128
+    assert training.learning_rate == published.learning_rate
+    assert training.momentum == 0.9
+    assert training.nesterov == published.nesterov
+    assert training.weight_decay == published.weight_decay
+    assert training.schedule == "step"
+    assert training.decay == published.decay
+    # The training loop rounds in the same way.
+    assert [round(share * training.steps) for share in training.milestones] == published.drops
+    augmented = published.augmented
+    assert sweep.augmentation == AugmentationSettings(crop_padding=4 * augmented, flip=augmented)
+    # Nothing else is changed.
+    changed = {"preset", "model", "training", "augmentation"}
+    assert sweep.model_dump(exclude=changed) == config({}).model_dump(exclude=changed)
+    assert training.device == "auto"
+    assert training.threads == 1
 
 
 def test_the_preset_of_mnist() -> None:
-    found = config({"preset": "mnist-cnn"})
-    assert found.model.name == "mnist-cnn"
-    assert found.training == TrainingSettings(
+    sweep = config({"preset": "mnist-cnn"})
+    assert sweep.model.name == "mnist-cnn"
+    assert sweep.training == TrainingSettings(
         steps=20_000,
         batch_size=100,
         learning_rate=0.01,
@@ -120,7 +150,7 @@ def test_the_preset_of_mnist() -> None:
         weight_decay=0,
         schedule="constant",
     )
-    assert found.augmentation == AugmentationSettings()
+    assert sweep.augmentation == AugmentationSettings()
 
 
 def test_the_published_configurations_are_those_of_the_papers() -> None:
@@ -141,11 +171,9 @@ def test_the_published_configurations_are_those_of_the_papers() -> None:
     assert allcnn.evaluation.steps == 12_285
     mnist = load(CONFIGS / "mnist-published.yaml")
     assert mnist.model.name == "mnist-cnn"
-    assert (mnist.training.steps, mnist.training.batch_size, mnist.training.momentum) == (
-        20_000,
-        100,
-        0,
-    )
+    assert mnist.training.steps == 20_000
+    assert mnist.training.batch_size == 100
+    assert mnist.training.momentum == 0
     assert mnist.training.precision == "float32"
     assert mnist.evaluation.steps == 2_000
 
@@ -177,57 +205,60 @@ def test_the_published_configurations_are_those_of_the_papers() -> None:
         {}, optional={"name": st.sampled_from(["mlp", "package.module:factory"])}
     ),
 )
-def test_what_a_file_says_itself_is_kept_and_the_rest_is_the_presets(
+def test_values_of_a_file_are_kept_and_the_rest_is_the_presets(
     name: Name, training: dict[str, Any], augmentation: dict[str, Any], model: dict[str, Any]
 ) -> None:
-    own = {"training": training, "augmentation": augmentation, "model": model}
-    found, plain = config({"preset": name, **own}), config({"preset": name})
-    for section, values in own.items():
+    content = {"training": training, "augmentation": augmentation, "model": model}
+    sweep = config({"preset": name, **content})
+    plain = config({"preset": name})
+    for section, values in content.items():
         expected = {**getattr(plain, section).model_dump(), **values}
-        assert getattr(found, section).model_dump() == expected
+        assert getattr(sweep, section).model_dump() == expected
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_another_schedule_does_without_the_presets_milestones(schedule: str) -> None:
-    found = config({"preset": "wrn-28-5", "training": {"schedule": schedule}}).training
-    assert (found.schedule, found.milestones, found.decay) == (
-        schedule,
-        [],
-        TrainingSettings().decay,
-    )
-    assert (found.steps, found.learning_rate) == (200 * EPOCH, 0.1)
+    training = config({"preset": "wrn-28-5", "training": {"schedule": schedule}}).training
+    assert training.schedule == schedule
+    assert training.milestones == []
+    assert training.decay == TrainingSettings().decay
+    assert training.steps == 200 * EPOCH
+    assert training.learning_rate == 0.1
 
 
-def test_milestones_of_ones_own() -> None:
-    found = config(
-        {"preset": "wrn-28-5", "training": {"schedule": "step", "milestones": [0.5]}}
-    ).training
-    assert (found.milestones, found.decay) == ([0.5], 0.2)
-    found = config(
-        {"preset": "mnist-cnn", "training": {"schedule": "step", "milestones": [0.5]}}
-    ).training
-    assert (found.schedule, found.milestones, found.steps) == ("step", [0.5], 20_000)
+def test_milestones_of_a_file_replace_those_of_a_preset() -> None:
+    steps = {"schedule": "step", "milestones": [0.5]}
+    training = config({"preset": "wrn-28-5", "training": steps}).training
+    assert training.milestones == [0.5]
+    assert training.decay == 0.2
+    training = config({"preset": "mnist-cnn", "training": steps}).training
+    assert training.schedule == "step"
+    assert training.milestones == [0.5]
+    assert training.steps == 20_000
 
 
-def test_it_can_be_set_on_the_command_line(tmp_path: Path) -> None:
+def test_a_preset_can_be_set_on_the_command_line(tmp_path: Path) -> None:
     file = tmp_path / "sweep.yaml"
     file.write_text("training: {learning_rate: 0.05}\n")
-    found = load(file, ["preset=wrn-16-8", "training.batch_size=64"])
-    assert (found.model.name, found.training.steps) == ("wrn-16-8", 200 * EPOCH)
-    assert (found.training.learning_rate, found.training.batch_size) == (0.05, 64)
+    sweep = load(file, ["preset=wrn-16-8", "training.batch_size=64"])
+    assert sweep.model.name == "wrn-16-8"
+    assert sweep.training.steps == 200 * EPOCH
+    assert sweep.training.learning_rate == 0.05
+    assert sweep.training.batch_size == 64
     file.write_text("preset: alexnet\n")
     assert load(file, ["preset=''"]) == Config()
 
 
-def test_it_is_no_parameter_of_a_run_but_what_it_fills_in_is() -> None:
-    parameters = config({"preset": "wrn-28-5"}).sweep.parameters()
-    assert "preset" not in parameters
-    assert (parameters["model_name"], parameters["training_steps"]) == ("wrn-28-5", 200 * EPOCH)
-    assert parameters["training_milestones"] == "0.3, 0.6, 0.8"
+def test_a_preset_is_no_setting_of_a_sweep_but_its_values_are() -> None:
+    settings = config({"preset": "wrn-28-5"}).sweep.flat()
+    assert "preset" not in settings
+    assert settings["model_name"] == "wrn-28-5"
+    assert settings["training_steps"] == 200 * EPOCH
+    assert settings["training_milestones"] == "0.3, 0.6, 0.8"
 
 
 @pytest.mark.parametrize("value", ["wrn-28-10", "Alexnet", 3, ["alexnet"], None])
-def test_an_unknown_preset_is_refused_with_a_list_of_those_there_are(value: object) -> None:
+def test_an_unknown_preset_is_refused_with_a_list_of_all_presets(value: object) -> None:
     with pytest.raises(InputError) as caught:
         config({"preset": value})
     (line,) = str(caught.value).splitlines()
@@ -237,7 +268,7 @@ def test_an_unknown_preset_is_refused_with_a_list_of_those_there_are(value: obje
 
 
 @pytest.mark.parametrize(
-    ("own", "line"),
+    ("content", "line"),
     [
         ({"training": None}, "training: should be a group of settings (got None)"),
         ({"model": "mlp"}, "model: should be a group of settings (got 'mlp')"),
@@ -245,22 +276,22 @@ def test_an_unknown_preset_is_refused_with_a_list_of_those_there_are(value: obje
         ({"training": {"steps": 100}}, "evaluation.steps: should be at most training.steps (100)"),
     ],
 )
-def test_mistakes_beside_a_preset_are_reported_as_ever(own: dict[str, Any], line: str) -> None:
+def test_mistakes_beside_a_preset_are_reported(content: dict[str, Any], line: str) -> None:
     with pytest.raises(InputError) as caught:
-        config({"preset": "wrn-28-5", **own})
+        config({"preset": "wrn-28-5", **content})
     assert str(caught.value) == f"sweep.yaml: {line}"
 
 
 def test_whole_sections_are_kept_as_they_are() -> None:
     section = TrainingSettings(steps=500)
-    assert (
-        Config.model_validate({"preset": "alexnet", "data": DATA, "training": section}).training
-        == section
-    )
+    sweep = Config.model_validate({"preset": "alexnet", "data": DATA, "training": section})
+    assert sweep.training == section
 
 
 def test_neither_the_content_nor_the_preset_is_changed() -> None:
     content: dict[str, Any] = {"training": {"steps": 7}, "seed": 3}
-    before, presets = copy.deepcopy(content), copy.deepcopy(PRESETS)
+    content_before = copy.deepcopy(content)
+    presets_before = copy.deepcopy(PRESETS)
     assert with_preset("alexnet", content)["training"]["steps"] == 7
-    assert (content, PRESETS) == (before, presets)
+    assert content == content_before
+    assert presets_before == PRESETS

@@ -1,19 +1,24 @@
-"""Settings: what is accepted, what is refused and how, and that a pipeline's parameters carry all
-of them."""
+"""Settings: what is accepted, what is refused and how, and how a pipeline carries all of them."""
 
 import inspect
 import math
 from typing import Any
 
 import pytest
+import yaml
+from google.protobuf import json_format, struct_pb2
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from taylorglo.components.check_inputs import check_inputs
+from taylorglo.components.prepare_dataset import prepare_dataset
 from taylorglo.errors import InputError
 from taylorglo.loss.filters import FILTERS
 from taylorglo.loss.polynomial import length
-from taylorglo.settings import SearchSettings, SweepSettings, validated
+from taylorglo.settings import SearchSettings, Section, SweepSettings, validated
+from taylorglo_pipelines.config import Config
+from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
 PATH = st.text(
     st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"]), min_size=1, max_size=30
@@ -126,45 +131,81 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+def in_protobuf(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values as a pipeline hands them over: every number is a double."""
+    struct = json_format.ParseDict(values, struct_pb2.Struct())
+    return json_format.MessageToDict(struct)
+
+
+def as_text(sweep: SweepSettings) -> dict[str, Any]:
+    """Return all settings as texts; a list is a text with commas."""
+    flat = sweep.flat()
+    groups: dict[str, Any] = {"name": flat.pop("name"), "seed": str(flat.pop("seed"))}
+    for name, value in flat.items():
+        section, _, key = name.partition("_")
+        groups.setdefault(section, {})[key] = str(value)
+    return groups
+
+
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(valid())
-def test_parameters_carry_every_setting(values: dict[str, Any]) -> None:
+def test_the_groups_of_a_pipeline_carry_every_setting(values: dict[str, Any]) -> None:
     sweep = validated(SweepSettings, values, "sweep.yaml")
-    parameters = sweep.parameters()
-    assert SweepSettings.from_parameters(parameters) == sweep
-    assert all(type(value) in (str, int, float, bool) for value in parameters.values())
-    # What was put in is what is there, and it is everything that can be put in.
-    assert {name: set(own) for name, own in values.items() if isinstance(own, dict)} == {
-        name: set(own)
-        for name, own in SweepSettings().model_dump().items()
-        if isinstance(own, dict)
-    }
+    groups = sweep.model_dump(mode="json")
+    assert SweepSettings.model_validate(groups) == sweep
+    assert all(type(value) in (str, int, float, bool) for value in sweep.flat().values())
+    # The values have every setting that there is, and the sweep has all of these values.
+    assert keys_of(values) == keys_of(SweepSettings().model_dump())
     for section, content in values.items():
         for key, value in content.items() if isinstance(content, dict) else []:
-            found = getattr(getattr(sweep, section), key)
-            assert found == (sorted({0.0, *value}) if key == "epsilons" else value)
-    # A pipeline may hand over whole numbers as floats, and everything as text.
-    as_text = {key: str(value) for key, value in parameters.items()}
-    assert SweepSettings.from_parameters(as_text) == sweep
-    as_floats = {k: float(v) if type(v) is int else v for k, v in parameters.items()}
-    assert SweepSettings.from_parameters(as_floats) == sweep
+            setting = getattr(getattr(sweep, section), key)
+            assert setting == (sorted({0.0, *value}) if key == "epsilons" else value)
+    assert SweepSettings.model_validate(as_text(sweep)) == sweep
+    handed_over = SweepSettings.model_validate(in_protobuf(groups))
+    assert handed_over == sweep
+    assert types_of(handed_over) == types_of(sweep)
+
+
+def keys_of(values: dict[str, Any]) -> dict[str, set[str]]:
+    """Return the keys of each section."""
+    return {name: set(group) for name, group in values.items() if isinstance(group, dict)}
+
+
+def types_of(sweep: SweepSettings) -> dict[str, type]:
+    return {name: type(value) for name, value in sweep.flat().items()}
 
 
 def test_the_defaults_are_valid() -> None:
-    assert SweepSettings.from_parameters(SweepSettings().parameters()) == SweepSettings()
-    assert SweepSettings.from_parameters({}) == SweepSettings()
+    assert SweepSettings.model_validate(SweepSettings().model_dump()) == SweepSettings()
+    assert SweepSettings.model_validate({}) == SweepSettings()
 
 
-def test_lists_are_written_with_commas() -> None:
-    parameters = SweepSettings().parameters()
-    assert parameters["search_filters"] == "learnable, stable"
-    assert parameters["search_mean"] == ""
-    assert parameters["baselines_learning_rates"] == "0.01, 0.03, 0.1, 0.3"
-    sweep = SweepSettings.from_parameters(
-        {"search_mean": " 4,-4 , -1e0,0 ", "attack_epsilons": 0.5}
-    )
+def test_lists_are_texts_with_commas_in_the_flat_form() -> None:
+    flat = SweepSettings().flat()
+    assert flat["search_filters"] == "learnable, stable"
+    assert flat["search_mean"] == ""
+    assert flat["baselines_learning_rates"] == "0.01, 0.03, 0.1, 0.3"
+
+
+def test_a_list_can_be_given_as_a_text_or_as_one_value() -> None:
+    values = {"search": {"mean": " 4,-4 , -1e0,0 "}, "attack": {"epsilons": 0.5}}
+    sweep = SweepSettings.model_validate(values)
     assert sweep.search.mean == [4.0, -4.0, -1.0, 0.0]
     assert sweep.attack.epsilons == [0.0, 0.5]
+
+
+def test_yes_and_no_are_truth_values() -> None:
+    """YAML reads them so."""
+    content = yaml.safe_load("training: {nesterov: no}\nsearch: {renew: yes}")
+    sweep = validated(SweepSettings, content, "sweep.yaml")
+    assert (sweep.training.nesterov, sweep.search.renew) == (False, True)
+
+
+def test_a_whole_number_can_be_a_double() -> None:
+    """A pipeline hands over every number of a group as a double."""
+    sweep = SweepSettings.model_validate(in_protobuf({"training": {"batch_size": 64}}))
+    assert sweep.training.batch_size == 64
+    assert type(sweep.training.batch_size) is int
 
 
 BAD: list[tuple[str, object, str]] = [
@@ -189,6 +230,7 @@ BAD: list[tuple[str, object, str]] = [
     ("training.steps", 0, "greater than or equal to 1"),
     ("training.steps", True, "should not be true or false"),
     ("training.batch_size", 0, "greater than or equal to 1"),
+    ("training.batch_size", 64.5, "valid integer"),
     ("training.learning_rate", 0, "greater than 0"),
     ("training.learning_rate", math.nan, "finite number"),
     ("training.learning_rate", math.inf, "finite number"),
@@ -353,10 +395,17 @@ def test_all_problems_are_reported_at_once() -> None:
         "seed",
         "training.milestones",
     ]
+
+
+def test_problems_of_texts_are_reported_by_the_place_in_the_list() -> None:
+    groups = {
+        "search": {"popsize": 1},
+        "attack": {"epsilons": "0.1, 2"},
+        "data": {"nonsense": ""},
+        "x": 1,
+    }
     with pytest.raises(InputError) as caught:
-        SweepSettings.from_parameters(
-            {"search_popsize": 1, "attack_epsilons": "0.1, 2", "data_nonsense": "", "x": 1}
-        )
+        validated(SweepSettings, groups, "parameters")
     paths = [line.split(": ")[1] for line in str(caught.value).splitlines()]
     assert sorted(paths) == ["attack.epsilons.1", "data.nonsense", "search.popsize", "x"]
 
@@ -386,26 +435,43 @@ def test_every_filter_can_be_named() -> None:
         assert SearchSettings(filters=[name]).filters == [name]
 
 
-def test_the_front_door_of_a_pipeline_takes_every_parameter() -> None:
-    from taylorglo.components.check_inputs import check_inputs
-    from taylorglo.components.prepare_dataset import prepare_dataset
+def parameters_of(component: Any, outputs: set[str]) -> dict[str, Any]:
+    """Return the parameters of a component with their types, after a look at its specification."""
+    signature = inspect.signature(component.python_func).parameters
+    parameters = {name: p.annotation for name, p in signature.items() if name not in outputs}
+    specification = component.component_spec
+    assert set(specification.inputs) == set(parameters)
+    assert set(specification.outputs) - {"Output"} == outputs
+    # Only the settings have defaults.
+    assert not any(parameter.optional for parameter in specification.inputs.values())
+    return parameters
 
-    expected = {name: type(value) for name, value in SweepSettings().parameters().items()}
-    data = {name: kind for name, kind in expected.items() if name.startswith("data_")}
-    for component, outputs, wanted in (
-        (check_inputs, {"settings"}, expected),
-        (
-            prepare_dataset,
-            {"description", "search_data", "full_data"},
-            {"version": str, "seed": int, "model_name": str, **data},
-        ),
-    ):
-        signature = inspect.signature(component.python_func)
-        taken = {
-            name: p.annotation for name, p in signature.parameters.items() if name not in outputs
-        }
-        assert taken == wanted
-        assert set(component.component_spec.inputs) == set(taken)
-        assert set(component.component_spec.outputs) - {"Output"} == outputs
-        # Nothing has a default of its own beside those of the settings.
-        assert all(not each.optional for each in component.component_spec.inputs.values())
+
+def section_parameters() -> dict[str, Any]:
+    """Return a parameter for each field of a sweep: a section is a group of values."""
+    types = {name: field.annotation for name, field in SweepSettings.model_fields.items()}
+    return {
+        name: dict[str, Any] if isinstance(kind, type) and issubclass(kind, Section) else kind
+        for name, kind in types.items()
+    }
+
+
+def test_the_first_tasks_take_every_section_that_they_need() -> None:
+    parameters = section_parameters()
+    assert parameters_of(check_inputs, {"settings"}) == parameters
+    prepared = {name: parameters[name] for name in ("seed", "data", "model")}
+    outputs = {"description", "search_data", "full_data"}
+    assert parameters_of(prepare_dataset, outputs) == {"version": str, **prepared}
+
+
+def test_the_pipeline_takes_every_section_and_hands_it_to_the_first_task() -> None:
+    pipeline = sweep_pipeline(Config())
+    root = pipeline.pipeline_spec.root
+    declared = root.input_definitions.parameters
+    assert set(declared) == set(SweepSettings.model_fields)
+    defaults = {name: declared[name].default_value for name in declared}
+    values = {name: json_format.MessageToDict(value) for name, value in defaults.items()}
+    assert SweepSettings.model_validate(values) == SweepSettings()
+    handed_over = root.dag.tasks["check-inputs"].inputs.parameters
+    sources = {name: handed_over[name].component_input_parameter for name in handed_over}
+    assert sources == {name: name for name in SweepSettings.model_fields}

@@ -1,4 +1,4 @@
-"""The batches that a training is shown: their order, and what augmentation does to them, from a seed."""
+"""The batches of a training: their order and their augmentation, both from a seed."""
 
 from collections.abc import Iterator, Sequence
 
@@ -15,21 +15,22 @@ _AUGMENTATION = 1  # a path below the seed of a training
 
 
 def derived_seed(seed: int, *path: int) -> int:
-    """A seed of its own for each path of whole numbers below a seed, in [0, 2^31)."""
+    """Return the seed, in [0, 2^31), of a path of whole numbers below a seed."""
     return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]) >> 1
 
 
 class Batches:
-    """An endless iterator over batches of training images and targets, shuffled anew in every epoch.
+    """An endless iterator over batches of training images and targets.
 
-    Images are float32 in [0, 1], shape (B, C, H, W); targets are class indices (B,), or distributions (B, n) where
-    CutMix made them. Everything random comes from generators of its own on the CPU, so that it is the same on every
-    device.
+    The images are shuffled in every epoch. They are float32 in [0, 1], shape (B, C, H, W). Targets
+    are class indices (B,), or distributions (B, n) if CutMix mixed them. Everything random comes
+    from separate generators on the CPU, so that it is the same on every device.
 
     Args:
         dataset: resident on the device to train on.
-        settings: batch size, at most the number of training images, and augmentation.
-        seed: of the order of the samples and of their augmentation.
+        settings: they have the batch size, at most the number of training images, and the
+            augmentation.
+        seed: decides the order of the samples and their augmentation.
     """
 
     def __init__(self, dataset: Dataset, settings: SweepSettings, seed: int) -> None:
@@ -43,30 +44,33 @@ class Batches:
         self._epoch: Iterator[Tensor] = iter(())
 
     def __iter__(self) -> "Batches":
-        """Itself."""
+        """Return the iterator itself."""
         return self
 
     def __next__(self) -> tuple[Tensor, Tensor]:
-        """The next batch; where an epoch ends, what is too few for one is left out."""
+        """Return the next batch; images at the end of an epoch that fill no batch are left out."""
         batch = next(self._epoch, None)
         if batch is None:
+            order = torch.randperm(len(self._split), generator=self._order)
             total = len(self._split) - len(self._split) % self._size
-            shuffled = torch.randperm(len(self._split), generator=self._order).to(
-                self._split.images.device
-            )
-            self._epoch = iter(torch.split(shuffled[:total], self._size))
+            on_device = order.to(self._split.images.device)
+            self._epoch = iter(torch.split(on_device[:total], self._size))
             batch = next(self._epoch)
         return self._augment(scaled(self._split.images[batch]), self._split.labels[batch])
 
 
 def scaled(images: Tensor) -> Tensor:
-    """uint8 images as float32 in [0, 1]."""
+    """Return uint8 images as float32 in [0, 1]."""
     return images.float().div_(255)
 
 
 def stacked(batches: Sequence[Batches], num_classes: int) -> tuple[Tensor, Tensor]:
-    """The next batch of each, on a new first axis: images (S, B, C, H, W) and distributions (S, B, n)."""
-    images, targets = zip(*(next(each) for each in batches), strict=True)
+    """Return the next batch of S trainings at once, on a new first axis.
+
+    Returns:
+        Images (S, B, C, H, W) and distributions (S, B, n).
+    """
+    images, targets = zip(*map(next, batches), strict=True)
     soft = [
         t if t.is_floating_point() else functional.one_hot(t, num_classes).float() for t in targets
     ]

@@ -1,7 +1,8 @@
-"""Labelled images: where they come from, how they are split, and the one file in which they travel.
+"""Data sets: read from a source, checked and split, and kept in one file.
 
-A source is read into uint8 tensors, its checksum compared, its splits drawn by class from a seed. The test split is
-held out first; the search is given a data set that does not contain it (:func:`without_test`).
+A source is read into uint8 tensors, its checksum is compared, and its splits are drawn by class
+from a seed. The test split is held out first, and the search gets a data set that does not contain
+it (:func:`without_test`).
 """
 
 import json
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from taylorglo.data.sources import (
@@ -30,10 +32,18 @@ _FORMAT = "taylorglo data set 1"
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """A data set, split.
+    """A data set in its splits.
 
-    ``mean`` and ``std`` are per channel, of the training images scaled to [0, 1]; a deviation is at least one gray
-    level (1/255), so that a constant channel can be divided by it. ``provenance`` says where the images come from.
+    Attributes:
+        name: of the data set.
+        num_classes: number of classes.
+        train: the training split.
+        validation: the validation split.
+        test: the test split, or None if it was taken out.
+        mean: of the training images scaled to [0, 1], by channel.
+        std: their standard deviation by channel, at least one gray level (1/255), so that a
+            constant channel can be divided by it.
+        provenance: where the images come from.
     """
 
     name: str
@@ -47,7 +57,7 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)."""
+        """The shape (C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
 
@@ -60,19 +70,21 @@ class Dataset:
 def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset:
     """Read the source, compare its checksum, and split it.
 
-    The splits are stratified by class and shuffled by ``seed``: the test split first, unless the source has one (kept
-    whole and in its order), then the validation split, then the part of the rest that is used for training. The same
-    settings and seed give the same tensors. The checksum is the file's for ``safetensors``; for every other source it
-    is over the tensors that were read, and so does not depend on compression or folders.
+    The splits are stratified by class and shuffled by ``seed``: first the test split, unless the
+    source has one, which is kept whole and in its order; then the validation split; then the part
+    of the rest that is used for training. The same settings and seed give the same tensors.
+
+    The checksum is that of the file for ``safetensors``. For every other source it is computed over
+    the tensors, and so does not depend on compression or folders.
 
     Args:
-        settings: which source, and the fractions.
-        seed: of the splits.
-        root: the local copy of ``settings.root``, where that is an s3:// URI.
+        settings: the source and the fractions.
+        seed: decides the splits.
+        root: the local copy of ``settings.root``, if that is an s3:// URI.
 
     Raises:
-        InputError: when the source is missing, damaged, not what was expected, or too small to be split.
-        ServiceError: when a download still fails after a few tries.
+        InputError: the source is missing, damaged, not the expected one, or too small to be split.
+        ServiceError: a download still fails after a few tries.
     """
     if root is None:
         if "://" in settings.root:
@@ -81,22 +93,92 @@ def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset
             )
         root = Path(settings.root)
     source = read_source(settings, root)
-    where = "digits" if settings.name == "digits" else str(root)
+    place = "digits" if settings.name == "digits" else str(root)
     if settings.sha256 and settings.sha256 != source.sha256:
         raise InputError(
-            f"data.sha256: expected {settings.sha256}, but {where} has {source.sha256} (of its {source.checksum_of})"
+            f"data.sha256: expected {settings.sha256}, "
+            f"but {place} has {source.sha256} (of its {source.checksum_of})"
         )
-    num_classes = _check(source, where)
+    return _split(source, settings, _check(source, place), seed)
+
+
+def without_test(dataset: Dataset) -> Dataset:
+    """Return the same data set without its test split."""
+    return replace(dataset, test=None)
+
+
+def save(dataset: Dataset, path: Path) -> None:
+    """Write a data set as one .safetensors file. The same data set gives the same bytes.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    description = {
+        "format": _FORMAT,
+        "name": dataset.name,
+        "num_classes": dataset.num_classes,
+        "mean": dataset.mean,
+        "std": dataset.std,
+        "provenance": dataset.provenance,
+    }
+    # There is one key of metadata only, because safetensors writes several in an arbitrary order.
+    metadata = {"dataset": json.dumps(description, sort_keys=True)}
+    tensors = tensors_of(train=dataset.train, validation=dataset.validation, test=dataset.test)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(to_safetensors(tensors, metadata))
+
+
+def read(path: Path) -> Dataset:
+    """Read what :func:`save` wrote, and verify it against its fingerprint.
+
+    Raises:
+        InputError: the file is missing, truncated or altered, or is no such file.
+    """
+    tensors, metadata = open_safetensors(path)
+    expected = f"{path}: should be a data set as prepared for a sweep ({_FORMAT})"
+
+    def split(name: str) -> Split:
+        return Split(tensors[f"{name}_images"], tensors[f"{name}_labels"])
+
+    try:
+        description = json.loads(metadata["dataset"])
+        if description["format"] != _FORMAT:
+            raise InputError(f"{expected}; its format is {description['format']!r}")
+        dataset = Dataset(
+            name=description["name"],
+            num_classes=description["num_classes"],
+            train=split("train"),
+            validation=split("validation"),
+            test=split("test") if "test_images" in tensors else None,
+            mean=tuple(description["mean"]),
+            std=tuple(description["std"]),
+            provenance=description["provenance"],
+        )
+        fingerprint = dataset.fingerprint
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise InputError(f"{expected}; it has the tensors {', '.join(sorted(tensors))}") from error
+    intact = fingerprint == digest_of(train=dataset.train, validation=dataset.validation)
+    if dataset.test is not None:
+        intact &= dataset.provenance.get("test_fingerprint") == digest_of(test=dataset.test)
+    if not intact:
+        raise InputError(f"{expected}; its tensors do not match its fingerprints: it was altered")
+    return dataset
+
+
+def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) -> Dataset:
+    """Split a source, which has been checked, into a data set."""
+
+    def hold_out(split: Split, setting: str) -> tuple[Split, Split]:
+        fraction = getattr(settings, setting)
+        return _hold_out(split, setting, fraction=fraction, num_classes=num_classes, seed=seed)
 
     rest, test = source.train, source.test
     if test is None:
-        rest, test = _hold_out(rest, settings.test_fraction, num_classes, seed, "test_fraction")
-    train, validation = _hold_out(
-        rest, settings.validation_fraction, num_classes, seed, "validation_fraction"
-    )
+        rest, test = hold_out(rest, "test_fraction")
+    train, validation = hold_out(rest, "validation_fraction")
     if settings.train_fraction < 1:
-        _, train = _hold_out(train, settings.train_fraction, num_classes, seed, "train_fraction")
-
+        _, train = hold_out(train, "train_fraction")
     mean, std = _statistics(train.images)
     provenance = {
         "source": settings.root or "sklearn.datasets.load_digits",
@@ -116,74 +198,14 @@ def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset
     return Dataset(settings.name, num_classes, train, validation, test, mean, std, provenance)
 
 
-def without_test(dataset: Dataset) -> Dataset:
-    """The same data set, without its test split."""
-    return replace(dataset, test=None)
-
-
-def save(dataset: Dataset, path: Path) -> None:
-    """Write a data set as one .safetensors file; the same data set gives the same bytes."""
-    from safetensors.torch import save as to_bytes
-
-    described = {
-        "format": _FORMAT,
-        "name": dataset.name,
-        "num_classes": dataset.num_classes,
-        "mean": dataset.mean,
-        "std": dataset.std,
-        "provenance": dataset.provenance,
-    }
-    # One key of metadata only: safetensors writes several in an arbitrary order.
-    metadata = {"dataset": json.dumps(described, sort_keys=True)}
-    tensors = tensors_of(train=dataset.train, validation=dataset.validation, test=dataset.test)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as file:
-        file.write(to_bytes(tensors, metadata))
-
-
-def read(path: Path) -> Dataset:
-    """Read what :func:`save` wrote, and verify it against its fingerprint.
-
-    Raises:
-        InputError: when the file is missing, truncated, altered, or something else.
-    """
-    tensors, metadata = open_safetensors(path)
-    expected = f"{path}: should be a data set as prepared for a sweep ({_FORMAT})"
-
-    def split(name: str) -> Split:
-        return Split(tensors[f"{name}_images"], tensors[f"{name}_labels"])
-
-    try:
-        described = json.loads(metadata["dataset"])
-        if described["format"] != _FORMAT:
-            raise InputError(f"{expected}; its format is {described['format']!r}")
-        dataset = Dataset(
-            name=described["name"],
-            num_classes=described["num_classes"],
-            train=split("train"),
-            validation=split("validation"),
-            test=split("test") if "test_images" in tensors else None,
-            mean=tuple(described["mean"]),
-            std=tuple(described["std"]),
-            provenance=described["provenance"],
-        )
-        fingerprint = dataset.fingerprint
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise InputError(f"{expected}; it has the tensors {', '.join(sorted(tensors))}") from error
-    intact = fingerprint == digest_of(train=dataset.train, validation=dataset.validation)
-    if dataset.test is not None:
-        intact &= dataset.provenance.get("test_fingerprint") == digest_of(test=dataset.test)
-    if not intact:
-        raise InputError(f"{expected}; its tensors do not match its fingerprints: it was altered")
-    return dataset
-
-
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of uint8 images by channel, in [0, 1]."""
     levels = torch.arange(256, dtype=torch.float64) / 255
-    means, deviations = [], []
+    means = []
+    deviations = []
     for channel in range(images.shape[1]):
-        # From counts of gray levels: exact, whatever the number of threads, and without a copy in
-        # floating point.
+        # Counts of gray levels make the numbers exact for any number of threads, and no copy in
+        # floating point is needed.
         weights = torch.bincount(images[:, channel].flatten(), minlength=256).double()
         weights /= weights.sum()
         mean = float(weights @ levels)
@@ -193,15 +215,16 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def _hold_out(
-    split: Split, fraction: float, num_classes: int, seed: int, setting: str
+    split: Split, setting: str, *, fraction: float, num_classes: int, seed: int
 ) -> tuple[Split, Split]:
-    """Split off ``fraction`` of the images, by class: what remains, and what was split off."""
+    """Split off a fraction of the images by class; return the remaining and the held-out images."""
+    # scikit-learn takes a second to import, and only the task that prepares the data splits them.
     from sklearn.model_selection import train_test_split
 
     smallest = torch.bincount(split.labels).min()
     problem = (
-        f"data.{setting}: {fraction} of {len(split)} images of {num_classes} classes, the smallest of {smallest}, "
-        "cannot be split off by class with every class on both sides"
+        f"data.{setting}: {fraction} of {len(split)} images of {num_classes} classes, the smallest "
+        f"of {smallest}, cannot be split off by class with every class on both sides"
     )
     try:
         kept, held = train_test_split(
@@ -222,34 +245,39 @@ def _hold_out(
     return parts
 
 
-def _check(source: Source, where: str) -> int:
-    """Verify what was read, and count the classes."""
+def _check(source: Source, place: str) -> int:
+    """Verify the tensors of a source, and count the classes."""
     classes = len(set(source.train.labels.flatten().tolist()))
-    for name, split in (("", source.train), ("test ", source.test)):
-        if split is None:
-            continue
-        images, labels = split.images, split.labels
-        if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape:
-            raise InputError(
-                f"{where}: {name}images should be uint8 of shape (N, C, H, W) or (N, H, W), none of them 0, "
-                f"and are {images.dtype} {tuple(images.shape)}"
-            )
-        if labels.shape != images.shape[:1]:
-            raise InputError(
-                f"{where}: {len(images)} {name}images have {name}labels of shape {tuple(labels.shape)}"
-            )
-        # As many different labels as there are classes, all of them in 0..n-1: so every class has
-        # training images.
-        if classes < 2 or labels.min() < 0 or labels.max() >= classes:
-            raise InputError(
-                f"{where}: labels should be 0..n-1, for at least 2 classes, each with training images; "
-                f"the training labels have {classes} values, the {name}labels are in {labels.min()}..{labels.max()}"
-            )
-    if source.test is not None and source.test.images.shape[1:] != source.train.images.shape[1:]:
+    _check_split(source.train, "", classes, place)
+    if source.test is None:
+        return classes
+    _check_split(source.test, "test ", classes, place)
+    if source.test.images.shape[1:] != source.train.images.shape[1:]:
         shapes = " and ".join(
             str(tuple(split.images.shape[1:])) for split in (source.train, source.test)
         )
         raise InputError(
-            f"{where}: training and test images should be of one shape (C, H, W), and are {shapes}"
+            f"{place}: training and test images should be of one shape (C, H, W), and are {shapes}"
         )
     return classes
+
+
+def _check_split(split: Split, name: str, classes: int, place: str) -> None:
+    images, labels = split.images, split.labels
+    if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape:
+        raise InputError(
+            f"{place}: {name}images should be uint8 of shape (N, C, H, W) or (N, H, W), none of "
+            f"them 0, and are {images.dtype} {tuple(images.shape)}"
+        )
+    if labels.shape != images.shape[:1]:
+        raise InputError(
+            f"{place}: {len(images)} {name}images have {name}labels of shape {tuple(labels.shape)}"
+        )
+    # There are as many different labels as classes. If all of them are in 0..n-1, every class has
+    # training images.
+    if classes < 2 or labels.min() < 0 or labels.max() >= classes:
+        raise InputError(
+            f"{place}: labels should be 0..n-1, for at least 2 classes, each with training images; "
+            f"the training labels have {classes} values, the {name}labels are in "
+            f"{labels.min()}..{labels.max()}"
+        )

@@ -1,4 +1,8 @@
-"""Where images come from: each source is read into uint8 tensors by the library that knows its format."""
+"""Sources of images: each is read into uint8 tensors by the library that knows its format.
+
+scikit-learn and torchvision take seconds to import, and a task needs one of them at most, so that
+each reader imports its library itself.
+"""
 
 import gzip
 import hashlib
@@ -11,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from taylorglo.errors import InputError, ServiceError, described
@@ -29,8 +34,8 @@ _TORCHVISION = {
 _IDX_FILES = tuple(
     f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
 )
-# What torchvision and the libraries under it raise for files that are damaged or not what they are
-# named.
+# The errors that torchvision, and the libraries under it, raise for files that are damaged or of
+# another format than their name says.
 _UNREADABLE = (
     RuntimeError,
     ValueError,
@@ -55,12 +60,19 @@ class Split:
         return len(self.labels)
 
     def to(self, device: torch.device | str) -> "Split":
-        """The same split on another device."""
+        """Return the same split on another device."""
         return Split(self.images.to(device), self.labels.to(device))
 
 
 class Source(NamedTuple):
-    """What was read: training images, test images if the source has some, and the checksum of it."""
+    """The images of a source.
+
+    Attributes:
+        train: training images.
+        test: test images, or None if the source has no test split.
+        sha256: checksum of the source.
+        checksum_of: ``file`` or ``tensors``.
+    """
 
     train: Split
     test: Split | None
@@ -69,7 +81,7 @@ class Source(NamedTuple):
 
 
 def tensors_of(**splits: Split | None) -> dict[str, Tensor]:
-    """The tensors of splits as they are named in a file."""
+    """Return the tensors of splits by their names in a file."""
     tensors: dict[str, Tensor] = {}
     for name, split in splits.items():
         if split is not None:
@@ -81,7 +93,7 @@ def tensors_of(**splits: Split | None) -> dict[str, Tensor]:
 
 
 def digest_of(**splits: Split | None) -> str:
-    """The sha256 over the tensors of splits, with their names and shapes."""
+    """Return the SHA-256 of the tensors of splits, with their names and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors_of(**splits).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -90,30 +102,33 @@ def digest_of(**splits: Split | None) -> str:
 
 
 def read_source(settings: DataSettings, root: Path) -> Source:
-    """Read the images that ``settings.name`` stands for from ``root``.
+    """Read the data set ``settings.name`` from a file or a folder.
 
     Raises:
-        InputError: when they are missing, damaged or not what was expected.
-        ServiceError: when a download still fails after a few tries.
+        InputError: the images are missing, damaged, or not of the expected kind.
+        ServiceError: a download still fails after a few tries.
     """
     if settings.name == "safetensors":
         return _read_safetensors(root)
-    if settings.name == "digits":
-        train, test = _read_digits(), None
-    elif not root.is_dir() and not settings.download:
-        raise InputError(f"data.root: {root} should be a folder that holds {settings.name}")
-    elif settings.name == "image-folder":
-        train, test = _read_image_folder(root)
-    else:
-        train, test = _read_torchvision(settings.name, root, settings.download)
+    train, test = _read_splits(settings, root)
     return Source(train, test, digest_of(train=train, test=test), "tensors")
+
+
+def _read_splits(settings: DataSettings, root: Path) -> tuple[Split, Split | None]:
+    if settings.name == "digits":
+        return _read_digits(), None
+    if not root.is_dir() and not settings.download:
+        raise InputError(f"data.root: {root} should be a folder that holds {settings.name}")
+    if settings.name == "image-folder":
+        return _read_image_folder(root)
+    return _read_torchvision(settings.name, root, settings.download)
 
 
 def _read_digits() -> Split:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
-    # 0..16 to 0..255, rounded to nearest
+    # The gray levels are 0..16. They become 0..255, rounded to the nearest.
     images = (torch.from_numpy(bunch.images) * (255 / 16)).round().to(torch.uint8)
     return Split(images.unsqueeze(1), torch.from_numpy(bunch.target).long())
 
@@ -121,7 +136,8 @@ def _read_digits() -> Split:
 def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Split, Split]:
     """Read both splits with torchvision's class.
 
-    CIFAR's files are pickles: torchvision compares the MD5 of each, so that an altered one is refused, not unpickled.
+    CIFAR's files are pickles. torchvision compares the MD5 of each, so that an altered file is
+    refused and not unpickled.
     """
     from torchvision import datasets
 
@@ -133,16 +149,16 @@ def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Split, Spl
     with tempfile.TemporaryDirectory() as temporary, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         folder = root
-        if issubclass(dataset, datasets.MNIST) and any(
-            _idx_file(root, file) for file in _IDX_FILES
-        ):
+        is_idx = issubclass(dataset, datasets.MNIST)
+        if is_idx and any(_idx_file(root, file) for file in _IDX_FILES):
             folder = Path(temporary)
             _stage_idx(root, folder / dataset.__name__ / "raw")
         elif download:
             _download(dataset, name, root, parts)
         if missing := _missing(dataset, folder):
             raise InputError(
-                f"data.root: {root} lacks {missing[0]}, which {name} is read from; put it there, or set download: true"
+                f"data.root: {root} lacks {missing[0]}, which {name} is read from; put it there, "
+                "or set download: true"
             )
         try:
             train, test = [_to_split(dataset(folder, **part), name) for part in parts]
@@ -154,11 +170,10 @@ def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Split, Spl
 
 
 def _missing(dataset: Any, root: Path) -> list[Path]:
-    """The files that torchvision will look for under ``root`` and that are not there."""
+    """Return the files that torchvision needs under ``root`` and that are missing."""
     if hasattr(dataset, "base_folder"):
-        names = [
-            dataset.base_folder + "/" + name for name, _ in dataset.train_list + dataset.test_list
-        ]
+        files = [name for name, _ in dataset.train_list + dataset.test_list]
+        names = [f"{dataset.base_folder}/{name}" for name in files]
         names.append(f"{dataset.base_folder}/{dataset.meta['filename']}")
     elif hasattr(dataset, "split_list"):
         names = [dataset.split_list[part][1] for part in ("train", "test")]
@@ -168,7 +183,7 @@ def _missing(dataset: Any, root: Path) -> list[Path]:
 
 
 def _download(dataset: Any, name: str, root: Path, parts: list[dict[str, Any]]) -> None:
-    """Let torchvision download what is missing, a few times if the download fails."""
+    """Let torchvision download the missing files, a few times if the download fails."""
 
     def download() -> None:
         for part in parts:
@@ -180,7 +195,7 @@ def _download(dataset: Any, name: str, root: Path, parts: list[dict[str, Any]]) 
     try:
         retry(download, range(1, DOWNLOAD_ATTEMPTS), retryable=may_succeed_later)
     except _UNREADABLE as error:
-        # If every file is there, whoever reads them says what is wrong with them.
+        # If every file is there, the caller reads the files and reports their damage.
         if _missing(dataset, root):
             raise ServiceError(
                 f"{name}: download to {root} failed {DOWNLOAD_ATTEMPTS} times: {described(error)}"
@@ -188,20 +203,30 @@ def _download(dataset: Any, name: str, root: Path, parts: list[dict[str, Any]]) 
 
 
 def _to_split(source: Any, name: str) -> Split:
+    """Return the images and labels of a data set of torchvision."""
     images = torch.as_tensor(source.data)
     if name.startswith("cifar"):
-        images = images.permute(0, 3, 1, 2)  # torchvision keeps them as (N, H, W, C)
-    labels = torch.as_tensor(source.labels if name == "svhn" else source.targets).long()
-    return Split(images.unsqueeze(1) if images.ndim == 3 else images, labels)
+        # torchvision keeps CIFAR's images as (N, H, W, C).
+        images = images.permute(0, 3, 1, 2)
+    labels = source.labels if name == "svhn" else source.targets
+    return Split(_with_channels(images), torch.as_tensor(labels).long())
+
+
+def _with_channels(images: Tensor) -> Tensor:
+    """Return gray images of shape (N, H, W) as (N, 1, H, W), and others as they are."""
+    return images.unsqueeze(1) if images.ndim == 3 else images
 
 
 def _idx_file(root: Path, name: str) -> Path | None:
-    """The idx file of that name directly in ``root``, plain or gzip'd, as Debian's dataset-fashion-mnist has them."""
+    """Return the idx file of a name in ``root``, or None if there is none.
+
+    It may be compressed by gzip, as the files of Debian's dataset-fashion-mnist are.
+    """
     return next((path for path in (root / name, root / f"{name}.gz") if path.is_file()), None)
 
 
 def _stage_idx(root: Path, raw: Path) -> None:
-    """Lay the idx files of ``root`` out as torchvision expects them."""
+    """Lay out the idx files of ``root`` in a folder as torchvision expects them."""
     raw.mkdir(parents=True)
     for name in _IDX_FILES:
         path = _idx_file(root, name)
@@ -231,13 +256,14 @@ def _read_image_folder(root: Path) -> tuple[Split, Split | None]:
     if test_classes != classes:
         different = ", ".join(sorted(set(classes) ^ set(test_classes)))
         raise InputError(
-            f"{root}: train and test should have the same class folders; only one of them has {different}"
+            f"{root}: train and test should have the same class folders; only one of them has "
+            f"{different}"
         )
     return train, test
 
 
 def _read_folder(root: Path) -> tuple[Split, list[str]]:
-    """Every image of the class folders of ``root``, as RGB, and the names of the classes."""
+    """Read every image of the class folders of ``root`` as RGB, and the names of the classes."""
     from PIL import Image
     from torchvision import datasets
     from torchvision.transforms.functional import pil_to_tensor
@@ -253,13 +279,16 @@ def _read_folder(root: Path) -> tuple[Split, list[str]]:
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise InputError(f"{path}: damaged or not an image: {error}") from error
         if images and image.shape != images[0].shape:
-            (_, height, width), (_, first_height, first_width) = image.shape, images[0].shape
             raise InputError(
-                f"{path}: is {width}x{height}, but {folder.samples[0][0]} is {first_width}x{first_height}: "
+                f"{path}: is {_size(image)}, but {folder.samples[0][0]} is {_size(images[0])}: "
                 "all images should be of one size"
             )
         images.append(image)
     return Split(torch.stack(images), torch.tensor(folder.targets)), folder.classes
+
+
+def _size(image: Tensor) -> str:
+    return f"{image.shape[2]}x{image.shape[1]}"
 
 
 def _read_safetensors(path: Path) -> Source:
@@ -274,28 +303,28 @@ def _read_safetensors(path: Path) -> Source:
     names = set(tensors)
     if names not in ({"images", "labels"}, {"images", "labels", "test_images", "test_labels"}):
         raise InputError(
-            f"{path}: should have the tensors images and labels, and test_images and test_labels or neither; "
-            f"it has {', '.join(sorted(names)) or 'none'}"
+            f"{path}: should have the tensors images and labels, and test_images and test_labels "
+            f"or neither; it has {', '.join(sorted(names)) or 'none'}"
         )
     splits = []
     for prefix in ("", "test_")[: len(names) // 2]:
         images, labels = tensors[f"{prefix}images"], tensors[f"{prefix}labels"]
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise InputError(f"{path}: {prefix}labels should be integers, and are {labels.dtype}")
-        splits.append(Split(images.unsqueeze(1) if images.ndim == 3 else images, labels.long()))
-    return Source(splits[0], splits[1] if len(splits) > 1 else None, sha256, "file")
+        splits.append(Split(_with_channels(images), labels.long()))
+    test = splits[1] if len(splits) > 1 else None
+    return Source(splits[0], test, sha256, "file")
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a file, and the metadata of its header.
+    """Read all tensors of a file, and the metadata of its header.
 
     Raises:
-        InputError: when it is missing or damaged.
+        InputError: the file is missing or damaged.
     """
-    from safetensors import SafetensorError, safe_open
-
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise InputError(f"{path}: should be a whole .safetensors file: {error}") from error

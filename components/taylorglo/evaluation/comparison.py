@@ -176,7 +176,7 @@ def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Mod
         InputError: the weights are damaged, or belong to another network.
     """
     shape, classes = dataset.image_shape, dataset.num_classes
-    network = build(model_name, shape, classes, dataset.mean, dataset.std, seed=0)
+    network = build(model_name, shape, classes, mean=dataset.mean, std=dataset.std, seed=0)
     try:
         state = load(weights)
         whole = any(name.startswith("normalize.") for name in state)

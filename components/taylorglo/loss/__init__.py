@@ -1,4 +1,4 @@
-"""The method: the Taylor loss, how it learns, and the filters that judge it before any training."""
+"""The method: the Taylor loss, its dynamics, and the filters that judge it before any training."""
 
 from importlib import import_module
 
@@ -6,7 +6,7 @@ _LOSSES = ("Baikal", "CrossEntropy", "Loss", "SquaredError", "TaylorLoss")
 
 
 def __getattr__(name: str) -> object:
-    """Import a loss when it is first used: dynamics and filters do without PyTorch."""
+    """Import a loss when it is first used, because dynamics and filters need no PyTorch."""
     if name not in _LOSSES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module("taylorglo.loss.functions"), name)

@@ -1,8 +1,11 @@
-"""How a loss learns, before any training: its learning rule, the null epoch, and where training comes to rest.
+"""How a loss learns, before any training: its learning rule, null epoch and equilibrium.
 
-The learning rule of a loss L = -sum_k f(t_k, h_k) through a softmax is dL/dz_j = -h_j (gamma_j - sum_k h_k gamma_k)
-with gamma = df/dh (regularization paper, section 3). Everything here follows from gamma and the number of classes n,
-for a Taylor loss of any order; it is plain numpy, so that filtering needs no torch.
+Through a softmax, a loss L = -sum_k f(t_k, h_k) has the learning rule
+
+    dL/dz_j = -h_j (gamma_j - sum_k h_k gamma_k)  with  gamma = df/dh
+
+(regularization paper, section 3). Everything here follows from gamma and the number of classes n,
+for a Taylor loss of any order. It is plain numpy, so that the filters need no PyTorch.
 """
 
 import math
@@ -17,7 +20,7 @@ from taylorglo.loss.polynomial import checked_theta, coefficient_table, terms
 
 
 class Coefficients(NamedTuple):
-    """gamma(t, h) = c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2."""
+    """The coefficients of gamma(t, h) = c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2."""
 
     c1: float
     ch: float
@@ -28,7 +31,10 @@ class Coefficients(NamedTuple):
 
 
 class Dynamics(NamedTuple):
-    """Learning drive A, collapse rate B and equilibrium confidence p* (None: pull to the end) of a loss."""
+    """Learning drive A, collapse rate B and equilibrium confidence p* of a loss.
+
+    There is no p* if the loss pulls all the way to a confidence of 1.
+    """
 
     learning_drive: float
     collapse_rate: float
@@ -36,10 +42,12 @@ class Dynamics(NamedTuple):
 
 
 def coefficients(theta: Sequence[float]) -> Coefficients:
-    """The coefficients of gamma for a theta of order 2 or 3 (regularization paper, section 3).
+    """Return the coefficients of gamma for a theta of order 2 or 3.
+
+    The formulas are those of section 3 of the regularization paper.
 
     Raises:
-        InputError: theta is not valid, or of an order whose gamma has more terms than these.
+        InputError: theta is not valid, or has an order whose gamma has more terms.
     """
     numbers, order = checked_theta(theta)
     if order == 2:
@@ -62,7 +70,7 @@ def coefficients(theta: Sequence[float]) -> Coefficients:
 
 
 def gamma(theta: Sequence[float], target: float) -> Polynomial:
-    """gamma(t, h) = df/dh as a polynomial in the prediction h, for one value t of the target."""
+    """Return gamma(t, h) = df/dh as a polynomial in the prediction h, for one target t."""
     th0, th1, table = coefficient_table(theta)
     in_u = [
         b * sum(value * (target - th0) ** a for a, value in enumerate(row))
@@ -72,37 +80,43 @@ def gamma(theta: Sequence[float], target: float) -> Polynomial:
 
 
 def learning_drive(theta: Sequence[float], num_classes: int) -> float:
-    """A = gamma_T - gamma_N at the null epoch (h = 1/n everywhere).
+    """Return A = gamma_T - gamma_N at the null epoch (h = 1/n everywhere).
 
-    A > 0 is exactly the condition that the first gradient step raises the target's logit over the others.
+    A > 0 is exactly the condition that the first gradient step raises the target's logit over the
+    other logits.
     """
     n = _checked_classes(num_classes)
     return float(gamma(theta, 1.0)(1 / n) - gamma(theta, 0.0)(1 / n))
 
 
 def collapse_rate(theta: Sequence[float], num_classes: int) -> float:
-    """B, the growth rate of the mode in which all samples drift to one class, whatever the input.
+    """Return B, the growth rate of the mode in which all samples drift to one class.
 
-    It is the mean over the classes of d gamma / dh at the null epoch, ch + 2 chh/n + chy/n at order 3. B <= 0 damps
-    the mode; B > 0 competes with the learning drive A.
+    It is the mean over the classes of d gamma / dh at the null epoch: ch + 2 chh/n + chy/n at order
+    3. B <= 0 damps the mode; B > 0 competes with the learning drive A.
     """
     n = _checked_classes(num_classes)
-    slope_target, slope_other = gamma(theta, 1.0).deriv()(1 / n), gamma(theta, 0.0).deriv()(1 / n)
+    slope_target = gamma(theta, 1.0).deriv()(1 / n)
+    slope_other = gamma(theta, 0.0).deriv()(1 / n)
     return float((slope_target + (n - 1) * slope_other) / n)
 
 
 def net_pull(theta: Sequence[float], num_classes: int) -> Polynomial:
-    """g(p) = gamma_T(p) - gamma_N((1-p)/(n-1)): the pull on a sample whose target has probability p."""
+    """Return g(p) = gamma_T(p) - gamma_N((1-p)/(n-1)), the pull on a sample of confidence p.
+
+    The confidence is the probability of the target; the other classes share the rest equally.
+    """
     n = _checked_classes(num_classes)
     pull: Polynomial = gamma(theta, 1.0) - gamma(theta, 0.0)(Polynomial([1.0, -1.0]) / (n - 1))
     return pull
 
 
 def equilibrium_confidence(theta: Sequence[float], num_classes: int) -> float | None:
-    """p*, the first root of the net pull g in (1/n, 1]; None where there is none (pull to the end).
+    """Return p*, the first root of the net pull g in (1/n, 1], or None if there is none.
 
-    With A > 0, the loss pulls towards zero error below p* and pushes back above it (the balance between fitting and
-    regularizing of the regularization paper, section 4). With A <= 0 training never sets out for it.
+    With A > 0, the loss pulls towards zero error below p* and pushes back above it (the balance
+    between fitting and regularizing of the regularization paper, section 4). With A <= 0 training
+    never sets out for p*. Without a root the loss pulls all the way to a confidence of 1.
     """
     n = _checked_classes(num_classes)
     pull = net_pull(theta, n)
@@ -110,9 +124,10 @@ def equilibrium_confidence(theta: Sequence[float], num_classes: int) -> float | 
     if scale == 0.0:
         return None
     pull /= scale
-    # A small leading coefficient costs numpy's roots their digits, and a tiny one all of them. So
-    # what is zero but for rounding is left out, and Newton's method gives the digits back; a longer
-    # step would be to another root.
+    # A small leading coefficient costs numpy's roots their digits, and a tiny one costs them all
+    # digits. So coefficients that are zero but for rounding are left out, and Newton's method gives
+    # the digits back. A step of Newton's method that is longer than 1e-3 would lead to another
+    # root.
     roots = pull.trim(1e-12).roots()
     real = roots.real[np.abs(roots.imag) <= 1e-7]
     slope = pull.deriv()
@@ -125,9 +140,16 @@ def equilibrium_confidence(theta: Sequence[float], num_classes: int) -> float | 
 
 
 def label_smoothed(theta: Sequence[float], alpha: float, num_classes: int) -> list[float]:
-    """The theta that does with one-hot targets what ``theta`` does with targets smoothed by alpha in [0, 1).
+    """Return the theta that has label smoothing built in.
 
-    Smoothing replaces t by (1 - alpha) t + alpha/n, which moves the centre theta_0 and scales the powers of t.
+    With one-hot targets it has the same learning rule as ``theta`` with smoothed targets. Smoothing
+    replaces t by (1 - alpha) t + alpha/n, which moves the centre theta_0 and scales the powers of
+    t.
+
+    Args:
+        theta: the loss.
+        alpha: strength of the smoothing, in [0, 1).
+        num_classes: n.
     """
     n = _checked_classes(num_classes)
     _check_smoothing(alpha)
@@ -139,7 +161,7 @@ def label_smoothed(theta: Sequence[float], alpha: float, num_classes: int) -> li
 
 
 def dynamics(theta: Sequence[float], num_classes: int) -> Dynamics:
-    """A, B and p* of a Taylor loss together."""
+    """Return A, B and p* of a Taylor loss."""
     return Dynamics(
         learning_drive(theta, num_classes),
         collapse_rate(theta, num_classes),
@@ -148,10 +170,16 @@ def dynamics(theta: Sequence[float], num_classes: int) -> Dynamics:
 
 
 def classic(name: str, num_classes: int, label_smoothing: float = 0.0) -> Dynamics:
-    """A, B and p* of cross-entropy (gamma = t/h), squared error (2(t-h)) and Baikal (1/h + t/h^2), in closed form.
+    """Return A, B and p* of a classic loss in closed form.
+
+    Args:
+        name: ``cross-entropy`` (gamma = t/h), ``squared-error`` (gamma = 2 (t - h)) or ``baikal``
+            (gamma = 1/h + t/h^2).
+        num_classes: n.
+        label_smoothing: alpha in [0, 1), for cross-entropy only.
 
     Raises:
-        InputError: the name is unknown, or label smoothing outside [0, 1) or asked of another loss than cross-entropy.
+        InputError: the name is unknown, or the label smoothing is impossible.
     """
     n = _checked_classes(num_classes)
     _check_smoothing(label_smoothing)

@@ -1,7 +1,8 @@
-"""Invariants that reject a candidate before any training, from the null epoch alone.
+"""Filters that reject a candidate before any training, from the null epoch alone.
 
-Each filter is a function of (theta, num_classes) and gives a Verdict. ``published`` is the condition of the
-regularization paper (section 5); ``learnable`` and ``stable`` are what it approximates: A > 0, and B below kappa A.
+A filter is a function of (theta, num_classes) that returns a verdict. ``published`` is the
+condition of the regularization paper (section 5). It approximates the two conditions ``learnable``,
+A > 0, and ``stable``, B at most kappa A.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,44 +25,49 @@ Filter = Callable[[Sequence[float], int], Verdict]
 
 
 def published(theta: Sequence[float], num_classes: int) -> Verdict:
-    """Accept when gamma_T > (n-1) gamma_N at the null epoch (regularization paper, section 5).
+    """Accept if gamma_T > (n-1) gamma_N at the null epoch (regularization paper, section 5).
 
-    It depends on c1, which no training does; for n = 2 it is the condition of :func:`learnable`.
+    It depends on the coefficient c1, on which no training depends. For n = 2 it is the condition of
+    :func:`learnable`.
     """
     drive = learning_drive(theta, num_classes)
     other = float(gamma(theta, 0.0)(1 / num_classes))
     margin = drive - (num_classes - 2) * other
     return _verdict(
-        "published", "gamma_T - (n-1) gamma_N", margin, margin > 0, "above 0", {"margin": margin}
+        margin > 0,
+        f"published: gamma_T - (n-1) gamma_N = {margin:.4g}, should be above 0",
+        {"margin": margin},
     )
 
 
 def learnable(theta: Sequence[float], num_classes: int) -> Verdict:
-    """Accept when the learning drive A is positive: the first step raises the target's logit over the others."""
+    """Accept if the learning drive A is positive.
+
+    The first gradient step raises the target's logit over the others then.
+    """
     return by_drive(learning_drive(theta, num_classes))
 
 
 def by_drive(drive: float) -> Verdict:
-    """The verdict of :func:`learnable` on any loss, from its learning drive A."""
-    return _verdict("learnable", "A", drive, drive > 0, "above 0", {"A": drive})
+    """Return the verdict of :func:`learnable` on any loss, from its learning drive A."""
+    return _verdict(drive > 0, f"learnable: A = {drive:.4g}, should be above 0", {"A": drive})
 
 
 def stable(theta: Sequence[float], num_classes: int) -> Verdict:
-    """Accept when the collapse rate B is at most kappa times the learning drive A (where A > 0), or not positive.
+    """Accept if the collapse rate B is at most kappa times the learning drive A, or at most 0.
 
-    kappa is 2 for two classes and 0.3 for more: first values, measured on Fashion-MNIST.
+    Kappa is 2 for two classes and 0.3 for more classes: first values, measured on Fashion-MNIST.
     """
-    return by_collapse(
-        learning_drive(theta, num_classes), collapse_rate(theta, num_classes), num_classes
-    )
+    drive = learning_drive(theta, num_classes)
+    return by_collapse(drive, collapse_rate(theta, num_classes), num_classes)
 
 
 def by_collapse(drive: float, rate: float, num_classes: int) -> Verdict:
-    """The verdict of :func:`stable` on any loss, from its learning drive A and its collapse rate B."""
-    limit = (2.0 if num_classes == 2 else 0.3) * max(drive, 0.0)
-    return _verdict(
-        "stable", "B", rate, rate <= limit, f"at most {limit:.4g}", {"A": drive, "B": rate}
-    )
+    """Return the verdict of :func:`stable` on any loss, from its A and its collapse rate B."""
+    kappa = 2.0 if num_classes == 2 else 0.3
+    limit = kappa * max(drive, 0.0)
+    reason = f"stable: B = {rate:.4g}, should be at most {limit:.4g}"
+    return _verdict(rate <= limit, reason, {"A": drive, "B": rate})
 
 
 def none(theta: Sequence[float], num_classes: int) -> Verdict:
@@ -79,10 +85,12 @@ FILTERS: Mapping[str, Filter] = {
 
 
 def all_of(names: Sequence[str]) -> Filter:
-    """The filter that accepts what every named filter accepts; its reason is that of the first one to reject.
+    """Return the filter that accepts a candidate if every named filter accepts it.
+
+    The reason of a rejection is that of the first filter that rejects.
 
     Raises:
-        InputError: a name is unknown, or there is none.
+        InputError: a name is unknown, or there are no names.
     """
     unknown = [name for name in names if name not in FILTERS]
     if unknown or not names:
@@ -94,16 +102,13 @@ def all_of(names: Sequence[str]) -> Filter:
         verdicts = [FILTERS[name](theta, num_classes) for name in names]
         numbers = {key: value for verdict in verdicts for key, value in verdict.numbers.items()}
         decisive = next((verdict for verdict in verdicts if not verdict.accepted), None)
-        reason = decisive.reason if decisive else "; ".join(verdict.reason for verdict in verdicts)
-        return Verdict(decisive is None, reason, numbers)
+        if decisive is not None:
+            return Verdict(False, decisive.reason, numbers)
+        return Verdict(True, "; ".join(verdict.reason for verdict in verdicts), numbers)
 
     return combined
 
 
-def _verdict(
-    name: str, symbol: str, value: float, accepted: bool, wanted: str, numbers: Mapping[str, float]
-) -> Verdict:
+def _verdict(accepted: bool, reason: str, numbers: Mapping[str, float]) -> Verdict:
     relation = "accepted" if accepted else "rejected"
-    return Verdict(
-        accepted, f"{relation} by {name}: {symbol} = {value:.4g}, should be {wanted}", numbers
-    )
+    return Verdict(accepted, f"{relation} by {reason}", numbers)

@@ -1,6 +1,7 @@
-"""The loss functions: the Taylor loss that is searched for, and the classic ones it is compared with.
+"""The loss functions: the Taylor loss of the search, and the classic losses to compare it with.
 
-All are called the same way: ``loss(logits, targets)`` is the mean over the batch, ``loss.per_sample`` the values.
+All are called in the same way: ``loss(logits, targets)`` is the mean over the batch, and
+``loss.per_sample(logits, targets)`` has the value of each sample.
 """
 
 import json
@@ -22,33 +23,35 @@ _FORMAT = "taylorglo.loss/1"
 
 
 class Loss(nn.Module, ABC):
-    """A classification loss on logits (N, n) and targets: class indices (N,), or distributions (N, n).
+    """A classification loss on logits (N, n).
 
-    It is computed in float32 at least, whatever the precision of the logits.
+    Targets are class indices (N,), or distributions (N, n). The loss is computed in float32 at
+    least, also for logits of a lower precision.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The mean over the batch, a scalar."""
+        """Return the mean over the batch, a scalar."""
         return self.per_sample(logits, targets).mean()
 
     @abstractmethod
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, shape (N,)."""
+        """Return the loss of each sample, shape (N,)."""
 
 
 class TaylorLoss(Loss):
     """The Taylor loss L = -sum_k f(t_k, softmax(z)_k) of a theta (regularization paper, section 2).
 
     Args:
-        theta: k(k+1)/2 + 2 finite numbers: the two centres, then the coefficients as in ``taylorglo.loss.polynomial``.
-            A tensor is used as it is, so that one compiled graph serves all candidates (assign to ``loss.theta``
-            in place) and gradients with respect to theta can be taken.
+        theta: k(k+1)/2 + 2 finite numbers: the two centres, then the coefficients in the order of
+            ``taylorglo.loss.polynomial``. A tensor is used without a copy, so that one compiled
+            graph serves all candidates (assign to ``loss.theta`` in place) and gradients with
+            respect to theta can be taken.
         order: k >= 2.
-        classes: the number of classes that the loss was found for, if known.
-        provenance: where it comes from; kept by :meth:`save`.
+        classes: number of classes of the data that the loss was found on, if it is known.
+        provenance: where the loss comes from, as JSON values; :meth:`save` keeps it.
 
     Raises:
-        ValueError: theta has the wrong length or an entry that is not a finite number.
+        InputError: theta has the wrong length, or an entry that is not a finite number.
     """
 
     theta: Tensor
@@ -62,20 +65,12 @@ class TaylorLoss(Loss):
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        numbers, _ = checked_theta(
-            theta.detach().flatten().tolist() if isinstance(theta, Tensor) else theta, order
-        )
-        if isinstance(theta, Tensor) and theta.shape != (length(order),):
-            raise InputError(
-                f"theta should have shape ({length(order)},), has {tuple(theta.shape)}"
-            )
+        self.register_buffer("theta", _theta_tensor(theta, order))
         if classes is not None and classes < 2:
             raise InputError(f"classes should be at least 2, is {classes}")
         self.order = order
         self.classes = classes
         self.provenance = dict(provenance or {})
-        value = theta if isinstance(theta, Tensor) else torch.tensor(numbers, dtype=torch.float64)
-        self.register_buffer("theta", value)
 
     @classmethod
     def from_coefficients(
@@ -90,26 +85,36 @@ class TaylorLoss(Loss):
         classes: int | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Self:
-        """The order-3 loss with learning rule c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2."""
+        """Build the loss of order 3 whose gamma has these coefficients.
+
+        gamma(t, h) = c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2 (regularization paper, section
+        3).
+        """
         theta = from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
         return cls(theta, 3, classes=classes, provenance=provenance)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """Convert the module, but not the precision of theta, which ``half()`` would round."""
         exact = self.theta
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self.theta = exact.to(self.theta.device)  # model.half() must not round the coefficients
+        self.theta = exact.to(self.theta.device)
         return self
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, shape (N,); may be negative, and is only defined up to a constant."""
+        """Return the loss of each sample, shape (N,).
+
+        It may be negative: a Taylor loss is defined up to a constant only.
+        """
         logits = _at_least_float32(logits)
         return taylor(self.theta, self.order, logits, _distribution(logits, targets))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write theta, order, classes and provenance as JSON; an existing file is replaced in one go.
+        """Write theta, order, classes and provenance as JSON.
+
+        If there is such a file already, it is replaced as a whole or not at all.
 
         Raises:
-            InputError: the file cannot be written there, or provenance is not made of JSON values.
+            InputError: the file cannot be written, or provenance has values that JSON cannot hold.
         """
         target = Path(path)
         content = {
@@ -133,7 +138,7 @@ class TaylorLoss(Loss):
         """Read what :meth:`save` wrote.
 
         Raises:
-            ValueError: the file is missing, is not such a JSON file, or holds an invalid theta.
+            InputError: the file is missing, is no saved loss, or holds an invalid theta.
         """
         try:
             content = json.loads(Path(path).read_text())
@@ -141,29 +146,35 @@ class TaylorLoss(Loss):
             raise InputError(f"{path}: is not a saved loss: {error}") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise InputError(f'{path}: is not a saved loss: there is no "format": "{_FORMAT}"')
-        theta, order, classes = content.get("theta"), content.get("order"), content.get("classes")
-        provenance = content.get("provenance")
-        if not isinstance(theta, list) or not all(isinstance(x, int | float) for x in theta):
-            raise InputError(f"{path}: theta should be a list of numbers")
-        if not isinstance(order, int) or not (classes is None or isinstance(classes, int)):
-            raise InputError(f"{path}: order and classes should be whole numbers")
-        if not isinstance(provenance, dict | None):
-            raise InputError(f"{path}: provenance should be a group of named values")
         try:
-            return cls(theta, order, classes=classes, provenance=provenance)
+            return cls._from_saved(content)
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
 
+    @classmethod
+    def _from_saved(cls, content: Mapping[str, Any]) -> Self:
+        theta = content.get("theta")
+        order = content.get("order")
+        classes = content.get("classes")
+        provenance = content.get("provenance")
+        if not isinstance(theta, list) or not all(isinstance(x, int | float) for x in theta):
+            raise InputError("theta should be a list of numbers")
+        if not isinstance(order, int) or not (classes is None or isinstance(classes, int)):
+            raise InputError("order and classes should be whole numbers")
+        if not isinstance(provenance, dict | None):
+            raise InputError("provenance should be a group of named values")
+        return cls(theta, order, classes=classes, provenance=provenance)
+
     def extra_repr(self) -> str:
-        """The coefficients, for ``print(loss)``."""
+        """Return the coefficients, for ``print(loss)``."""
         return f"theta={[round(value, 4) for value in self.theta.tolist()]}, order={self.order}"
 
 
 def taylor(theta: Tensor, order: int, logits: Tensor, targets: Tensor) -> Tensor:
-    """The Taylor loss of each sample, of one theta or of several.
+    """Return the Taylor loss of each sample, for one theta or for several.
 
     Args:
-        theta: (L,), or (M, L) for M networks at once, with L numbers for this order.
+        theta: (L,), or (M, L) for M networks at once; L is the length of a theta of this order.
         order: k >= 2.
         logits: (N, n), or (M, N, n).
         targets: distributions, (N, n), or (M, N, n).
@@ -175,9 +186,11 @@ def taylor(theta: Tensor, order: int, logits: Tensor, targets: Tensor) -> Tensor
     targets = targets.to(logits.dtype)
     th = theta.to(device=logits.device, dtype=logits.dtype)[..., None, None, :].unbind(-1)
     index = {exponents: 2 + position for position, exponents in enumerate(terms(order))}
-    v, u = targets - th[0], logits.softmax(dim=-1) - th[1]
+    v = targets - th[0]
+    u = logits.softmax(dim=-1) - th[1]
     f = torch.zeros_like(th[0])
-    for b in range(order, 0, -1):  # Horner's rule, in h outside and in t inside
+    # Horner's rule: in h outside, and in t inside.
+    for b in range(order, 0, -1):
         coefficient = th[index[order - b, b]]
         for a in range(order - b - 1, -1, -1):
             coefficient = torch.addcmul(th[index[a, b]], coefficient, v)
@@ -197,7 +210,7 @@ class CrossEntropy(Loss):
         self.label_smoothing = label_smoothing
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, shape (N,)."""
+        """Return the loss of each sample, shape (N,)."""
         logits = _at_least_float32(logits)
         t = _distribution(logits, targets)
         return functional.cross_entropy(
@@ -205,7 +218,7 @@ class CrossEntropy(Loss):
         )
 
     def extra_repr(self) -> str:
-        """What it was made with, for ``print(loss)``."""
+        """Return the label smoothing, for ``print(loss)``."""
         return f"label_smoothing={self.label_smoothing}"
 
 
@@ -213,7 +226,7 @@ class SquaredError(Loss):
     """L = sum_k (t_k - h_k)^2 on the softmax outputs (the Brier score)."""
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, shape (N,)."""
+        """Return the loss of each sample, shape (N,)."""
         logits = _at_least_float32(logits)
         return (_distribution(logits, targets) - logits.softmax(dim=1)).square().sum(dim=1)
 
@@ -222,18 +235,22 @@ class Baikal(Loss):
     """L = -sum_k (log h_k - t_k / h_k), the loss found by GLO (arXiv 1905.11528)."""
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """The loss of each sample, shape (N,)."""
+        """Return the loss of each sample, shape (N,)."""
         logits = _at_least_float32(logits)
         log_h = logits.log_softmax(dim=1)
-        # t/h as one power of e: where t is 0 it is 0, even if 1/h alone would overflow
+        # t/h is computed as one power of e: it is 0 if t is 0, even if 1/h alone would overflow.
         return (torch.exp(_distribution(logits, targets).log() - log_h) - log_h).sum(dim=1)
 
 
 def classic(name: str, label_smoothing: float = 0.0) -> Loss:
-    """A classic loss by its name: cross-entropy, squared-error or baikal.
+    """Return a classic loss.
+
+    Args:
+        name: ``cross-entropy``, ``squared-error`` or ``baikal``.
+        label_smoothing: in [0, 1), for cross-entropy only.
 
     Raises:
-        InputError: the name is unknown, or label smoothing is asked of another loss than cross-entropy.
+        InputError: the name is unknown, or the label smoothing is impossible.
     """
     if label_smoothing and name != "cross-entropy":
         raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
@@ -246,7 +263,19 @@ def classic(name: str, label_smoothing: float = 0.0) -> Loss:
     raise InputError(f"unknown loss {name!r}; there are cross-entropy, squared-error and baikal")
 
 
+def _theta_tensor(theta: Sequence[float] | Tensor, order: int) -> Tensor:
+    """Return a theta as a tensor: a tensor as it is, and numbers in float64."""
+    if not isinstance(theta, Tensor):
+        numbers, _ = checked_theta(theta, order)
+        return torch.tensor(numbers, dtype=torch.float64)
+    checked_theta(theta.detach().flatten().tolist(), order)
+    if theta.shape != (length(order),):
+        raise InputError(f"theta should have shape ({length(order)},), has {tuple(theta.shape)}")
+    return theta
+
+
 def _at_least_float32(logits: Tensor) -> Tensor:
+    """Return the logits in float32 or float64; refuse another shape than (N, n)."""
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise InputError(
             f"logits should have shape (samples, classes >= 2), have {tuple(logits.shape)}"
@@ -259,6 +288,7 @@ def _widened(logits: Tensor) -> Tensor:
 
 
 def _distribution(logits: Tensor, targets: Tensor) -> Tensor:
+    """Return the targets as distributions, in the shape and the precision of the logits."""
     if targets.is_floating_point():
         if targets.shape != logits.shape:
             raise InputError(

@@ -1,8 +1,8 @@
 """The networks: each takes images in [0, 1], normalises them itself, and returns logits.
 
-Attacks work in pixel space and weights travel between steps, so mean and standard deviation of the training images are
-part of the network, as buffers. Dropout draws from the global generator during training; seeding it is the trainer's
-business.
+Mean and standard deviation of the training images are buffers of the network, because attacks work
+in pixel space and because weights are saved and loaded. During training, dropout draws from
+PyTorch's global generator, which the training seeds.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ Factory = Callable[[ImageShape, int], nn.Module]
 
 
 class Normalize(nn.Module):
-    """(x - mean) / std per channel, for x of shape (N, C, H, W)."""
+    """Normalisation by channel: (x - mean) / std for x of shape (N, C, H, W)."""
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """``mean`` and ``std`` have one number per channel, in the units of the images: [0, 1]."""
+        """Keep one mean and one deviation for each channel, in the units of the images, [0, 1]."""
         super().__init__()
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
@@ -42,7 +42,7 @@ class Normalize(nn.Module):
 
 
 class GrayToRGB(nn.Module):
-    """Repeat the one channel of gray images: (N, 1, H, W) to (N, 3, H, W)."""
+    """A layer that repeats the channel of gray images: (N, 1, H, W) to (N, 3, H, W)."""
 
     def forward(self, images: Tensor) -> Tensor:
         """Repeat the channel of a batch, without a copy."""
@@ -50,10 +50,11 @@ class GrayToRGB(nn.Module):
 
 
 class Dropout(nn.Module):
-    """Dropout (Srivastava et al. 2014) with probability ``p`` in [0, 1), rounded to a multiple of 2^-16.
+    """Dropout (Srivastava et al. 2014) with probability ``p`` in [0, 1), a multiple of 2^-16.
 
-    As PyTorch's, but with one random number for four values: drawing takes a part of a step on a CPU. The order of the
-    draws is that of channels_last, whatever the memory format: a seed gives the same.
+    Other probabilities are rounded. The layer is like PyTorch's, but it draws one random number for
+    four values, because drawing takes a large part of a step on a CPU. Values are drawn for in the
+    order of channels_last, so that a seed gives the same result in every memory format.
     """
 
     def __init__(self, p: float) -> None:
@@ -65,21 +66,21 @@ class Dropout(nn.Module):
         if not self.training:
             return values
         dropped = round(self.p * 2**16)
-        words = torch.empty(
-            -(-values.numel() // 4), dtype=torch.int64, device=values.device
-        ).random_(-(2**63), None)
+        count = -(-values.numel() // 4)
+        words = torch.empty(count, dtype=torch.int64, device=values.device)
+        words.random_(-(2**63), None)
         kept = words.view(torch.int16)[: values.numel()] >= dropped - 2**15
         samples, *shape = values.shape
         kept = kept.view(samples, *shape[1:], shape[0]).movedim(-1, 1)
         return values * kept.to(values.dtype).mul_(2**16 / (2**16 - dropped))
 
     def extra_repr(self) -> str:
-        """The probability, for ``print(network)``."""
+        """Return the probability, for ``print(network)``."""
         return f"p={self.p}"
 
 
 def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """One hidden layer of 128 ReLU units."""
+    """Build a network with one hidden layer of 128 ReLU units."""
     channels, height, width = image_shape
     return nn.Sequential(
         nn.Flatten(),
@@ -90,10 +91,11 @@ def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
 
 
 def cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Two 3x3 convolutions (16 and 32 filters), each with ReLU and 2x2 max-pooling, and a linear layer: from 4x4 on.
+    """Build a network of two 3x3 convolutions and a linear layer, for images of 4x4 and larger.
 
-    Here as in the networks below, pooling comes before ReLU: the values are the same, and there are fewer of them then.
-    ReLU overwrites what it is given, which nothing else needs.
+    The convolutions have 16 and 32 filters, each with ReLU and 2x2 max-pooling. Here and in the
+    networks below, pooling comes before ReLU: the result is the same, and ReLU has fewer values to
+    compute. ReLU overwrites its input, which nothing else needs.
     """
     channels, height, width = image_shape
     return nn.Sequential(
@@ -109,12 +111,13 @@ def cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
 
 
 def mnist_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """The network for MNIST in the manner of the GLO and TaylorGLO papers (arXiv 1905.11528, 2002.00059).
+    """Build the network for MNIST of the GLO and TaylorGLO papers (arXiv 1905.11528, 2002.00059).
 
-    Assumed: the layers. The papers train a small network on MNIST for 20 000 steps of SGD with batches of 100, which is
-    the training of TensorFlow's tutorial "A Guide to TF Layers: Building a Convolutional Neural Network"; this is the
-    network of that tutorial: 5x5 convolutions of 32 and 64 filters that keep the size, each with ReLU and 2x2
-    max-pooling, 1024 ReLU units, dropout 0.4. The initialisation is PyTorch's. Images of 4x4 and larger.
+    Assumed: the layers. The papers train a small network on MNIST for 20 000 steps of SGD with
+    batches of 100, which is the training of TensorFlow's tutorial "A Guide to TF Layers: Building a
+    Convolutional Neural Network". This is the network of that tutorial: 5x5 convolutions of 32 and
+    64 filters that keep the size, each with ReLU and 2x2 max-pooling, 1024 ReLU units, dropout 0.4.
+    The initialisation is PyTorch's. Images have to be 4x4 or larger.
     """
     channels, height, width = image_shape
     return nn.Sequential(
@@ -133,11 +136,12 @@ def mnist_cnn(image_shape: ImageShape, num_classes: int) -> nn.Module:
 
 
 def allcnn_c(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """All-CNN-C of Springenberg et al. 2015 (arXiv 1412.6806, tables 1 and 2): images of 9x9 and larger.
+    """Build All-CNN-C of Springenberg et al. 2015 (arXiv 1412.6806, tables 1 and 2).
 
-    As in section 3.1, dropout of 0.2 on the input and 0.5 after each layer that replaces a pooling; as in table 1, the
-    last 1x1 convolution has a ReLU before the global average. Assumed: He initialisation (the paper gives none), since
-    nine layers without normalisation hardly learn from PyTorch's default.
+    As in section 3.1, there is dropout of 0.2 on the input and of 0.5 after each layer that
+    replaces a pooling. As in table 1, the last 1x1 convolution has a ReLU before the global
+    average. Assumed, because the paper gives none: He initialisation, since nine layers without
+    normalisation hardly learn from PyTorch's default. Images have to be 9x9 or larger.
     """
 
     def convolution(
@@ -170,12 +174,13 @@ def allcnn_c(image_shape: ImageShape, num_classes: int) -> nn.Module:
 
 
 def alexnet(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """AlexNet as it is used for CIFAR-10: five convolutions, and one linear layer in place of three.
+    """Build AlexNet for CIFAR-10: five convolutions, and one linear layer in place of three.
 
-    The convolutions have the filters of Krizhevsky 2014 (arXiv 1404.5997); sizes and paddings are those of the version
-    for 32x32 images in bearpaw/pytorch-classification (2.47 M parameters): 11x11 with a stride of 4, then 5x5, each
-    with ReLU and 2x2 max-pooling, then 3x3 three times with ReLU and a last pooling. As there, no normalisation, no
-    dropout, and PyTorch's initialisation. Assumed: that it is the AlexNet of the TaylorGLO papers.
+    The numbers of filters are those of Krizhevsky 2014 (arXiv 1404.5997). Sizes and paddings are
+    those of the version for 32x32 images in bearpaw/pytorch-classification (2.47 M parameters):
+    11x11 with a stride of 4, then 5x5, each with ReLU and 2x2 max-pooling, then 3x3 three times
+    with ReLU and a last pooling. As in that version, there is no normalisation and no dropout, and
+    the initialisation is PyTorch's. Assumed: this is the AlexNet of the TaylorGLO papers.
 
     Raises:
         InputError: the images are smaller than 29x29.
@@ -221,9 +226,8 @@ _FACTORIES: dict[str, Factory] = {
 }
 BUILT_IN = tuple(_FACTORIES)
 
-
-# With which bfloat16 was measured to be as accurate as float32: `make bench-candidates`,
-# docs/results.md.
+# The networks for which bfloat16 was measured to be as accurate as float32, with
+# `make bench-candidates` (docs/results.md).
 BFLOAT16 = ("cnn", "mnist-cnn")
 
 
@@ -231,27 +235,28 @@ def build(
     name: str,
     image_shape: ImageShape,
     num_classes: int,
+    *,
     mean: Sequence[float],
     std: Sequence[float],
     seed: int,
 ) -> nn.Module:
-    """Build a network on the CPU, in training mode, its weights drawn from ``seed`` alone.
+    """Build a network from images (N, C, H, W) in [0, 1] to logits (N, num_classes).
+
+    It is on the CPU, in training mode.
 
     Args:
-        name: one of ``BUILT_IN``; ``torchvision:NAME``, a classifier of torchvision (gray images are repeated to three
-            channels); or ``package.module:factory``, called as ``factory(image_shape, num_classes)``, which returns an
-            ``nn.Module`` from normalised images (N, C, H, W) to logits (N, num_classes).
+        name: one of ``BUILT_IN``; ``torchvision:NAME``, a classifier of torchvision (gray images
+            are repeated to three channels); or ``package.module:factory``, which is called as
+            ``factory(image_shape, num_classes)`` and returns an ``nn.Module`` from normalised
+            images (N, C, H, W) to logits (N, num_classes).
         image_shape: (C, H, W).
         num_classes: the number of logits.
-        mean: per channel, of the training images in [0, 1].
-        std: likewise; above 0.
-        seed: of the initial weights. PyTorch's global generator is left as it was.
-
-    Returns:
-        A network from images (N, C, H, W) in [0, 1] to logits (N, num_classes).
+        mean: of the training images in [0, 1], by channel.
+        std: their standard deviation by channel, above 0.
+        seed: decides the initial weights. PyTorch's global generator is left as it was.
 
     Raises:
-        InputError: when there is no such network, or it cannot be built.
+        InputError: there is no such network, or it cannot be built.
     """
     if not len(mean) == len(std) == image_shape[0] or min(std) <= 0:
         raise InputError(
@@ -259,8 +264,8 @@ def build(
         )
     factory = _find(name)
     with torch.random.fork_rng(devices=[]):
-        # torch.manual_seed would seed the GPUs too, which fork_rng over no devices does not
-        # restore.
+        # Not torch.manual_seed: it would seed the GPUs too, and fork_rng over no devices does not
+        # restore those.
         torch.default_generator.manual_seed(seed)
         try:
             network = factory(image_shape, num_classes)
@@ -278,25 +283,27 @@ def build(
 
 
 def skeleton(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """A network as :func:`build` gives it, on the device ``meta``: without numbers, so that its size can be asked for.
+    """Build a network on the device ``meta``, without numbers, to measure its size.
 
     Raises:
-        InputError: when there is no such network, or it cannot be built.
+        InputError: there is no such network, or it cannot be built.
     """
-    channels = image_shape[0]
-    statistics = (0.0,) * channels, (1.0,) * channels
     try:
         with torch.device("meta"):
-            return build(name, image_shape, num_classes, *statistics, seed=0)
-    except InputError:  # or a network of the user's own that computes while it is built
-        return build(name, image_shape, num_classes, *statistics, seed=0).to("meta")
+            return _unnormalised(name, image_shape, num_classes)
+    except InputError:
+        # A network of a user may compute while it is built, which it cannot do on ``meta``.
+        return _unnormalised(name, image_shape, num_classes).to("meta")
 
 
 def revision(name: str) -> str:
-    """What a network's name stands for now: a checksum of the file of a user's factory, a version of torchvision.
+    """Return a text that changes if the same name stands for another network.
+
+    It is the checksum of the file of a user's factory, the version of torchvision, or empty for a
+    built-in network.
 
     Raises:
-        InputError: when there is no such network.
+        InputError: there is no such network.
     """
     module, colon, _ = name.partition(":")
     if not colon:
@@ -309,15 +316,15 @@ def revision(name: str) -> str:
 
 
 def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
-    """Build the network once and try a batch of two black images, in evaluation and in training mode.
+    """Build the network once, and try a batch of two black images in both modes.
 
-    The training mode is tried too because some networks return auxiliary outputs only there.
+    The training mode is tried, too, because some networks return auxiliary outputs only there.
 
     Raises:
-        InputError: when it cannot be built, raises, or returns other than a (2, num_classes) floating-point tensor.
+        InputError: the network cannot be built, raises an error, or returns anything but a
+            floating-point tensor of shape (2, num_classes).
     """
-    channels = image_shape[0]
-    network = build(name, image_shape, num_classes, (0.0,) * channels, (1.0,) * channels, seed=0)
+    network = _unnormalised(name, image_shape, num_classes)
     for training, mode in ((False, "evaluation"), (True, "training")):
         network.train(training)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -325,9 +332,13 @@ def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
                 logits = network(torch.zeros(2, *image_shape))
             except Exception as error:
                 raise InputError(
-                    f"model {name!r}: fails on images {image_shape} in {mode} mode: {described(error)}"
+                    f"model {name!r}: fails on images {image_shape} in {mode} mode: "
+                    f"{described(error)}"
                 ) from error
-        expected = f"model {name!r}: should return logits, a floating-point tensor of shape (2, {num_classes}) for 2 images"
+        expected = (
+            f"model {name!r}: should return logits, a floating-point tensor of shape "
+            f"(2, {num_classes}) for 2 images"
+        )
         if not isinstance(logits, Tensor):
             raise InputError(f"{expected}; in {mode} mode it returned {type(logits).__name__}")
         if tuple(logits.shape) != (2, num_classes) or not logits.is_floating_point():
@@ -336,33 +347,44 @@ def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
             )
 
 
+def _unnormalised(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
+    """Build a network that leaves the images as they are."""
+    channels = image_shape[0]
+    mean, std = (0.0,) * channels, (1.0,) * channels
+    return build(name, image_shape, num_classes, mean=mean, std=std, seed=0)
+
+
 def _find(name: str) -> Factory:
     if name in _FACTORIES:
         return _FACTORIES[name]
     module, colon, attribute = name.partition(":")
     if not (module and colon and attribute):
         raise InputError(
-            f"model {name!r}: unknown; there are {', '.join(BUILT_IN)}, torchvision:NAME and package.module:factory"
+            f"model {name!r}: unknown; there are {', '.join(BUILT_IN)}, torchvision:NAME and "
+            "package.module:factory"
         )
     return _torchvision(attribute) if module == "torchvision" else _import(name, module, attribute)
 
 
 def _torchvision(name: str) -> Factory:
+    # torchvision takes a second to import, and built-in networks do without it.
     from torchvision import models
 
-    # The classifiers only: detection and segmentation networks would fetch the weights of their
-    # backbone. GoogLeNet and Inception return auxiliary outputs in training.
+    # Only classifiers are offered, because detection and segmentation networks would fetch the
+    # weights of their backbone. GoogLeNet and Inception return auxiliary outputs in training.
     names: list[str] = models.list_models(module=models, exclude=("googlenet", "inception_v3"))
     if name not in names:
         choices = ", ".join(names)
         raise InputError(
-            f"model 'torchvision:{name}': is no torchvision classifier with one output; there are {choices}"
+            f"model 'torchvision:{name}': is no torchvision classifier with one output; there are "
+            f"{choices}"
         )
 
     def factory(image_shape: ImageShape, num_classes: int) -> nn.Module:
         if image_shape[0] not in (1, 3):
             raise InputError(
-                f"model 'torchvision:{name}': takes 1 or 3 channels, the images have {image_shape[0]}"
+                f"model 'torchvision:{name}': takes 1 or 3 channels, the images have "
+                f"{image_shape[0]}"
             )
         network: nn.Module = models.get_model(name, weights=None, num_classes=num_classes)
         return nn.Sequential(GrayToRGB(), network) if image_shape[0] == 1 else network
@@ -373,7 +395,8 @@ def _torchvision(name: str) -> Factory:
 def _import(name: str, module: str, attribute: str) -> Factory:
     try:
         factory = getattr(importlib.import_module(module), attribute)
-    except Exception as error:  # the user's module may raise anything while it is imported
+    except Exception as error:
+        # A module of the user may raise anything while it is imported.
         raise InputError(f"model {name!r}: cannot be imported: {described(error)}") from error
     if not callable(factory):
         raise InputError(f"model {name!r}: should be callable as factory(image_shape, num_classes)")

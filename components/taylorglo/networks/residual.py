@@ -1,12 +1,14 @@
 """Residual networks for small images, as published: PreResNet-20, Wide ResNets and PyramidNet-110.
 
-All begin with a 3x3 convolution of 16 filters, continue with three stages of equally many residual units of two 3x3
-convolutions each, of which the second and the third stage begin with a stride of 2, and end with batch normalisation,
-ReLU, the average over the image and a linear layer. They take any number of channels and images of any size.
+All begin with a 3x3 convolution of 16 filters. Three stages of equally many residual units follow:
+a unit has two 3x3 convolutions, and the second and the third stage begin with a stride of 2. All
+end with batch normalisation, ReLU, the average over the image and a linear layer. They take any
+number of channels and images of any size.
 
-Initialisation, as in the code that the papers were published with: convolutions without bias, normal with variance
-2 / (k^2 outputs) (He et al. 2015, arXiv 1502.01852, equation 14), and no bias to begin with in the linear layer. None
-has dropout: the tables whose numbers of parameters these networks match are without.
+The initialisation is that of the code published with the papers: convolutions have no bias and are
+normal with variance 2 / (k^2 outputs) (He et al. 2015, arXiv 1502.01852, equation 14), and the bias
+of the linear layer is 0. There is no dropout, as in the published tables whose numbers of
+parameters these networks match.
 """
 
 from itertools import pairwise
@@ -21,14 +23,20 @@ _FILTERS = 16
 class PreActivationUnit(nn.Module):
     """A residual unit with batch normalisation and ReLU before each of its convolutions.
 
-    He et al. 2016 (arXiv 1603.05027), figure 4 e; the widened one of Zagoruyko & Komodakis 2016 (arXiv 1605.07146),
-    figure 1 c, is the same. Where the number of filters changes, the shortcut is a 1x1 convolution.
+    It is that of He et al. 2016 (arXiv 1603.05027), figure 4 e, and the widened one of Zagoruyko &
+    Komodakis 2016 (arXiv 1605.07146), figure 1 c. If the number of filters changes, the shortcut is
+    a 1x1 convolution.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, shared: bool) -> None:
-        """``shared``: the shortcut too begins after the first normalisation and ReLU, as in the network's first unit.
+        """Build a unit.
 
-        So it does wherever it is a convolution.
+        Args:
+            inputs: number of filters of the input.
+            outputs: number of filters of the output.
+            stride: of the first convolution and of the shortcut.
+            shared: whether the shortcut begins after the first normalisation and ReLU, too, as in
+                the first unit of a network. A shortcut that is a convolution always does.
         """
         super().__init__()
         self.shared = shared or inputs != outputs
@@ -39,29 +47,33 @@ class PreActivationUnit(nn.Module):
             nn.ReLU(inplace=True),
             _convolution(outputs, outputs),
         )
-        self.shortcut = (
-            nn.Identity()
-            if inputs == outputs
-            else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-        )
+        self.shortcut: nn.Module = nn.Identity()
+        if inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
         activated = self.activation(images)
-        return torch.add(
-            self.branch(activated), self.shortcut(activated if self.shared else images)
-        )
+        shortcut = self.shortcut(activated if self.shared else images)
+        return torch.add(self.branch(activated), shortcut)
 
 
 class PyramidalUnit(nn.Module):
-    """A residual unit without its first ReLU and with a last normalisation, and a shortcut without parameters.
+    """A residual unit without its first ReLU, and with a normalisation at its end.
 
-    Han et al. 2017 (arXiv 1610.02915), figure 6 d. The shortcut averages 2x2 where the branch has a stride of 2, and is
-    padded with zeros to the number of the branch's filters.
+    It is that of Han et al. 2017 (arXiv 1610.02915), figure 6 d. Its shortcut has no parameters: it
+    averages 2x2 pixels if the branch has a stride of 2, and it is padded with zeros to the number
+    of filters of the branch.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        """``outputs`` is at least ``inputs``."""
+        """Build a unit.
+
+        Args:
+            inputs: number of filters of the input.
+            outputs: number of filters of the output, at least ``inputs``.
+            stride: of the first convolution and of the shortcut.
+        """
         super().__init__()
         self.added = outputs - inputs
         self.branch = nn.Sequential(
@@ -72,20 +84,21 @@ class PyramidalUnit(nn.Module):
             _convolution(outputs, outputs),
             nn.BatchNorm2d(outputs),
         )
-        # An odd side is halved upwards, as the convolution of stride 2 does.
+        # An odd side is halved upwards, as the convolution of stride 2 halves it.
         self.shortcut = nn.Identity() if stride == 1 else nn.AvgPool2d(stride, ceil_mode=True)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
         shortcut = functional.pad(self.shortcut(images), (0, 0, 0, 0, 0, self.added))
         return torch.add(self.branch(images), shortcut)
 
 
 def preresnet_20(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """PreResNet-20: the 20-layer network of He et al. 2015 (arXiv 1512.03385, section 4.2) with pre-activation units.
+    """Build PreResNet-20: the 20 layers of He et al. 2015 with pre-activation units.
 
-    The units are those of He et al. 2016, the first and the last as in its appendix; shortcuts that change the number
-    of filters are 1x1 convolutions, as in that paper's code. 3 units a stage, 16, 32 and 64 filters.
+    The layers are those of arXiv 1512.03385, section 4.2, with 3 units a stage and 16, 32 and 64
+    filters. The units are those of He et al. 2016, the first and the last one as in the appendix of
+    that paper. Shortcuts that change the number of filters are 1x1 convolutions, as in its code.
     """
     return _pre_activation_network(image_shape[0], units=3, width=1, num_classes=num_classes)
 
@@ -93,19 +106,23 @@ def preresnet_20(image_shape: tuple[int, int, int], num_classes: int) -> nn.Modu
 def wide_resnet(
     image_shape: tuple[int, int, int], num_classes: int, *, depth: int, width: int
 ) -> nn.Module:
-    """WRN-depth-width of Zagoruyko & Komodakis 2016 (table 1): (depth - 4) / 6 units a stage, 16, 32 and 64 x width."""
+    """Build WRN-depth-width of Zagoruyko & Komodakis 2016 (table 1).
+
+    It has (depth - 4) / 6 units a stage, and 16, 32 and 64 times ``width`` filters.
+    """
     return _pre_activation_network(
         image_shape[0], units=(depth - 4) // 6, width=width, num_classes=num_classes
     )
 
 
 def pyramidnet_110_48(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
-    """PyramidNet-110 (additive, alpha = 48) of Han et al. 2017 (table 1 and equation 2).
+    """Build PyramidNet-110 (additive, alpha = 48) of Han et al. 2017 (table 1 and equation 2).
 
-    18 units a stage; the k-th of the 54 units has 16 + 48 k / 54 filters, so that the last has 64. They are rounded to
-    the nearest, as in the code that the paper was published with.
+    It has 18 units a stage. The k-th of the 54 units has 16 + 48 k / 54 filters, so that the last
+    one has 64. They are rounded to the nearest number, as in the code published with the paper.
     """
-    units, alpha = 18, 48
+    units = 18
+    alpha = 48
     count = 3 * units
     widths = [round(_FILTERS + alpha * unit / count) for unit in range(count + 1)]
     return _initialised(

@@ -14,9 +14,9 @@ from taylorglo.retries import doubling, retry
 
 TRIES = 4  # of an action on a database that fails
 SERVER_TRIES = 13  # of a server in the middle of a search: it has two minutes to start again
+BUSY_SECONDS = 60  # how long one try waits for an SQLite file that another process writes
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 16  # seconds
-_BUSY_SECONDS = 60  # how long one try waits for an SQLite file that another process writes
 # A minute after a connection is lost, both ends know it. The server has to know it too, so that
 # a lost process keeps no claims.
 _POSTGRESQL = {
@@ -35,7 +35,9 @@ _HOPELESS = (
 Result = TypeVar("Result")
 
 
-def open_storage(url: str, *, new: bool, tries: int) -> optuna.storages.RDBStorage:
+def open_storage(
+    url: str, *, new: bool, tries: int, busy_seconds: float = BUSY_SECONDS
+) -> optuna.storages.RDBStorage:
     """Open Optuna's storage in a database.
 
     Args:
@@ -43,13 +45,14 @@ def open_storage(url: str, *, new: bool, tries: int) -> optuna.storages.RDBStora
             PGPASSWORD).
         new: whether its tables may have to be made. Time is saved if they are there.
         tries: as for :func:`retried`.
+        busy_seconds: how long one try waits for an SQLite file that another process writes.
 
     Raises:
         InputError: the URL is malformed, or the database cannot be used.
         ServiceError: the database does not answer after the last try.
     """
     parsed = _parsed(url)
-    arguments: dict[str, Any] = {"timeout": _BUSY_SECONDS}
+    arguments: dict[str, Any] = {"timeout": busy_seconds}
     if parsed.get_backend_name() == "postgresql":
         arguments = _POSTGRESQL
     try:

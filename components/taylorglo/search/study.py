@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.loss.filters import Verdict, all_of
 from taylorglo.results import Candidate, Evaluation
-from taylorglo.search.database import SERVER_TRIES, TRIES, open_storage, retried
+from taylorglo.search.database import BUSY_SECONDS, SERVER_TRIES, TRIES, open_storage, retried
 from taylorglo.search.locks import Claims
 from taylorglo.search.sampler import GenerationalCmaEs
 from taylorglo.search.space import Space
@@ -61,6 +61,7 @@ class Search:
         identity: Identity | None = None,
         *,
         exclusive_seconds: float = _EXCLUSIVE_SECONDS,
+        busy_seconds: float = BUSY_SECONDS,
     ) -> None:
         """Open the study ``name``, creating it if need be.
 
@@ -73,6 +74,7 @@ class Search:
             identity: the settings that decide a candidate's fitness; a study that was begun with
                 others is refused. None if the study exists and was checked.
             exclusive_seconds: how long :meth:`exclusively` waits for another process.
+            busy_seconds: how long one try waits for an SQLite file that another process writes.
 
         Raises:
             InputError: the URL is malformed, or the study was begun with other settings.
@@ -87,7 +89,7 @@ class Search:
         # A user who begins is told of a dead server at once. In the middle of a search, a server
         # may be starting again.
         self._tries = TRIES if new or url.startswith("sqlite") else SERVER_TRIES
-        self._storage = open_storage(url, new=new, tries=self._tries)
+        self._storage = open_storage(url, new=new, tries=self._tries, busy_seconds=busy_seconds)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = self._retried(
             lambda: optuna.create_study(
@@ -170,7 +172,7 @@ class Search:
         if precision == "auto" or same:
             changed.discard(Identity.PRECISION)
         untrained = all(candidate.result is None for candidate in self.candidates())
-        if untrained and not changed & identity.candidates.keys():
+        if untrained and changed <= identity.fitness.keys() | {Identity.PRECISION}:
             # Nothing was trained with the former settings, which may have been a mistake.
             return []
         return [f"{key} {known.get(key)!r}, now {now.get(key)!r}" for key in sorted(changed)]

@@ -1,7 +1,9 @@
-"""The layout of the store: where a sweep keeps its files, and how they are named."""
+"""The layout of the store: the keys of a sweep's files."""
 
-LOSS = "loss.json"  # the champion's loss; also its name as an artifact in MLflow
-NETWORK = "model.safetensors"  # a network that was trained with the champion's loss
+# The champion's loss, and a network that was trained with it. They are artifacts in MLflow under
+# the same names.
+LOSS = "loss.json"
+NETWORK = "model.safetensors"
 
 
 def report(sweep: str) -> str:
@@ -20,7 +22,7 @@ def champion(sweep: str, name: str = LOSS) -> str:
 
 
 def run_state(sweep: str) -> str:
-    """Return the key of the note about a sweep's unfinished pipeline run."""
+    """Return the key of the state of a sweep's unfinished pipeline run."""
     return f"{sweep}/run.json"
 
 

@@ -1,4 +1,4 @@
-"""What the store remembers: finished trainings, and which pipeline run is not finished."""
+"""The memory of a sweep in the store: its finished trainings and its unfinished pipeline run."""
 
 import json
 from dataclasses import dataclass
@@ -12,18 +12,21 @@ from taylorglo.services.storage import Store
 
 @dataclass(frozen=True)
 class FullTrainings:
-    """The finished trainings in full of a sweep, by the digest of all that decides them."""
+    """The finished trainings in full of a sweep.
+
+    The key of a training is a digest of everything that decides its result.
+    """
 
     store: Store
     sweep: str
 
     def recall(self, key: str) -> FullTraining | None:
-        """Return the training that was recorded under the key, or None."""
+        """Return the training that was recorded under a key, or None."""
         content = self.store.read(layout.training(self.sweep, key))
         return None if content is None else FullTraining.model_validate_json(content)
 
     def weights(self, key: str) -> bytes:
-        """Return the weights that were recorded under the key, as safetensors.
+        """Return the weights that were recorded under a key, as safetensors.
 
         Raises:
             InputError: the weights were deleted.
@@ -37,35 +40,38 @@ class FullTrainings:
         return content
 
     def record(self, training: FullTraining, weights: bytes) -> None:
-        """Keep a training and the weights of its network."""
-        # The weights come first, so that a recorded training is never without them.
+        """Record a training and the weights of its network."""
+        # The weights are written first, so that a recorded training is never without them.
         self.store.write(layout.weights(self.sweep, training.key), weights)
         self.store.write(layout.training(self.sweep, training.key), _encoded(training))
 
 
 @dataclass(frozen=True)
 class ShortTrainings:
-    """The short trainings of all sweeps in a store, by the digest of all that decides them."""
+    """The finished short trainings of all sweeps in a store.
+
+    The key of a training is a digest of everything that decides its result.
+    """
 
     store: Store
 
     def recall(self, key: str) -> Training | None:
-        """Return the training that was recorded under the key, or None."""
+        """Return the training that was recorded under a key, or None."""
         content = self.store.read(layout.evaluation(key))
         return None if content is None else Training.model_validate_json(content)
 
     def record(self, key: str, training: Training) -> None:
-        """Keep a training."""
+        """Record a training."""
         self.store.write(layout.evaluation(key), _encoded(training))
 
 
 class RunState(Record):
-    """The pipeline run of a sweep that is not finished, as the store remembers it.
+    """The unfinished pipeline run of a sweep.
 
     Attributes:
         unfinished: id of its MLflow run; empty if every run is finished.
-        study: the study that it searches in.
-        tracked: the last generation that was logged to MLflow.
+        study: name of the study that the run searches in.
+        tracked: number of the last generation that was logged to MLflow; 0 if none was.
     """
 
     unfinished: str = ""
@@ -74,11 +80,11 @@ class RunState(Record):
 
     @classmethod
     def read(cls, store: Store, sweep: str) -> Self:
-        """Read the state; a sweep that never ran has the default one."""
+        """Read the state. A sweep that never ran has no unfinished run."""
         return cls.model_validate_json(store.read(layout.run_state(sweep)) or b"{}")
 
     def write(self, store: Store, sweep: str) -> None:
-        """Keep the state."""
+        """Write the state."""
         store.write(layout.run_state(sweep), _encoded(self))
 
 

@@ -1,6 +1,8 @@
-"""The way to MLflow: which URIs are good, an SQLite file made safely, and calls that are tried again.
+"""The connection to MLflow: checked URIs, a safely created SQLite file, and calls with retries.
 
-MLflow takes over a second to import and is imported only once a connection is opened.
+This is our own code around MLflow's client, because the client retries for a quarter of an hour,
+damages an SQLite file that two processes create at once, and prints credentials in its errors.
+MLflow takes over a second to import, and is imported when the first connection is opened.
 """
 
 import fcntl
@@ -16,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from taylorglo.errors import MAX_REASON, InputError, ServiceError
+from taylorglo.errors import MAX_REASON, InputError, ServiceError, first_line, shortened
 from taylorglo.retries import retry
 from taylorglo.services import layout
 
@@ -28,35 +30,46 @@ _MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_RETRY_DELAYS = (
-    0.5,
-    1.0,
-    2.0,
-)  # seconds, on top of the 20 s that MLflow lets SQLite wait for a lock
+# Seconds between the tries to use an SQLite file. In each try MLflow waits 20 s for a lock.
+_PAUSES = (0.5, 1.0, 2.0)
+
+# MLflow's own 7 retries of 120 s each could take a quarter of an hour.
 _ENVIRONMENT = {
-    # MLflow's own 7 retries of 120 s each can take a quarter of an hour
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+# The first line matches user:password@. The second one matches the same with a slash in the
+# password, but not host:port/path@.
 _CREDENTIALS = re.compile(
-    r"://(?:[^/\s]*@"  # user:password@
-    # the same with a slash in the password, which is not host:port/path@
+    r"://(?:[^/\s]*@"
     r"|[^\s@/:]+:(?!\d+/)[^\s@]*@)"
 )
 
 
 def redacted(text: str) -> str:
-    """The text without the credentials of URIs in it."""
+    """Return a text without the credentials of the URIs in it."""
     return _CREDENTIALS.sub("://", text)
 
 
 class Connection:
-    """A tracking server, or an SQLite file; every call to it is retried a bounded number of times."""
+    """A tracking server or an SQLite file. Each call to it is tried a bounded number of times.
+
+    Attributes:
+        name: the URI without credentials.
+        client: MLflow's client.
+    """
 
     def __init__(self, uri: str) -> None:
+        """Connect to ``http(s)://host[:port]`` or ``sqlite:///FILE``.
+
+        Raises:
+            InputError: the URI is malformed, or the file is not MLflow's.
+            ServiceError: the server or the database cannot be reached.
+        """
         path = _check_uri(uri)
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
@@ -64,19 +77,20 @@ class Connection:
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.WARNING)
-        # It prints a traceback for every locked database, which is retried here, and raised in one
-        # line if in vain.
+        # This logger prints a traceback for every locked database. Here the call is tried again,
+        # and the last error is raised in one line.
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         self.name = redacted(uri)
         self._uri = uri
         # Over http, MLflow itself retries.
-        self._pauses = _RETRY_DELAYS if path else ()
+        self._pauses = _PAUSES if path else ()
         if path and _is_empty(path):
             try:
                 _create_database(
                     path, lambda temporary: self.call(MlflowClient, tracking_uri=temporary)
                 )
-            except OSError as error:  # a full disk, or a file system without locks
+            except OSError as error:
+                # The disk may be full, or the file system may have no locks.
                 raise self.error(error) from None
         self.client: MlflowClient = self.call(MlflowClient, tracking_uri=uri)
 
@@ -84,8 +98,8 @@ class Connection:
         """Call a method of the client.
 
         Raises:
-            InputError: where MLflow says that the arguments are wrong.
-            ServiceError: where the server or the database still fails after the last try.
+            InputError: MLflow says that the arguments are wrong.
+            ServiceError: the server or the database still fails after the last try.
         """
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import OperationalError, SQLAlchemyError
@@ -97,27 +111,35 @@ class Connection:
         try:
             return retry(lambda: method(*args, **kwargs), self._pauses, retryable=transient)
         except (MlflowException, SQLAlchemyError, OSError) as error:
-            # Not chained: the original message may hold the password of the URI.
+            # The errors are not chained, because the original message may have the password of the
+            # URI.
             raise self.error(error, getattr(error, "error_code", "")) from None
 
     def error(self, error: Exception, code: str = "") -> InputError | ServiceError:
-        """The error in one line, without credentials."""
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        reason = redacted(line.rpartition("(Caused by ")[2])[
-            :MAX_REASON
-        ]  # what urllib3 ends its long story with
-        kind = (
-            InputError
-            if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-            else ServiceError
-        )
-        return kind(f"MLflow at {self.name}: {reason}")
+        """Return the error for users: one line without credentials.
+
+        Args:
+            error: the error of MLflow or of a library under it.
+            code: MLflow's code of the error, if it has one.
+        """
+        # The line is cut after the redaction, which needs whole URIs.
+        line = first_line(error, limit=len(str(error)))
+        # urllib3 ends its long message with the cause.
+        cause = line.rpartition("(Caused by ")[2]
+        message = f"MLflow at {self.name}: {redacted(cause)[:MAX_REASON]}"
+        if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return InputError(message)
+        return ServiceError(message)
 
     def run(self, run_id: str, origin: str) -> "Run":
-        """The run of this id.
+        """Return the run of an id.
+
+        Args:
+            run_id: id of the run.
+            origin: the source of the id, for the error.
 
         Raises:
-            InputError: if there is none, or it was deleted; ``origin`` says where the id came from.
+            InputError: there is no such run, or it was deleted.
         """
         try:
             run: Run = self.call(self.client.get_run, run_id)
@@ -127,33 +149,48 @@ class Connection:
             ) from None
         if run.info.lifecycle_stage != "active":
             raise InputError(
-                f"{origin} {run_id!r}: was deleted in MLflow at {self.name}; restore it or start a new run"
+                f"{origin} {run_id!r}: was deleted in MLflow at {self.name}; restore it or start "
+                "a new run"
             )
         return run
 
     def experiment(self, name: str, artifact_location: str | None) -> str:
-        """The id of the experiment of this name, created if need be."""
-        found = self.call(self.client.get_experiment_by_name, name)
-        if found is None:
+        """Return the id of an experiment, and create the experiment if there is none.
+
+        Args:
+            name: name of the experiment.
+            artifact_location: where a new experiment keeps its artifacts; None: MLflow's choice.
+
+        Raises:
+            InputError: the experiment was deleted.
+        """
+        experiment = self.call(self.client.get_experiment_by_name, name)
+        if experiment is None:
             try:
                 return self.call(
                     self.client.create_experiment, name, artifact_location=artifact_location
                 )
-            except ServiceError:  # another process may have created it in between
-                found = self.call(self.client.get_experiment_by_name, name)
-                if found is None:
+            except ServiceError:
+                # Another process may have created it in between.
+                experiment = self.call(self.client.get_experiment_by_name, name)
+                if experiment is None:
                     raise
-        if found.lifecycle_stage != "active":
+        if experiment.lifecycle_stage != "active":
             raise InputError(
-                f"experiment {name!r}: was deleted in MLflow at {self.name}; restore it or rename the sweep"
+                f"experiment {name!r}: was deleted in MLflow at {self.name}; restore it or rename "
+                "the sweep"
             )
-        return str(found.experiment_id)
+        return str(experiment.experiment_id)
 
     def download_loss(self, uri: str, folder: Path) -> Path:
-        """Fetch the saved loss of a model version (``models:/NAME/VERSION``, ``models:/NAME@ALIAS``) into a folder.
+        """Copy the saved loss of a model version into a folder, and return its path.
+
+        Args:
+            uri: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+            folder: an existing folder.
 
         Raises:
-            InputError: the URI is malformed, or there is no such version, or no loss in it.
+            InputError: the URI is malformed, there is no such version, or it has no loss.
             ServiceError: the server, the database or the artifact store fails.
         """
         from mlflow.artifacts import download_artifacts
@@ -165,77 +202,102 @@ class Connection:
         if alias:
             version = self.call(self.client.get_model_version_by_alias, name, alias).version
         source = self.call(self.client.get_model_version_download_uri, name, str(version))
-        # Not by the model's URI: MLflow would look it up in whatever registry the environment
-        # names.
+        # Not by the URI of the model, because MLflow would look for it in the registry that the
+        # environment names.
         try:
             path = download_artifacts(
                 artifact_uri=f"{source.rstrip('/')}/{layout.LOSS}",
                 dst_path=str(folder),
                 tracking_uri=self._uri,
             )
-        except Exception as error:  # every artifact store (S3, ...) raises its own library's errors
-            text = redacted(" ".join(str(error).split()))
-            gone = re.search(r"404|NoSuch|No such|not found|not exist", text)
-            raise (InputError if gone else ServiceError)(
-                f"{uri}: its {layout.LOSS} cannot be read from {redacted(source)}: {text[:MAX_REASON]}"
-            ) from None
+        except Exception as error:
+            # Every artifact store (S3, ...) raises the errors of another library.
+            reason = redacted(str(error))
+            message = (
+                f"{uri}: its {layout.LOSS} cannot be read from {redacted(source)}: "
+                f"{shortened(reason)}"
+            )
+            if re.search(r"404|NoSuch|No such|not found|not exist", reason):
+                raise InputError(message) from None
+            raise ServiceError(message) from None
         return Path(path)
 
     def upload(self, run_id: str, files: Mapping[str, Path]) -> None:
-        """Store local files as artifacts of a run, under the names that are the keys."""
+        """Store local files as artifacts of a run.
+
+        Args:
+            run_id: id of the run.
+            files: local file by artifact path.
+
+        Raises:
+            InputError: a file does not exist, or an artifact path is not inside the run.
+            ServiceError: the artifact store fails.
+        """
         if not files:
             return
         with _staged(files) as folder:
             try:
                 self.client.log_artifacts(run_id, str(folder))
-            except (
-                Exception
-            ) as error:  # every artifact store (S3, ...) raises its own library's errors
+            except Exception as error:
+                # Every artifact store (S3, ...) raises the errors of another library.
                 raise self.error(error) from None
 
 
 def _check_uri(uri: str) -> Path | None:
-    """The file of an SQLite URI, or None for http; refuses what MLflow would retry for minutes or fail on."""
-    bad = f"tracking URI {redacted(uri)!r}:"
+    """Refuse a URI that MLflow would fail on, or would retry for minutes.
+
+    Returns:
+        The file of an SQLite URI, or None for http.
+    """
+    subject = f"tracking URI {redacted(uri)!r}:"
     try:
         parts = urlsplit(uri)
-        _ = parts.port  # raises where it is not a number up to 65535
-    except ValueError:  # its message may quote a part of the password
-        raise InputError(f"{bad} is malformed; should be like http://host:5000") from None
+        # This raises ValueError if the port is not a number up to 65535.
+        _ = parts.port
+    except ValueError:
+        # Its message may quote a part of the password, so that it is not shown.
+        raise InputError(f"{subject} is malformed; should be like http://host:5000") from None
     if parts.scheme in ("http", "https"):
         if not parts.hostname:
-            raise InputError(f"{bad} has no host; should be like http://host:5000")
+            raise InputError(f"{subject} has no host; should be like http://host:5000")
         return None
     if not uri.startswith("sqlite:///"):
-        raise InputError(f"{bad} should start with http://, https:// or sqlite:///")
+        raise InputError(f"{subject} should start with http://, https:// or sqlite:///")
     name = uri.removeprefix("sqlite:///").partition("?")[0]
     if not name or name.startswith((":memory:", "file:")):
-        raise InputError(f"{bad} should name a file, like sqlite:///mlflow.db")
+        raise InputError(f"{subject} should name a file, like sqlite:///mlflow.db")
     path = Path(name).absolute()
-    if not path.parent.is_dir():
-        raise InputError(f"{bad} there is no folder {str(path.parent)!r}; create it first")
-    allowed = partial(os.access, effective_ids=os.access in os.supports_effective_ids)
-    if not allowed(path.parent, os.W_OK | os.X_OK) or (
-        path.exists() and not allowed(path, os.R_OK | os.W_OK)
-    ):
-        raise InputError(f"{bad} {str(path)!r} and its folder should be writable")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{bad} {str(path)!r} is not a file")
-    if not _is_empty(path):
-        try:
-            with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
-                tables = database.execute(
-                    "SELECT 1 FROM sqlite_master WHERE name = 'experiments'"
-                ).fetchall()
-        except sqlite3.OperationalError:  # such as locked: MLflow can wait, or tell
-            return path
-        except sqlite3.DatabaseError:
-            raise InputError(f"{bad} {str(path)!r} is not an SQLite database") from None
-        if not tables:  # MLflow would add its tables to it, say to an Optuna study
-            raise InputError(
-                f"{bad} {str(path)!r} is a database, but not one of MLflow; should be a file of its own"
-            )
+    _check_file(path, subject)
     return path
+
+
+def _check_file(path: Path, subject: str) -> None:
+    """Refuse an SQLite file that cannot be written, or that has other tables than MLflow's."""
+    if not path.parent.is_dir():
+        raise InputError(f"{subject} there is no folder {str(path.parent)!r}; create it first")
+    allowed = partial(os.access, effective_ids=os.access in os.supports_effective_ids)
+    folder_allowed = allowed(path.parent, os.W_OK | os.X_OK)
+    if not folder_allowed or (path.exists() and not allowed(path, os.R_OK | os.W_OK)):
+        raise InputError(f"{subject} {str(path)!r} and its folder should be writable")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{subject} {str(path)!r} is not a file")
+    if _is_empty(path):
+        return
+    query = "SELECT 1 FROM sqlite_master WHERE name = 'experiments'"
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+            tables = database.execute(query).fetchall()
+    except sqlite3.OperationalError:
+        # The file may be locked, for example. MLflow waits for it, or reports the error.
+        return
+    except sqlite3.DatabaseError:
+        raise InputError(f"{subject} {str(path)!r} is not an SQLite database") from None
+    # MLflow would add its tables to any database, such as the one of an Optuna study.
+    if not tables:
+        raise InputError(
+            f"{subject} {str(path)!r} is a database, but not one of MLflow; should be a file of "
+            "its own"
+        )
 
 
 def _is_empty(path: Path) -> bool:
@@ -245,7 +307,12 @@ def _is_empty(path: Path) -> bool:
 def _create_database(path: Path, connect: Callable[[str], object]) -> None:
     """Create MLflow's tables under a temporary name.
 
-    MLflow takes seconds for it, and two processes that do so in one file, or one that is killed, leave it unusable.
+    MLflow takes seconds for it. If two processes did it in one file, or if one process was killed,
+    the file would be unusable.
+
+    Args:
+        path: the file, which is missing or empty.
+        connect: creates the tables in the database of a URI.
     """
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -260,7 +327,10 @@ def _create_database(path: Path, connect: Callable[[str], object]) -> None:
 
 @contextmanager
 def _staged(files: Mapping[str, Path]) -> Iterator[Path]:
-    """A temporary folder with links that bear the artifacts' names (MLflow keeps the local names otherwise)."""
+    """Create a temporary folder with links that have the names of the artifacts.
+
+    MLflow would keep the names of the local files.
+    """
     with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
         for name, source in files.items():
             path = PurePosixPath(name)

@@ -1,8 +1,11 @@
-"""Artifacts by key, in a folder or in an S3 bucket.
+"""Files of a sweep by key, in a folder or in an S3 bucket.
 
-Credentials and the address of the S3 service come from the environment, as boto3 reads it: AWS_ACCESS_KEY_ID,
-AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL. boto3 is imported when a bucket is
-first opened.
+This is our own code and no library, because it is only two small stores behind one interface, its
+error texts name the cure, and boto3 is installed for MLflow anyway.
+
+Credentials and the address of the S3 service come from the environment, as boto3 reads it:
+AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_DEFAULT_REGION, AWS_ENDPOINT_URL.
+boto3 is imported when a bucket is first opened, so that a folder needs no boto3.
 """
 
 import errno
@@ -17,6 +20,7 @@ from typing import Any, BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
 from taylorglo.errors import InputError, ServiceError, TaylorgloError
+from taylorglo.extras import missing
 from taylorglo.files import replacing
 
 _TRIES = 4
@@ -25,63 +29,73 @@ _READ_SECONDS = 30
 
 
 class Store(Protocol):
-    """A folder or a bucket with a prefix; a key is a relative POSIX path below it, such as ``run-1/theta.json``.
+    """A folder or a bucket with a prefix.
 
-    Every method raises InputError for a key that is no such path, for missing credentials or rights, and for a bucket
-    that does not exist; and ServiceError where the service still fails after a few tries.
+    A key is a relative POSIX path below it, such as ``run-1/theta.json``. A file is written as a
+    whole or not at all, and replaces a file of the same key.
+
+    Every method raises InputError if the key is no such path, if credentials or rights are missing,
+    or if the bucket does not exist; and ServiceError if the service still fails after a few tries.
+
+    Attributes:
+        uri: of the folder, or of the bucket with the prefix.
     """
 
     uri: str
 
     def read(self, key: str) -> bytes | None:
-        """The content, or None where there is none."""
+        """Return the content of a file, or None if there is no such file."""
 
     def write(self, key: str, content: bytes) -> str:
-        """Store the content, in whole or not at all, in place of what was there; returns its URI."""
+        """Write a file, and return its URI."""
 
     def exists(self, key: str) -> bool:
-        """Whether the key has a content."""
+        """Return whether there is such a file."""
 
     def download(self, key: str, path: Path) -> None:
-        """Copy the content to a local file, in whole or not at all; InputError where there is none."""
+        """Copy a file to a local path, as a whole or not at all.
+
+        Raises:
+            InputError: there is no such file.
+        """
 
     def upload(self, path: Path, key: str) -> str:
-        """Store a local file, as :meth:`write` does, without holding it in memory; returns its URI."""
+        """Write the content of a local file without holding it in memory, and return its URI."""
 
 
 class FolderStore:
-    """A :class:`Store` in a local folder, which is made when first written to."""
+    """A :class:`Store` in a local folder, which is created by the first write."""
 
     def __init__(self, folder: Path) -> None:
-        """Open ``folder``, which need not exist."""
+        """Open a folder, which need not exist."""
         self._folder = folder.absolute()
         self.uri = self._folder.as_uri()
 
     def read(self, key: str) -> bytes | None:
-        """The content, or None where there is none."""
+        """See :meth:`Store.read`."""
         path = self._path(key)
         with _local(path):
             return path.read_bytes() if path.is_file() else None
 
     def write(self, key: str, content: bytes) -> str:
-        """Store the content, in whole or not at all, in place of what was there; returns its URI."""
+        """See :meth:`Store.write`."""
         path = self._path(key)
         with _local(path), _replacing_file(path) as file:
             file.write(content)
         return path.as_uri()
 
     def exists(self, key: str) -> bool:
-        """Whether the key has a content."""
+        """See :meth:`Store.exists`."""
         path = self._path(key)
         with _local(path):
             return path.is_file()
 
     def download(self, key: str, path: Path) -> None:
-        """Copy the content to a local file, in whole or not at all."""
+        """See :meth:`Store.download`."""
         _copy(self._path(key), path)
 
     def upload(self, path: Path, key: str) -> str:
-        """Store a local file; returns its URI."""
+        """See :meth:`Store.upload`."""
         target = self._path(key)
         _copy(path, target)
         return target.as_uri()
@@ -94,16 +108,21 @@ class S3Store:
     """A :class:`Store` in a bucket, under a prefix."""
 
     def __init__(self, bucket: str, prefix: str = "") -> None:
-        """Open ``bucket``, which has to exist; nothing is sent yet.
+        """Open a bucket, which has to exist. Nothing is sent yet.
 
         Raises:
-            InputError: AWS_ENDPOINT_URL, a profile or a region in the environment is malformed.
+            InputError: AWS_ENDPOINT_URL, a profile or a region in the environment is malformed, or
+                boto3 is not installed.
         """
-        import boto3
-        from botocore.config import Config
+        try:
+            import boto3
+            from botocore.config import Config
+        except ModuleNotFoundError as error:
+            raise missing(f"s3://{bucket}", error) from None
 
+        folder = prefix.strip("/")
         self._bucket = bucket
-        self._prefix = prefix.strip("/") + "/" if prefix.strip("/") else ""
+        self._prefix = f"{folder}/" if folder else ""
         self.uri = f"s3://{bucket}/{self._prefix}".rstrip("/")
         config = Config(
             retries={"total_max_attempts": _TRIES, "mode": "standard"},
@@ -114,70 +133,72 @@ class S3Store:
             response_checksum_validation="when_required",
         )
         with self._explained():
-            # A session of its own: boto3's default one keeps the first credentials it saw. The
-            # bucket goes into the path, not the host name, as soon as AWS_ENDPOINT_URL is set:
-            # botocore sees to it.
+            # boto3's default session keeps the first credentials that it saw, so each store has a
+            # session of its own. If AWS_ENDPOINT_URL is set, botocore puts the bucket into the path
+            # and not into the host name.
             self._client: Any = boto3.session.Session().client("s3", config=config)
 
     def read(self, key: str) -> bytes | None:
-        """The content, or None where there is none."""
+        """See :meth:`Store.read`."""
         buffer = BytesIO()
         return buffer.getvalue() if self._fetch(key, buffer) else None
 
     def write(self, key: str, content: bytes) -> str:
-        """Store the content, in whole or not at all, in place of what was there; returns its URI."""
+        """See :meth:`Store.write`."""
         name = self._name(key)
         with self._explained():
             self._client.put_object(Bucket=self._bucket, Key=name, Body=content)
         return f"s3://{self._bucket}/{name}"
 
     def exists(self, key: str) -> bool:
-        """Whether the key has a content."""
+        """See :meth:`Store.exists`."""
         name = self._name(key)
         with self._explained():
             return self._found(name)
 
     def download(self, key: str, path: Path) -> None:
-        """Copy the content to a local file, in whole or not at all."""
+        """See :meth:`Store.download`."""
         with _local(path), _replacing_file(path) as file:
             if not self._fetch(key, file):
                 raise InputError(f"s3://{self._bucket}/{self._name(key)}: no such object")
 
     def upload(self, path: Path, key: str) -> str:
-        """Store a local file; returns its URI."""
+        """See :meth:`Store.upload`."""
         name = self._name(key)
         with _local(path), path.open("rb") as file, self._explained():
             self._client.upload_fileobj(file, self._bucket, name)
         return f"s3://{self._bucket}/{name}"
 
     def keys(self) -> Iterator[str]:
-        """Every key of this store, folder markers left out."""
+        """Return the key of every file of this store. Folder markers are no files."""
         return (entry["Key"].removeprefix(self._prefix) for entry in self._entries(self._prefix))
 
     def versions(self, name: str) -> list[str]:
-        """Key, checksum and size of the object ``name``, and of every object below it, folder markers left out."""
-        entries = self._entries(self._prefix + name)
+        """Return key, checksum and size of the object ``name``, and of every object below it."""
+        path = self._prefix + name
+
+        def selected(key: str) -> bool:
+            return not name or key == path or key.startswith(f"{path}/")
+
         return [
             f"{entry['Key']} {entry['ETag']} {entry['Size']}"
-            for entry in entries
-            if not name
-            or entry["Key"] == self._prefix + name
-            or entry["Key"].startswith(f"{self._prefix}{name}/")
+            for entry in self._entries(path)
+            if selected(entry["Key"])
         ]
 
     def _entries(self, prefix: str) -> Iterator[dict[str, Any]]:
+        """Yield the entry of each object under a prefix, without folder markers."""
         with self._explained():
-            for page in self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self._bucket, Prefix=prefix
-            ):
-                yield from (
-                    entry for entry in page.get("Contents", []) if not entry["Key"].endswith("/")
-                )
+            paginator = self._client.get_paginator("list_objects_v2")
+            for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix):
+                entries = page.get("Contents", [])
+                yield from (entry for entry in entries if not entry["Key"].endswith("/"))
 
     def _name(self, key: str) -> str:
         return self._prefix + _checked(key)
 
     def _fetch(self, key: str, file: BinaryIO) -> bool:
+        """Copy an object into an open file; return whether there is such an object."""
         from boto3.s3.transfer import TransferConfig
         from botocore.exceptions import ClientError
 
@@ -187,11 +208,10 @@ class S3Store:
                 transfer = TransferConfig(num_download_attempts=_TRIES)
                 self._client.download_fileobj(self._bucket, name, file, Config=transfer)
             except ClientError as error:
-                # Older versions start with a HEAD, whose 404 does not tell a missing object from a
+                # Older versions of boto3 start with a HEAD, whose 404 means a missing object or a
                 # missing bucket.
-                if error.response["Error"]["Code"] in ("404", "NoSuchKey") and not self._found(
-                    name
-                ):
+                absent = error.response["Error"]["Code"] in ("404", "NoSuchKey")
+                if absent and not self._found(name):
                     return False
                 raise
         return True
@@ -209,7 +229,10 @@ class S3Store:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turn what boto3 raises into one line that says what to do; its own texts may quote credentials."""
+        """Turn an error of boto3 into one line that names the cure.
+
+        boto3's own texts may quote credentials.
+        """
         from botocore import exceptions
         from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
@@ -232,16 +255,17 @@ class S3Store:
             RetriesExceededError,
         ) as error:
             raise ServiceError(
-                f"{self.uri}: {type(error).__name__} at {self._endpoint()} after {_TRIES} tries; is it up, and is "
-                "AWS_ENDPOINT_URL right?"
+                f"{self.uri}: {type(error).__name__} at {self._endpoint()} after {_TRIES} tries; "
+                "is it up, and is AWS_ENDPOINT_URL right?"
             ) from None
         except (exceptions.BotoCoreError, ValueError) as error:
             raise InputError(
-                f"{self.uri}: malformed bucket name, AWS_ENDPOINT_URL, AWS_PROFILE or AWS_DEFAULT_REGION "
-                f"({type(error).__name__})"
+                f"{self.uri}: malformed bucket name, AWS_ENDPOINT_URL, AWS_PROFILE or "
+                f"AWS_DEFAULT_REGION ({type(error).__name__})"
             ) from None
 
     def _refused(self, response: dict[str, Any]) -> TaylorgloError:
+        """Return the error for a response that is no success."""
         code = str(response.get("Error", {}).get("Code", "unknown"))
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
         if code == "NoSuchBucket":
@@ -250,41 +274,53 @@ class S3Store:
             )
         if status in (401, 403):
             return InputError(
-                f"{self.uri}: access denied ({code}); check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the rights "
-                "of that key on the bucket"
+                f"{self.uri}: access denied ({code}); check AWS_ACCESS_KEY_ID, "
+                "AWS_SECRET_ACCESS_KEY and the rights of that key on the bucket"
             )
         if 300 <= status < 500 and status not in (408, 429):
             return InputError(
-                f"{self.uri}: refused ({code}, HTTP {status}); check the bucket's name and AWS_DEFAULT_REGION"
+                f"{self.uri}: refused ({code}, HTTP {status}); check the bucket's name and "
+                "AWS_DEFAULT_REGION"
             )
         return ServiceError(
-            f"{self.uri}: {self._endpoint()} still fails after {_TRIES} tries ({code}, HTTP {status})"
+            f"{self.uri}: {self._endpoint()} still fails after {_TRIES} tries "
+            f"({code}, HTTP {status})"
         )
 
     def _endpoint(self) -> str:
+        """Return the address of the service, without credentials."""
         parts = urlsplit(self._client.meta.endpoint_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def open_store(uri: str) -> Store:
-    """The store at a local folder's path, a ``file://`` URI, or ``s3://bucket/prefix``. Nothing is read or made yet.
+    """Open the store at a folder's path, a ``file://`` URI, or ``s3://bucket/prefix``.
+
+    Nothing is read or created yet.
 
     Raises:
-        InputError: the URI is malformed, or of another scheme.
+        InputError: the URI is malformed, or has another scheme; or it is s3:// and boto3 is not
+            installed.
     """
     location = _parsed(uri)
     return FolderStore(location) if isinstance(location, Path) else S3Store(*location)
 
 
 def fetch(uri: str, folder: Path) -> Path:
-    """Bring what is at ``uri`` to the local disk.
+    """Return a local path with the file or folder at a URI.
 
-    A local path or a ``file://`` URI is returned as a path, without a copy. From S3, an object becomes the file
-    ``folder/NAME``, and everything under a prefix the folder ``folder/NAME``, NAME being the last part of the URI.
-    Each file comes in whole or not at all; files already there are replaced.
+    For a local path or a ``file://`` URI it is the path itself, without a copy. From S3, an object
+    becomes the file ``folder/NAME``, and the objects under a prefix become the folder
+    ``folder/NAME``; NAME is the last part of the URI. Each file is written as a whole or not at
+    all, and replaces a file of the same name.
+
+    Args:
+        uri: a local path, a ``file://`` URI, or ``s3://bucket/key-or-prefix``.
+        folder: where to copy objects of S3 to.
 
     Raises:
-        InputError: there is nothing at ``uri``, or it is malformed, or access is denied.
+        InputError: there is nothing at the URI, it is malformed, or access is denied; or it is
+            s3:// and boto3 is not installed.
         ServiceError: the service still fails after a few tries.
     """
     location = _parsed(uri)
@@ -295,24 +331,25 @@ def fetch(uri: str, folder: Path) -> Path:
     bucket, prefix = location
     target = folder / (PurePosixPath(prefix).name or bucket)
     if prefix and not prefix.endswith("/"):
-        whole = S3Store(bucket)
-        if whole.exists(prefix):
-            whole.download(prefix, target)
+        store = S3Store(bucket)
+        if store.exists(prefix):
+            store.download(prefix, target)
             return target
-    below = S3Store(bucket, prefix)
-    keys = list(below.keys())
+    store = S3Store(bucket, prefix)
+    keys = list(store.keys())
     if not keys:
         raise InputError(f"s3://{bucket}/{prefix}: no such object, and nothing under it")
     for key in keys:
-        below.download(key, target / key)
+        store.download(key, target / key)
     return target
 
 
 def version(uri: str) -> str:
-    """What changes when the content of a file, a folder or an S3 prefix does: a checksum over names, sizes and dates.
+    """Return a text that changes with the content of a file, a folder or an S3 prefix.
 
-    Nothing is read but listings, so that a task can be kept from its cache as soon as its data are other ones. Whether
-    there is anything at all is for the task to tell.
+    It is a checksum over names and sizes, with dates of local files and checksums of objects, so
+    that listings are enough to compute it. A task that has it as an argument is not taken from the
+    cache if its data have changed. If there is nothing at the URI, the task reports that.
 
     Raises:
         InputError: the URI is malformed, or access is denied.
@@ -322,10 +359,8 @@ def version(uri: str) -> str:
     if isinstance(location, Path):
         with _local(location):
             paths = sorted(path for path in (location, *location.rglob("*")) if path.is_file())
-            lines = [
-                f"{path.relative_to(location)} {(s := path.stat()).st_size} {s.st_mtime_ns}"
-                for path in paths
-            ]
+            states = [(path.relative_to(location), path.stat()) for path in paths]
+            lines = [f"{name} {state.st_size} {state.st_mtime_ns}" for name, state in states]
     else:
         bucket, prefix = location
         lines = sorted(S3Store(bucket).versions(prefix.rstrip("/")))
@@ -333,7 +368,10 @@ def version(uri: str) -> str:
 
 
 def _parsed(uri: str) -> Path | tuple[str, str]:
-    """A local path, or a bucket and a prefix. Errors do not quote the URI, where somebody may have put a password."""
+    """Return a local path, or a bucket and a prefix.
+
+    Errors do not quote the URI, because somebody may have put a password into it.
+    """
     scheme, separator, rest = uri.partition("://")
     if not separator:
         if not uri or "\0" in uri or uri.startswith(("s3:", "file:")):
@@ -352,7 +390,8 @@ def _parsed(uri: str) -> Path | tuple[str, str]:
         bucket, _, prefix = rest.partition("/")
         if not re.fullmatch(r"[A-Za-z0-9._-]{3,255}", bucket):
             raise InputError(
-                "storage URI: should be s3://bucket/prefix, with a bucket name of letters, digits, . - _"
+                "storage URI: should be s3://bucket/prefix, "
+                "with a bucket name of letters, digits, . - _"
             )
         if prefix:
             _checked(prefix.removesuffix("/"))
@@ -363,17 +402,13 @@ def _parsed(uri: str) -> Path | tuple[str, str]:
 
 
 def _checked(key: str) -> str:
+    """Return a key; refuse one that is no plain relative path."""
     path = PurePosixPath(key)
-    # The comparison also catches a//b, ./a and a/, which a bucket takes for other keys than a
-    # folder does.
-    if (
-        not key
-        or "\0" in key
-        or path.is_absolute()
-        or ".." in path.parts
-        or str(path) != key
-        or key == "."
-    ):
+    leaves = path.is_absolute() or ".." in path.parts
+    # The comparison also refuses a//b, ./a and a/. A folder would take them for a/b and a, but a
+    # bucket would not.
+    is_plain = key not in ("", ".") and "\0" not in key and str(path) == key
+    if leaves or not is_plain:
         raise InputError(
             f"key {key!r}: should be a relative path such as run-1/theta.json, without '..'"
         )
@@ -387,20 +422,19 @@ def _copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _local(path: Path) -> Iterator[None]:
+    """Turn an error of the local file system into one line that names the path."""
     try:
         yield
     except OSError as error:
-        kind = (
-            ServiceError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else InputError
-        )
-        raise kind(
-            f"{error.filename2 or error.filename or path}: {error.strerror or error}"
-        ) from None
+        message = f"{error.filename2 or error.filename or path}: {error.strerror or error}"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise ServiceError(message) from None
+        raise InputError(message) from None
 
 
 @contextmanager
 def _replacing_file(path: Path) -> Iterator[BinaryIO]:
-    """Replace a file of the store as a whole; its folder is made if it is not there."""
+    """Replace a file as a whole; create its folder if there is none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
         yield file

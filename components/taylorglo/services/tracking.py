@@ -1,8 +1,9 @@
-"""The MLflow edge: what a sweep leaves in the tracking server.
+"""Tracking of a sweep in MLflow.
 
-An experiment per sweep; in it one parent run per pipeline run; under that a nested run per candidate, and one for the
-champion and for each baseline. All writing is idempotent, so that a task that is tried again doubles nothing.
-MLflow takes over a second to import and is imported only once a tracker is opened.
+Each sweep has an experiment. Each pipeline run has a parent run in it, and under that a nested run
+for each candidate, for the champion and for each baseline. All writing is idempotent, so that a
+task that is tried again doubles nothing. MLflow takes over a second to import, and is imported when
+a tracker is opened.
 """
 
 import json
@@ -12,59 +13,42 @@ import os
 import tempfile
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.loss.polynomial import checked_theta
-from taylorglo.results import Candidate, DatasetDescription, StandingChampion
+from taylorglo.results import Candidate, DatasetDescription, Evaluation, StandingChampion
 from taylorglo.services.mlflow import Connection, redacted
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
-CHAMPION = "champion"  # the alias, in MLflow's model registry, of the loss to use
-_MAX_PARAM, _MAX_TAG, _MAX_DIGEST = 6000, 5000, 36  # characters that MLflow accepts
-_MOST_RUNS = 50_000  # of one search in MLflow; a generation has at most 10 000 candidates
+# The alias, in MLflow's model registry, of the version to use.
+CHAMPION = "champion"
+
+# The most characters that MLflow accepts.
+_MAX_PARAM = 6000
+_MAX_TAG = 5000
+_MAX_DIGEST = 36
+
+# The most runs that MLflow returns for one search. A generation has at most 10 000 candidates.
+_MAX_RUNS = 50_000
+
 _logger = logging.getLogger(__name__)
 
 
-def _milliseconds(seconds: float) -> int:
-    return round(seconds * 1000)
-
-
-def _params(values: Mapping[str, object]) -> "list[Param]":
-    from mlflow.entities import Param
-
-    return [Param(key, redacted(str(value))[:_MAX_PARAM]) for key, value in values.items()]
-
-
-def _tags(values: Mapping[str, str]) -> "list[RunTag]":
-    from mlflow.entities import RunTag
-
-    return [RunTag(key, redacted(value)[:_MAX_TAG]) for key, value in values.items()]
-
-
-def _metrics(values: Mapping[str, float | None], timestamp: int, step: int = 0) -> "list[Metric]":
-    """The finite ones of the values: MLflow stores others as numbers that nobody measured."""
-    from mlflow.entities import Metric
-
-    finite = {
-        key: value for key, value in values.items() if value is not None and math.isfinite(value)
-    }
-    return [Metric(key, float(value), timestamp, step) for key, value in finite.items()]
-
-
 class Tracker:
-    """One pipeline run in MLflow: its parent run and what is nested in it.
+    """One pipeline run in MLflow: its parent run and the runs nested in it.
 
     Attributes:
-        run_id: of the parent run.
-        experiment_id: of the experiment that holds the parent run and its nested runs.
+        run_id: id of the parent run.
+        experiment_id: id of the experiment that has the parent run and its nested runs.
     """
 
     def __init__(self, connection: Connection, experiment_id: str, run_id: str) -> None:
-        """Take what :meth:`open` and :meth:`attach` found."""
+        """Keep the ids of an existing run. Use :meth:`open` or :meth:`attach` to get a tracker."""
         self._connection = connection
         self._client = connection.client
         self.experiment_id = experiment_id
@@ -82,41 +66,42 @@ class Tracker:
     ) -> "Tracker":
         """Find or create the parent run, at the start of a pipeline run.
 
-        The parent is the run that the environment injects (``MLFLOW_RUN_ID``, as Kubeflow Pipelines does), whatever its
-        experiment; else ``resume_run_id``, which is running again; else a new run in ``experiment``.
+        The parent is the run that the environment injects as ``MLFLOW_RUN_ID`` (Kubeflow Pipelines
+        does so), in any experiment; else ``resume_run_id``, which is set to running again; else a
+        new run in ``experiment``.
 
         Args:
-            tracking_uri: ``http(s)://host[:port]``, or ``sqlite:///FILE`` where the folder exists.
-            experiment: name of the experiment, created if there is none.
-            run_name: of a new parent run.
-            artifact_location: folder or URI for the artifacts of a new experiment; None: the server's choice.
+            tracking_uri: ``http(s)://host[:port]``, or ``sqlite:///FILE`` in an existing folder.
+            experiment: name of the experiment, which is created if there is none.
+            run_name: name of a new parent run.
+            artifact_location: folder or URI for the artifacts of a new experiment; None: the
+                server's choice.
             resume_run_id: parent run of a pipeline run that was interrupted.
 
         Raises:
-            InputError: malformed URI, not a database, or a run or experiment that does not exist any more.
+            InputError: the URI is malformed or is no database of MLflow, or the run or the
+                experiment was deleted.
             ServiceError: the server or the database cannot be reached.
         """
         connection = Connection(tracking_uri)
-        client = connection.client
-        injected = os.environ.get("MLFLOW_RUN_ID")
-        if injected or resume_run_id:
-            run = connection.run(
-                injected or resume_run_id or "", "MLFLOW_RUN_ID" if injected else "run to resume"
-            )
-            tracker = cls(connection, run.info.experiment_id, run.info.run_id)
-            if run.info.status != "RUNNING" and tracker._owns_run:
-                connection.call(client.update_run, tracker.run_id, status="RUNNING")
-            return tracker
-        experiment_id = connection.experiment(experiment, artifact_location)
-        run = connection.call(client.create_run, experiment_id, run_name=run_name)
-        return cls(connection, experiment_id, run.info.run_id)
+        if injected := os.environ.get("MLFLOW_RUN_ID"):
+            run = connection.run(injected, "MLFLOW_RUN_ID")
+        elif resume_run_id:
+            run = connection.run(resume_run_id, "run to resume")
+        else:
+            experiment_id = connection.experiment(experiment, artifact_location)
+            run = connection.call(connection.client.create_run, experiment_id, run_name=run_name)
+        tracker = cls(connection, run.info.experiment_id, run.info.run_id)
+        if run.info.status != "RUNNING" and tracker._owns_run:
+            connection.call(connection.client.update_run, tracker.run_id, status="RUNNING")
+        return tracker
 
     @classmethod
     def attach(cls, tracking_uri: str, run_id: str) -> "Tracker":
-        """Join the parent run ``run_id`` from a later task.
+        """Find the parent run ``run_id`` from a later task.
 
         Raises:
-            InputError: malformed URI, or a run that does not exist.
+            InputError: the URI is malformed, or there is no such run.
             ServiceError: the server or the database cannot be reached.
         """
         connection = Connection(tracking_uri)
@@ -125,26 +110,26 @@ class Tracker:
 
     @property
     def _owns_run(self) -> bool:
-        """Whether the parent's status is ours to set: not that of a run which a scheduler injected."""
+        """Whether this class sets the parent's status, because no scheduler injected the run."""
         return os.environ.get("MLFLOW_RUN_ID") != self.run_id
 
     def log_settings(self, params: Mapping[str, str | int | float | bool]) -> None:
         """Log params on the parent, cut to 6000 characters and without the credentials of URIs.
 
-        MLflow never changes a param: on a resumed run, a setting with a new value keeps its first one, with a warning.
+        MLflow never changes a param. If a resumed run has a new value for a setting, MLflow keeps
+        the first value, and a warning is logged.
         """
-        known = self._connection.call(self._client.get_run, self.run_id).data.params
-        wanted = _params(params)
-        if changed := sorted(
-            param.key for param in wanted if known.get(param.key, param.value) != param.value
-        ):
+        logged = self._connection.call(self._client.get_run, self.run_id).data.params
+        batch = _params(params)
+        changed = [p.key for p in batch if logged.get(p.key, p.value) != p.value]
+        if changed:
             _logger.warning(
                 "MLflow run %s keeps the first value of changed settings: %s",
                 self.run_id,
-                ", ".join(changed),
+                ", ".join(sorted(changed)),
             )
-        new = [param for param in wanted if param.key not in known]
-        self._connection.call(self._client.log_batch, self.run_id, params=new)
+        news = [param for param in batch if param.key not in logged]
+        self._connection.call(self._client.log_batch, self.run_id, params=news)
 
     def log_dataset(self, description: DatasetDescription) -> None:
         """Log each split as an input of the parent run, without the credentials of its source.
@@ -178,7 +163,7 @@ class Tracker:
         self._connection.call(self._client.log_inputs, self.run_id, datasets=inputs)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log the finite ones of ``metrics`` on the parent."""
+        """Log metrics on the parent, except for those that are not finite."""
         batch = _metrics(metrics, _milliseconds(time.time()), step)
         self._connection.call(self._client.log_batch, self.run_id, metrics=batch)
 
@@ -188,42 +173,43 @@ class Tracker:
         candidates: Sequence[Candidate],
         coefficients: Mapping[int, Mapping[str, float]],
     ) -> None:
-        """Log a nested run for each candidate that has none yet under this parent.
+        """Log a nested run for each trained candidate that has none yet under this parent.
 
         Args:
             generation: number of the generation, from 1.
-            candidates: with their results. Numbers that are not finite are left out.
+            candidates: candidates of the generation; those without a result are left out.
             coefficients: numbers that describe each candidate, by its trial.
         """
         tags = {"taylorglo.stage": "candidate", "taylorglo.generation": str(generation)}
-        logged = {int(run.data.tags["taylorglo.trial"]): run for run in self._nested(tags)}
+        runs = {int(run.data.tags["taylorglo.trial"]): run for run in self._nested(tags)}
         for candidate in candidates:
-            run = logged.get(candidate.trial)
-            if run is not None and run.info.status != "RUNNING":
-                continue
+            result = candidate.result
+            run = runs.get(candidate.trial)
             # A run that is RUNNING was cut off half-way. No other process logs this candidate, so
-            # this one completes it.
-            self._log_candidate(
-                candidate, coefficients[candidate.trial], run.info.run_id if run else None
-            )
+            # this one completes the run.
+            if result is None or (run is not None and run.info.status != "RUNNING"):
+                continue
+            if run is not None:
+                run_id = run.info.run_id
+            else:
+                run_id = self._create_nested(
+                    f"g{generation:02d}-c{candidate.trial:03d}",
+                    {**tags, "taylorglo.trial": str(candidate.trial)},
+                    _milliseconds(result.started),
+                )
+            self._log_candidate(run_id, candidate, result, coefficients[candidate.trial])
 
     def _log_candidate(
-        self, candidate: Candidate, coefficients: Mapping[str, float], run_id: str | None
+        self,
+        run_id: str,
+        candidate: Candidate,
+        result: Evaluation,
+        coefficients: Mapping[str, float],
     ) -> None:
-        result, trial = candidate.result, candidate.trial
-        assert result is not None
-        # The time stamps are the candidate's, so that what is logged twice is stored once.
-        started, ended = _milliseconds(result.started), _milliseconds(result.ended)
-        if run_id is None:
-            run_id = self._create_nested(
-                f"g{candidate.generation:02d}-c{trial:03d}",
-                {
-                    "taylorglo.stage": "candidate",
-                    "taylorglo.generation": str(candidate.generation),
-                    "taylorglo.trial": str(trial),
-                },
-                started,
-            )
+        """Fill the nested run of a candidate, and set its status."""
+        # The time stamps are the candidate's, so that MLflow stores a metric once that is logged
+        # twice.
+        ended = _milliseconds(result.ended)
         params = {
             "theta": ", ".join(repr(value) for value in candidate.theta),
             **{f"theta_{index}": value for index, value in enumerate(candidate.theta)},
@@ -252,52 +238,42 @@ class Tracker:
         curves: Mapping[str, Sequence[tuple[int, float]]],
         files: Mapping[str, Path],
     ) -> str:
-        """Log a nested run for the champion or a baseline, in place of an earlier one of this stage and name.
+        """Log a nested run for the champion or a baseline, and return its id.
 
-        An earlier one that is the same is kept: a version in the model registry may point to it.
+        It replaces an earlier run of this stage and name. If the earlier run has the same params
+        and metrics, it is kept, because a version in the model registry may point to it.
 
         Args:
-            stage: for example ``champion`` or ``baseline``; not ``candidate``.
-            name: of the loss, and of the run.
+            stage: ``champion`` or ``baseline``.
+            name: name of the loss and of the run.
             params: as for :meth:`log_settings`.
             metrics: as for :meth:`log_metrics`.
             curves: metrics by step, as (step, value).
             files: local file by artifact path.
 
-        Returns:
-            The id of the run.
-
         Raises:
-            InputError: a file that does not exist, or an artifact path that is not inside the run.
+            InputError: a file does not exist, or an artifact path is not inside the run.
             ServiceError: the server, the database or the artifact store fails.
         """
-        earlier = [
-            run
-            for run in self._nested({"taylorglo.stage": stage})
-            if run.data.tags.get("taylorglo.name") == name
-        ]
+        group = {"taylorglo.stage": stage}
+        runs = [r for r in self._nested(group) if r.data.tags.get("taylorglo.name") == name]
         now = _milliseconds(time.time())
         batch = _metrics(metrics, now)
-        wanted = (
-            {param.key: param.value for param in _params(params)},
-            {metric.key: metric.value for metric in batch},
-        )
-        for run in earlier:
-            found = {key: run.data.metrics.get(key) for key in wanted[1]}
-            if run.info.status == "FINISHED" and (run.data.params, found) == wanted:
+        for run in runs:
+            if _is_finished_with(run, _params(params), batch):
                 self._connection.upload(run.info.run_id, files)
-                self._delete(other for other in earlier if other is not run)
+                self._delete(other for other in runs if other is not run)
                 return str(run.info.run_id)
-        run_id = self._create_nested(name, {"taylorglo.stage": stage, "taylorglo.name": name}, now)
         for curve, points in curves.items():
             for step, value in points:
                 batch += _metrics({curve: value}, now, step)
+        run_id = self._create_nested(name, {**group, "taylorglo.name": name}, now)
         self._connection.call(self._client.log_batch, run_id, metrics=batch, params=_params(params))
         self._connection.upload(run_id, files)
         self._connection.call(self._client.set_terminated, run_id, "FINISHED")
-        # Params cannot be changed and points would be doubled, so a run is replaced: last, so that
-        # none is missing.
-        self._delete(earlier)
+        # A run is replaced, because its params cannot be changed and its points would be doubled.
+        # The earlier one is deleted at the end, so that there is always one.
+        self._delete(runs)
         return run_id
 
     def _delete(self, runs: "Iterable[Run]") -> None:
@@ -311,13 +287,13 @@ class Tracker:
             files: local file by artifact path, such as ``report.html``.
 
         Raises:
-            InputError: a file that does not exist, or an artifact path that is not inside the run.
+            InputError: a file does not exist, or an artifact path is not inside the run.
             ServiceError: the artifact store fails.
         """
         self._connection.upload(self.run_id, files)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
-        """Set the status of the parent, unless a scheduler injected the run: then it is the scheduler's to set."""
+        """Set the status of the parent, unless a scheduler injected the run and sets it itself."""
         if self._owns_run:
             self._connection.call(self._client.set_terminated, self.run_id, status)
 
@@ -333,15 +309,15 @@ class Tracker:
         except InputError:
             # There is no such model, or no such alias.
             return None
-        where = f"models:/{name}/{version.version}"
+        uri = f"models:/{name}/{version.version}"
         with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
-            text = self._connection.download_loss(where, Path(folder)).read_bytes()
+            text = self._connection.download_loss(uri, Path(folder)).read_bytes()
         try:
             content = json.loads(text)
             theta, _ = checked_theta(content["theta"])
             rate = (content.get("provenance") or {}).get("learning_rate")
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{where}: is not a saved loss: {error}") from None
+            raise InputError(f"{uri}: is not a saved loss: {error}") from None
         return StandingChampion(
             version=str(version.version),
             study=str(version.tags.get("taylorglo.study", "unknown")),
@@ -350,9 +326,16 @@ class Tracker:
         )
 
     def register_loss(self, name: str, run_id: str, study: str, theta: Sequence[float]) -> str:
-        """Register the loss among the artifacts of a nested run as a version of the model ``name``.
+        """Register the loss of a nested run as a version of a model.
 
-        A version of the same study with the same theta, whose run is still there, is that version already.
+        If there is a version of the same study with the same theta, and its run was not deleted, no
+        other one is registered.
+
+        Args:
+            name: name of the model.
+            run_id: the nested run, which has the loss among its artifacts.
+            study: name of the study that found the loss.
+            theta: the coefficients of the loss.
 
         Returns:
             The version.
@@ -360,10 +343,8 @@ class Tracker:
         call, client = self._connection.call, self._client
         try:
             call(client.create_registered_model, name)
-        except (
-            InputError,
-            ServiceError,
-        ):  # it exists, or there is more to it, which the next call tells
+        except (InputError, ServiceError):
+            # The model may exist already. If there is another reason, this call fails for it, too.
             call(client.get_registered_model, name)
         tags = {"taylorglo.study": study, "taylorglo.theta": json.dumps(list(theta))[:_MAX_TAG]}
         for version in call(client.search_model_versions, f"name = '{name}'"):
@@ -372,22 +353,33 @@ class Tracker:
         source = call(client.get_run, run_id).info.artifact_uri
         return str(call(client.create_model_version, name, source, run_id, tags=tags).version)
 
-    def move_champion(self, name: str, version: str, former: str | None) -> bool:
-        """Give the alias ``champion`` to a version, unless another one than ``former`` bears it by now."""
-        try:
-            bearer = self._connection.call(
-                self._client.get_model_version_by_alias, name, CHAMPION
-            ).version
-        except InputError:
-            bearer = None
-        if bearer is not None and str(bearer) == version:  # of a report that is written again
+    def move_champion(self, name: str, version: str, *, standing: str | None) -> bool:
+        """Give the alias ``champion`` to a version.
+
+        Args:
+            name: name of the model.
+            version: the version that gets the alias.
+            standing: the version that had the alias before; None if none had it.
+
+        Returns:
+            Whether the version has the alias. It does not get the alias if somebody else gave it to
+            another version than ``standing``.
+        """
+        call, client = self._connection.call, self._client
+        current: str | None = None
+        # Without the alias, MLflow says that there is no such version.
+        with suppress(InputError):
+            current = str(call(client.get_model_version_by_alias, name, CHAMPION).version)
+        # The version has the alias already if the task of the report is tried again.
+        if current == version:
             return True
-        if (bearer and str(bearer)) != former:
+        if current != standing:
             return False
-        self._connection.call(self._client.set_registered_model_alias, name, CHAMPION, version)
+        call(client.set_registered_model_alias, name, CHAMPION, version)
         return True
 
     def _is_active(self, run_id: str | None) -> bool:
+        """Return whether there is such a run, and it was not deleted."""
         try:
             self._connection.run(run_id or "", "run")
         except InputError:
@@ -405,10 +397,46 @@ class Tracker:
         return str(run.info.run_id)
 
     def _nested(self, tags: Mapping[str, str]) -> "list[Run]":
-        """The nested runs of this parent that have these tags."""
-        wanted = {"mlflow.parentRunId": self.run_id, **tags}
-        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in wanted.items())
-        found = self._connection.call(
-            self._client.search_runs, [self.experiment_id], query, max_results=_MOST_RUNS
+        """Return the nested runs of this parent that have these tags."""
+        conditions = {"mlflow.parentRunId": self.run_id, **tags}
+        query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in conditions.items())
+        runs = self._connection.call(
+            self._client.search_runs, [self.experiment_id], query, max_results=_MAX_RUNS
         )
-        return list(found)
+        return list(runs)
+
+
+def _milliseconds(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _params(values: Mapping[str, object]) -> "list[Param]":
+    from mlflow.entities import Param
+
+    return [Param(key, redacted(str(value))[:_MAX_PARAM]) for key, value in values.items()]
+
+
+def _tags(values: Mapping[str, str]) -> "list[RunTag]":
+    from mlflow.entities import RunTag
+
+    return [RunTag(key, redacted(value)[:_MAX_TAG]) for key, value in values.items()]
+
+
+def _metrics(values: Mapping[str, float | None], timestamp: int, step: int = 0) -> "list[Metric]":
+    """Return the finite values as metrics: MLflow would store others as numbers nobody measured."""
+    from mlflow.entities import Metric
+
+    return [
+        Metric(key, float(value), timestamp, step)
+        for key, value in values.items()
+        if value is not None and math.isfinite(value)
+    ]
+
+
+def _is_finished_with(run: "Run", params: "list[Param]", metrics: "list[Metric]") -> bool:
+    """Return whether a run is finished, and has these params and metrics."""
+    return (
+        run.info.status == "FINISHED"
+        and run.data.params == {param.key: param.value for param in params}
+        and all(run.data.metrics.get(metric.key) == metric.value for metric in metrics)
+    )

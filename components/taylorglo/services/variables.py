@@ -1,4 +1,4 @@
-"""The environment variables that tell a task where its services are.
+"""The environment variables with the addresses of a task's services.
 
 A laptop and a cluster differ in these variables and in nothing else. Credentials have variables of
 their own (PGPASSWORD, AWS_ACCESS_KEY_ID, ...), which the clients of the services read themselves.
@@ -8,16 +8,22 @@ import os
 
 from taylorglo.errors import InputError
 
-STUDY_URL = "TAYLORGLO_STUDY_URL"  # the database of the studies
-STORE_URI = "TAYLORGLO_STORE_URI"  # the object store, or a folder
-TRACKING_URI = "MLFLOW_TRACKING_URI"  # MLflow
-LOCAL_RUN = "TAYLORGLO_LOCAL_RUN"  # set if the tasks run on the machine of the command line
-STARTED = "TAYLORGLO_STARTED"  # when the command line started the run, in seconds since the epoch
-CPUS = "TAYLORGLO_CPUS"  # how many CPUs a task may use, if tasks share a machine
+# The database of the studies.
+STUDY_URL = "TAYLORGLO_STUDY_URL"
+# The object store, or a folder.
+STORE_URI = "TAYLORGLO_STORE_URI"
+# MLflow.
+TRACKING_URI = "MLFLOW_TRACKING_URI"
+# Set if the tasks run on the machine of the command line.
+LOCAL_RUN = "TAYLORGLO_LOCAL_RUN"
+# The time at which the command line started the run, in seconds since the epoch.
+STARTED = "TAYLORGLO_STARTED"
+# The number of CPUs that a task may use, if tasks share a machine.
+CPUS = "TAYLORGLO_CPUS"
 
 
 def required(name: str) -> str:
-    """Return the value of a variable that a task cannot do without.
+    """Return the value of a variable that every task needs.
 
     Raises:
         InputError: the variable is not set.

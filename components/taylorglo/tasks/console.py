@@ -46,7 +46,6 @@ def task(body: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
 
     @functools.wraps(body)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
-        _end_with_runner()
         try:
             return body(*args, **kwargs)
         except TaylorgloError as error:
@@ -57,8 +56,8 @@ def task(body: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     return run
 
 
-def _end_with_runner() -> None:
-    """End this process when the local runner ends: a killed run must not train on unseen."""
+def end_with_runner() -> None:
+    """Let this process end when the local runner ends: a killed run must not train on unseen."""
     if not os.environ.get(LOCAL_RUN):
         return
     output = select.poll()

@@ -47,7 +47,8 @@ def run(
     # The memory for the smallest batch, on this machine: the batch size and the machine that
     # trains are not known here.
     shape, classes = dataset.image_shape, dataset.num_classes
-    footprint = check_memory(network, shape, classes, 2, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    footprint = check_memory(network, shape, classes, batch_size=2, device=cpu)
     factory.check(network, shape, classes)
     datasets.save(datasets.without_test(dataset), Path(search_data_path))
     datasets.save(dataset, Path(full_data_path))

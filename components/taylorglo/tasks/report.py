@@ -134,7 +134,7 @@ def _register(sweep: Sweep, record: SweepRecord, run_id: str) -> str:
     registered = f"models:/{name}/{version} is registered"
     if former is not None and not beats_standing(record):
         return f"{registered}; models:/{name}@champion stays version {former}"
-    if sweep.tracker.move_champion(name, version, former=former):
+    if sweep.tracker.move_champion(name, version, standing=former):
         return f"models:/{name}@champion is version {version} now"
     return f"{registered}; models:/{name}@champion was moved by somebody else in between"
 

@@ -271,7 +271,8 @@ class Engine:
         self._uses_processes = True
         # Not a fork of this process, which has threads, locks of the study, and perhaps a GPU.
         context = multiprocessing.get_context("forkserver")
-        forkserver.set_forkserver_preload([__name__])
+        # PyTorch's optimizers import torch._dynamo at their first step, which takes seconds.
+        forkserver.set_forkserver_preload([__name__, "torch._dynamo"])
         lifeline, self._lifeline = context.Pipe(duplex=False)
         executor = ProcessPoolExecutor(
             self.plan.workers,

@@ -93,7 +93,7 @@ def resident(dataset: Dataset, device: torch.device) -> Dataset:
 def build_network(settings: SweepSettings, dataset: Dataset, seed: int) -> nn.Module:
     """Return the configured network for this data set, with initial weights from the seed."""
     name, shape, classes = settings.model.name, dataset.image_shape, dataset.num_classes
-    return build(name, shape, classes, dataset.mean, dataset.std, seed)
+    return build(name, shape, classes, mean=dataset.mean, std=dataset.std, seed=seed)
 
 
 def train_network(

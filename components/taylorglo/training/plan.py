@@ -111,8 +111,8 @@ def _memory(settings: SweepSettings, dataset: Dataset) -> _Memory:
         settings.model.name,
         dataset.image_shape,
         dataset.num_classes,
-        settings.training.batch_size,
-        device,
+        batch_size=settings.training.batch_size,
+        device=device,
     )
     splits = (dataset.train, dataset.validation)
     copy = sum(split.images.nbytes + split.labels.nbytes for split in splits)

@@ -170,9 +170,9 @@ class _Stack:
                 self._end(row)
         return [self._results[number] for number in range(len(self._recipes))]
 
-    def _objective(self) -> "_Objective":
+    def _objective(self) -> "StackedLoss":
         losses = [self._recipes[number].loss for number in self._rows]
-        return _Objective(losses, self._device)
+        return StackedLoss(losses, self._device)
 
     def _optimizer(self) -> torch.optim.SGD:
         """Return the optimizer of all networks.
@@ -320,7 +320,7 @@ def _linear(module: nn.Linear, inputs: Tensor) -> Tensor:
     return outputs[0].mT.reshape(*inputs.shape[:-1], module.out_features)
 
 
-class _Objective:
+class StackedLoss:
     """The mean losses (M,) of M networks, from logits (M, B, n), with all kinds of loss at once."""
 
     def __init__(self, losses: Sequence[Loss], device: torch.device) -> None:

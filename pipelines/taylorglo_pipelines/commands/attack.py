@@ -2,22 +2,53 @@
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import click
+
 from taylorglo.errors import InputError
-from taylorglo.settings import AttackSettings, TrainingSettings, validated
-from taylorglo_pipelines.config import with_overrides
+from taylorglo.services import layout
+
+
+@click.command("attack")
+@click.argument("model", metavar="MODEL")
+@click.option(
+    "--data",
+    metavar="FILE",
+    show_default="the one beside the champion",
+    help="Prepared data set, a path or an s3:// URI.",
+)
+@click.option(
+    "--model-name",
+    metavar="NAME",
+    show_default="the one that the weights name",
+    help="Network that the weights belong to.",
+)
+@click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set a value of the section attack, such as epsilons=[0,0.05,0.1]. May be given again.",
+)
+def command(model: str, data: str | None, model_name: str | None, overrides: Sequence[str]) -> None:
+    """Attack a trained network with FGSM and PGD.
+
+    MODEL is a champion's folder or weights (.safetensors), a path or an s3:// URI.
+    """
+    click.echo(attack(model, data, model_name, overrides))
 
 
 def attack(model: str, data: str | None, model_name: str | None, overrides: Sequence[str]) -> str:
-    """Attack a network on the test split; returns a table of the accuracy left, by attack and epsilon.
+    """Attack a network on the test split; return a table of the accuracy by attack and epsilon.
 
     Args:
-        model: a champion's folder (or the weights in it), as a sweep left it; or weights of your own, ``.safetensors``,
-            of the bare network or of the network with its normalisation. A path or an s3:// URI.
+        model: a champion's folder (or the weights in it), as a sweep left it; or other weights,
+            ``.safetensors``, of the bare network or of the network with its normalisation. A path
+            or an s3:// URI.
         data: a prepared data set; None: ``../data.safetensors``, seen from the champion's folder.
-        model_name: the network that the weights belong to, where they do not name it themselves.
+        model_name: the network that the weights belong to; None: the one that they name.
         overrides: ``key=value`` for :class:`~taylorglo.settings.AttackSettings`.
 
     Raises:
@@ -26,40 +57,54 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     from taylorglo.data import dataset as datasets
     from taylorglo.evaluation.comparison import attack_network, restore_network
     from taylorglo.services.storage import fetch
+    from taylorglo.settings import AttackSettings, TrainingSettings, validated
     from taylorglo.training.devices import device_of
     from taylorglo.training.loop import resident
+    from taylorglo_pipelines.config import with_overrides
 
     settings = validated(AttackSettings, with_overrides({}, overrides), "--set")
-    weights = model if model.endswith(".safetensors") else f"{model.rstrip('/')}/model.safetensors"
+    weights = model
+    if not model.endswith(".safetensors"):
+        weights = f"{model.rstrip('/')}/{layout.NETWORK}"
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(weights, Path(folder) / "model")
         model_name = model_name or _named_by(path)
-        dataset = datasets.read(fetch(data or _beside(weights), Path(folder) / "data"))
+        data = data or _data_beside(weights)
+        dataset = datasets.read(fetch(data, Path(folder) / "data"))
         network = restore_network(path.read_bytes(), model_name, dataset)
     if dataset.test is None:
         raise InputError(f"{data}: has no test split to attack")
     dataset = resident(dataset, device_of(TrainingSettings()))
-    robust = attack_network(network, dataset, settings, seed=0)
-    epsilons = list(next(iter(robust.values())))
-    lines = [
-        "accuracy (%) at epsilon".ljust(24) + "".join(f"{epsilon:>8g}" for epsilon in epsilons)
-    ]
-    for name, row in robust.items():
-        lines.append(
-            name.ljust(24)
-            + "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
-        )
+    return _table(attack_network(network, dataset, settings, seed=0))
+
+
+def _table(accuracies: Mapping[str, Mapping[float, float]]) -> str:
+    """Return a table of accuracies in [0, 1] by attack and epsilon, as percentages."""
+    epsilons = list(next(iter(accuracies.values())))
+    head = "".join(f"{epsilon:>8g}" for epsilon in epsilons)
+    lines = [f"{'accuracy (%) at epsilon':24}{head}"]
+    for attack_name, row in accuracies.items():
+        cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
+        lines.append(f"{attack_name:24}{cells}")
     return "\n".join(lines)
 
 
-def _beside(weights: str) -> str:
-    """A sweep keeps NAME/data.safetensors and NAME/champion/model.safetensors."""
+def _data_beside(weights: str) -> str:
+    """Return the data set of the sweep that left the weights.
+
+    A sweep keeps NAME/data.safetensors and NAME/champion/model.safetensors.
+    """
     if "://" not in weights:
-        return str(Path(weights).absolute().parent.parent / "data.safetensors")
-    return f"{weights.rsplit('/', 2)[0]}/data.safetensors"
+        weights = str(Path(weights).absolute())
+    return layout.dataset(weights.rsplit("/", 2)[0])
 
 
 def _named_by(weights: Path) -> str:
+    """Return the name of the network that weights belong to, from their metadata.
+
+    Raises:
+        InputError: the weights are damaged, name no network, or name a function of a user.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -70,10 +115,10 @@ def _named_by(weights: Path) -> str:
     if "taylorglo" not in metadata:
         raise InputError(f"{weights}: do not name their network; give it with --model-name")
     name = str(json.loads(metadata["taylorglo"])["model"])
-    if ":" in name and not name.startswith(
-        "torchvision:"
-    ):  # a file that was handed over must not choose what is run
+    # A file from somebody else must not choose the code that is run.
+    if ":" in name and not name.startswith("torchvision:"):
         raise InputError(
-            f"{weights}: belong to a network of somebody's own; if you trust it, --model-name {name}"
+            f"{weights}: belong to a network of somebody's own; if you trust it, --model-name "
+            f"{name}"
         )
     return name

@@ -1,6 +1,6 @@
-"""The tasks of a local run in containers: what each is given of this machine, and that none outlives the run.
+"""The containers of a local run: what they get of this machine, and that none of them outlives it.
 
-The engine is Docker's, or Podman's behind the same interface (DOCKER_HOST names its socket).
+The engine is Docker's, or Podman's with the same interface (DOCKER_HOST names its socket).
 """
 
 import contextlib
@@ -11,18 +11,23 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from taylorglo.components import IMAGE
-from taylorglo.errors import InputError
+import docker
+from docker import DockerClient
+from docker.errors import APIError, DockerException
+from docker.types import DeviceRequest, Mount
+
+from taylorglo.errors import InputError, shortened
 from taylorglo.services.variables import CPUS, STARTED, STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo_pipelines.config import Config
 
 if TYPE_CHECKING:
-    from docker import DockerClient
     from kfp.local import DockerRunner
 
+# Each container of a run has a label of this name with the path of the run.
 _LABEL = "taylorglo.run"
-_CREDENTIALS = ("AWS_", "PG", "MLFLOW_TRACKING_")
-_PASSED_ON = (
+# Environment variables that the containers get: those with these names, and the credentials, whose
+# names begin so.
+_VARIABLES = (
     STUDY_URL,
     STORE_URI,
     TRACKING_URI,
@@ -31,35 +36,37 @@ _PASSED_ON = (
     "MLFLOW_RUN_ID",
     "MLFLOW_EXPERIMENT_ID",
 )
+_CREDENTIALS = ("AWS_", "PG", "MLFLOW_TRACKING_")
 
 
 @contextlib.contextmanager
 def containers(config: Config, work: Path) -> Iterator[tuple["DockerRunner", Config]]:
-    """kfp's runner, and the configuration with the image's full name; however the run ends, no container is left.
+    """Yield kfp's runner, and the configuration with the image by the name that the engine has.
+
+    However the run ends, none of its containers is left.
+
+    Args:
+        config: the sweep.
+        work: folder of the run, as an absolute path.
 
     Raises:
         InputError: no engine answers, or it does not have the image.
     """
+    # Not at the top: the process that waits for the end of the run does without kfp.
     from kfp.local import DockerRunner
+
+    from taylorglo.components import IMAGE
 
     run = str(work / config.name)
     with _engine() as engine:
         image = _image(engine, config.pipeline.image or IMAGE)
         rootless = "name=rootless" in (engine.info().get("SecurityOptions") or ())
-        end(
-            engine, run
-        )  # of a run that could not end them itself; the lock of the run says that none else can be
-    arguments = run_arguments(config, work, os.environ, rootless)
-    # Containers are the engine's, and go on when this process is killed. A process beside it waits
-    # for its end.
-    with subprocess.Popen(
-        [sys.executable, "-m", __name__, run],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,  # out of reach of Ctrl-C
-    ):
-        layout = config.pipeline.model_copy(update={"image": image})
+        # An earlier run may not have been able to remove its containers. They are not those of
+        # another run that is going on, because this process holds the lock of the sweep.
+        remove(engine, run)
+    arguments = run_arguments(config, work, os.environ, rootless=rootless)
+    layout = config.pipeline.model_copy(update={"image": image})
+    with _removed_at_the_end(run):
         yield (
             DockerRunner(**arguments, labels={_LABEL: run}),
             config.model_copy(update={"pipeline": layout}),
@@ -67,30 +74,40 @@ def containers(config: Config, work: Path) -> Iterator[tuple["DockerRunner", Con
 
 
 def run_arguments(
-    config: Config, work: Path, environment: Mapping[str, str], rootless: bool
+    config: Config, work: Path, environment: Mapping[str, str], *, rootless: bool
 ) -> dict[str, Any]:
-    """What Docker is told about every container, but for its image and command."""
-    from docker.types import DeviceRequest, Mount
+    """Return the arguments for Docker of every container, except for its image and command.
 
-    given = {k: v for k, v in environment.items() if k in _PASSED_ON or k.startswith(_CREDENTIALS)}
+    Args:
+        config: the sweep.
+        work: folder of the run, as an absolute path.
+        environment: variables of this process.
+        rootless: whether the engine runs without root.
+    """
+    variables = {
+        name: value
+        for name, value in environment.items()
+        if name in _VARIABLES or name.startswith(_CREDENTIALS)
+    }
+    # Files should belong to the user of this process. An engine without root maps that user to the
+    # user 0 of a container.
+    user = "0:0" if rootless else f"{os.getuid()}:{os.getgid()}"
     arguments: dict[str, Any] = {
-        "environment": given,
+        "environment": variables,
         "mounts": [
             Mount(path, path, type="bind", read_only=read_only)
-            for path, read_only in sorted(_places(config, work, given).items())
+            for path, read_only in sorted(_paths(config, work, variables).items())
         ],
-        "working_dir": os.getcwd(),  # what relative paths are relative to
-        # Files are to belong to whoever runs this, who is user 0 inside where the engine itself is
-        # not root.
-        "user": "0:0" if rootless else f"{os.getuid()}:{os.getgid()}",
+        # Paths in a configuration may be relative.
+        "working_dir": os.getcwd(),
+        "user": user,
         "read_only": True,
         "tmpfs": {"/tmp": "rw,exec,nosuid,nodev,mode=1777"},
         "cap_drop": ["ALL"],
-        "security_opt": [
-            "no-new-privileges",
-            "label=disable",
-        ],  # SELinux would refuse a user's own folders
-        "network_mode": "host",  # servers on localhost
+        # SELinux would refuse the folders of a user without the second option.
+        "security_opt": ["no-new-privileges", "label=disable"],
+        # Servers may be on localhost.
+        "network_mode": "host",
         "shm_size": "1g",
     }
     if config.pipeline.accelerator == "nvidia.com/gpu":
@@ -98,40 +115,65 @@ def run_arguments(
     return arguments
 
 
-def end(engine: "DockerClient", run: str) -> None:
-    """Kill and remove the containers of a run."""
-    from docker.errors import APIError
+def remove(engine: DockerClient, run: str) -> None:
+    """Kill and remove the containers of a run.
 
+    Args:
+        engine: the container engine.
+        run: path of the run, which their label has.
+    """
     for container in engine.containers.list(
         all=True, filters={"label": f"{_LABEL}={run}"}, ignore_removed=True
     ):
-        with contextlib.suppress(APIError):  # it has just ended, and is being removed
+        # The engine refuses if the container has just ended and is being removed.
+        with contextlib.suppress(APIError):
             container.remove(force=True)
 
 
-def _places(config: Config, work: Path, environment: Mapping[str, str]) -> dict[str, bool]:
-    """The folders and files of this machine that tasks use, and whether they only read them."""
-    places = {str(work): False}
-    for uri in (environment[name] for name in (STUDY_URL, STORE_URI, TRACKING_URI)):
+@contextlib.contextmanager
+def _removed_at_the_end(run: str) -> Iterator[None]:
+    """Remove the containers of a run when the block or this process ends, however it ends.
+
+    Containers belong to the engine, and go on if this process is killed. So another process waits
+    for the end of its input, which is the end of the block or of this process.
+    """
+    with subprocess.Popen(
+        [sys.executable, "-m", __name__, run],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        # Ctrl-C does not reach another session.
+        start_new_session=True,
+    ):
+        yield
+
+
+def _paths(config: Config, work: Path, variables: Mapping[str, str]) -> dict[str, bool]:
+    """Return the paths of this machine that tasks use, and whether tasks only read them."""
+    paths = {str(work): False}
+    for uri in (variables[name] for name in (STUDY_URL, STORE_URI, TRACKING_URI)):
         if uri.startswith("sqlite:///"):
-            places[str(Path(uri.removeprefix("sqlite:///")).absolute().parent)] = False
+            paths[str(Path(uri.removeprefix("sqlite:///")).absolute().parent)] = False
         elif "://" not in uri:
             Path(uri).mkdir(parents=True, exist_ok=True)
-            places[str(Path(uri).absolute())] = False
+            paths[str(Path(uri).absolute())] = False
     root = config.data.root
     if root and "://" not in root and Path(root).exists():
-        places.setdefault(str(Path(root).absolute()), not config.data.download)
-    for name, value in environment.items():  # such as PGPASSFILE, AWS_CA_BUNDLE
+        paths.setdefault(str(Path(root).absolute()), not config.data.download)
+    # A variable may name a file with credentials, as PGPASSFILE and AWS_CA_BUNDLE do.
+    for name, value in variables.items():
         if name.startswith(_CREDENTIALS) and value.startswith("/") and Path(value).is_file():
-            places.setdefault(value, True)
-    return places
+            paths.setdefault(value, True)
+    return paths
 
 
 @contextlib.contextmanager
-def _engine() -> Iterator["DockerClient"]:
-    import docker
-    from docker.errors import DockerException
+def _engine() -> Iterator[DockerClient]:
+    """Connect to the container engine.
 
+    Raises:
+        InputError: no engine answers.
+    """
     try:
         engine = docker.from_env()
     except DockerException as error:
@@ -144,32 +186,33 @@ def _engine() -> Iterator["DockerClient"]:
         yield engine
 
 
-def _image(engine: "DockerClient", name: str) -> str:
-    """The image by the name that the engine itself has for it (Podman's begin with a registry), as kfp looks it up."""
-    from docker.errors import APIError
+def _image(engine: DockerClient, name: str) -> str:
+    """Return the name that the engine has for an image, by which kfp looks the image up.
 
+    Podman's names begin with a registry.
+
+    Raises:
+        InputError: the engine does not have the image.
+    """
     try:
-        found = engine.images.get(name)
+        image = engine.images.get(name)
     except APIError as error:
-        missing = error.status_code == 404
-        reason = (
-            "the container engine does not have it; make images builds it"
-            if missing
-            else _reason(error)
-        )
+        reason = _reason(error)
+        if error.status_code == 404:
+            reason = "the container engine does not have it; make images builds it"
         raise InputError(f"image {name}: {reason}") from None
-    known = [*found.tags, *found.attrs.get("RepoDigests", ())]
-    return name if name in known or not known else known[0]
+    names = [*image.tags, *image.attrs.get("RepoDigests", ())]
+    return name if name in names or not names else str(names[0])
 
 
 def _reason(error: Exception) -> str:
-    return (
-        str(getattr(error, "explanation", None) or error).rpartition("(Caused by ")[2]
-        or type(error).__name__
-    )
+    """Return the innermost reason of an error of Docker's client, in one line."""
+    text = str(getattr(error, "explanation", None) or error)
+    return shortened(text.rpartition("(Caused by ")[2]) or type(error).__name__
 
 
 if __name__ == "__main__":
-    sys.stdin.buffer.read()  # to its end, which is the end of the run
-    with _engine() as _found:
-        end(_found, sys.argv[1])
+    # Wait for the end of the input, which is the end of the run.
+    sys.stdin.buffer.read()
+    with _engine() as _connection:
+        remove(_connection, sys.argv[1])

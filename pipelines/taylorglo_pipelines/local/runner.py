@@ -1,4 +1,4 @@
-"""The pipeline on this machine: kfp's local runner, a process or a container per task, and no server to start."""
+"""The pipeline on this machine, by kfp's local runner: a process or a container for each task."""
 
 import builtins
 import contextlib
@@ -11,31 +11,36 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TextIO
 
-from taylorglo.errors import InputError, TaylorgloError
+from kfp import local
+
+from taylorglo.errors import InputError, TaylorgloError, one_line
 from taylorglo.services.memo import RunState
 from taylorglo.services.mlflow import redacted
 from taylorglo.services.storage import open_store
+from taylorglo.services.tracking import Tracker
 from taylorglo.services.variables import CPUS, LOCAL_RUN, STARTED, STORE_URI, TRACKING_URI, required
 from taylorglo.tasks import console
 from taylorglo.training.machine import cpus
 from taylorglo_pipelines.config import Config
+from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
 Runner = Literal["subprocess", "docker"]
 
-_TASKS_AT_ONCE = 2  # of a loop, whatever is asked of kfp
+# kfp's local runner runs this many tasks of a loop at a time, and it has no option for the number.
+_PARALLEL_TASKS = 2
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where a finished run left things."""
+    """The places of a run's results: URI of the store, URI of MLflow, and path of the log."""
 
     store: str
     tracking: str
@@ -43,111 +48,131 @@ class Places:
 
 
 def run(config: Config, runner: Runner = "subprocess") -> Places:
-    """Run the sweep to its end; after an interruption, the same call goes on where it was.
+    """Run the sweep to its end, or go on with a run of it that was interrupted.
 
     Args:
         config: the sweep.
-        runner: what a task is: a process of this installation, or a container of the image (``docker``).
+        runner: whether a task is a process of this installation, or a container of the image
+            (``docker``).
 
     Raises:
         InputError: another run of the sweep is going on, or a task found bad input.
         TaylorgloError: a task failed.
     """
     work = _folder(Path(config.services.work_dir).absolute())
-    variables = {
-        **config.services.variables(),
-        LOCAL_RUN: "1",
-        STARTED: str(time.time()),
-        CPUS: str(max(1, cpus() // min(_TASKS_AT_ONCE, config.pipeline.shards))),
-    }
+    variables = _variables(config)
     places = Places(
         variables[STORE_URI],
         redacted(variables[TRACKING_URI]),
         _folder(work / "logs") / f"{config.name}.log",
     )
-    root = work / "pipeline" / config.name
     with (
         _only_run(work, config.name),
         _environment(variables),
         _opened(places.log, "a") as log,
-        _prepared(runner, config, work) as (kfp_runner, prepared),
+        _kfp_runner(runner, config, work) as (kfp_runner, prepared),
+        _interruptible(config, places.log),
     ):
         output = _TaskOutput(log, sys.stdout)
-        with _interruptible(config, places):
-            try:
-                with (
-                    contextlib.redirect_stdout(output),
-                    contextlib.redirect_stderr(output),
-                    warnings.catch_warnings(),
-                ):
-                    warnings.simplefilter("ignore")
-                    _run_pipeline(prepared, kfp_runner, root)
-                    # kfp takes a container that is gone before its exit status is asked for as
-                    # successful.
-                    if output.errors or not any(root.glob("*/report/page")):
-                        raise RuntimeError("there is no report")
-            except Exception as error:
-                _end_tracking(config, "FAILED")
-                if output.errors:
-                    raise InputError(
-                        "\n".join(dict.fromkeys(output.errors))
-                    ) from None  # shards may find the same
-                reason = _COLOUR.sub("", " ".join(str(error).split())).rstrip(".")
-                raise TaylorgloError(
-                    f"a task failed: {reason}; what it printed is in {places.log}"
-                ) from None
+        try:
+            _run_pipeline(prepared, kfp_runner, work / "pipeline" / config.name, output)
+        except Exception as error:
+            _end_tracking(config, "FAILED")
+            if output.errors:
+                # Several shards may find the same problem.
+                raise InputError("\n".join(dict.fromkeys(output.errors))) from None
+            reason = _COLOUR.sub("", one_line(error)).rstrip(".")
+            raise TaylorgloError(
+                f"a task failed: {reason}; what it printed is in {places.log}"
+            ) from None
     return places
 
 
+def _variables(config: Config) -> dict[str, str]:
+    """Return the environment variables of the tasks."""
+    parallel_tasks = min(_PARALLEL_TASKS, config.pipeline.shards)
+    return {
+        **config.services.variables(),
+        LOCAL_RUN: "1",
+        STARTED: str(time.time()),
+        CPUS: str(max(1, cpus() // parallel_tasks)),
+    }
+
+
 @contextlib.contextmanager
-def _prepared(runner: Runner, config: Config, work: Path) -> Iterator[tuple[Any, Config]]:
-    """The runner for kfp, and the configuration with the image as that runner knows it."""
+def _kfp_runner(runner: Runner, config: Config, work: Path) -> Iterator[tuple[Any, Config]]:
+    """Yield kfp's runner, and the configuration with the image by the name that it knows."""
     if runner == "docker":
+        # Here, so that a run without containers does not need Docker's package.
         from taylorglo_pipelines.local.containers import containers
 
         with containers(config, work) as prepared:
             yield prepared
     else:
-        from kfp.local import SubprocessRunner
-
-        yield SubprocessRunner(use_venv=False), config
+        yield local.SubprocessRunner(use_venv=False), config
 
 
-def _run_pipeline(config: Config, runner: Any, root: Path) -> None:
-    from kfp import local
+def _run_pipeline(config: Config, kfp_runner: Any, root: Path, output: "_TaskOutput") -> None:
+    """Run all tasks of the pipeline.
 
-    from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
+    Args:
+        config: the sweep.
+        kfp_runner: kfp's runner.
+        root: folder for the files that tasks pass to each other. Those of an earlier run go.
+        output: stream for everything that tasks and kfp print.
 
-    shutil.rmtree(
-        root, ignore_errors=True
-    )  # what passed between the tasks of an earlier run, data and all
-    _folder(root)  # which a container engine would make as root's
-    local.init(runner, pipeline_root=str(root))
-    # Bad input should be told at once, and whoever waits at a terminal tries again by hand.
-    at_once = config.model_copy(
-        update={"pipeline": config.pipeline.model_copy(update={"retries": 0})}
-    )
-    printer = builtins.print
+    Raises:
+        Exception: a task failed; kfp has no type for this.
+    """
+    shutil.rmtree(root, ignore_errors=True)
+    # A container engine would create the folder for its own user.
+    _folder(root)
+    # Bad input should be reported at once, and a person at a terminal can repeat the command.
+    layout = config.pipeline.model_copy(update={"retries": 0})
+    with (
+        contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),
+        warnings.catch_warnings(),
+        _print_restored(),
+    ):
+        warnings.simplefilter("ignore")
+        local.init(kfp_runner, pipeline_root=str(root))
+        sweep_pipeline(config.model_copy(update={"pipeline": layout}))()
+    # kfp counts a container as successful if it is gone before kfp asks for its exit status.
+    if output.errors or not any(root.glob("*/report/page")):
+        raise RuntimeError("there is no report")
+
+
+@contextlib.contextmanager
+def _print_restored() -> Iterator[None]:
+    """Put back Python's ``print``, which kfp replaces while a task runs.
+
+    kfp does not put it back if two tasks ran at a time.
+    """
+    original = builtins.print
     try:
-        sweep_pipeline(at_once)()
+        yield
     finally:
-        builtins.print = (
-            printer  # kfp replaces it while a task runs; of two tasks side by side, one forgets
-        )
+        builtins.print = original
 
 
 class _TaskOutput:
-    """The text stream of all tasks: everything goes to the log, what is meant for a person to the terminal too.
+    """The text stream of all tasks: lines for a person go to the terminal, all lines to the log.
 
-    kfp indents what tasks print, further and further where they run side by side; lines are kept without that.
+    kfp indents the lines of tasks, and further if tasks run at a time; the indentation is removed.
+
+    Attributes:
+        errors: the error lines of tasks so far.
     """
 
     def __init__(self, log: TextIO, terminal: TextIO) -> None:
-        self._log, self._terminal, self._rest = log, terminal, ""
-        self._lock = (
-            threading.RLock()
-        )  # tasks side by side are threads here, and a signal may come in between
         self.errors: list[str] = []
+        self._log = log
+        self._terminal = terminal
+        self._rest = ""
+        # Tasks that run at a time are threads of this process. The lock is reentrant, because a
+        # signal's handler may print while its thread holds the lock.
+        self._lock = threading.RLock()
 
     def write(self, text: str) -> int:
         with self._lock:
@@ -158,13 +183,13 @@ class _TaskOutput:
 
     def _pass_on(self, line: str) -> None:
         self._log.write(line + "\n")
-        said = console.parse(line)
-        if said is None:
+        message = console.parse(line)
+        if message is None:
             return
-        if said.is_error:
-            self.errors.append(said.text)
+        if message.is_error:
+            self.errors.append(message.text)
             return
-        self._terminal.write(said.text + "\n")
+        self._terminal.write(message.text + "\n")
         self._terminal.flush()
 
     def flush(self) -> None:
@@ -172,6 +197,7 @@ class _TaskOutput:
 
 
 def _folder(path: Path) -> Path:
+    """Create a folder, if there is none, and return its path."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -188,7 +214,11 @@ def _opened(path: Path, mode: Literal["a", "w"]) -> TextIO:
 
 @contextlib.contextmanager
 def _only_run(work: Path, name: str) -> Iterator[None]:
-    """A lock that the system takes back when the process ends, however it ends."""
+    """Hold the lock of a sweep, which the system releases when the process ends, however it ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
     with _opened(work / f".{name}.lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -198,13 +228,14 @@ def _only_run(work: Path, name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    former = {name: os.environ.get(name) for name in variables}
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables for a while."""
+    previous = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name, value in former.items():
+        for name, value in previous.items():
             if value is None:
                 del os.environ[name]
             else:
@@ -212,14 +243,19 @@ def _environment(variables: dict[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible(config: Config, places: Places) -> Iterator[None]:
-    """On Ctrl-C or a polite kill, close the MLflow run and leave at once: the tasks see it and end by themselves."""
+def _interruptible(config: Config, log: Path) -> Iterator[None]:
+    """On Ctrl-C or a termination signal, close the MLflow run and end this process at once.
+
+    The tasks end by themselves when this process ends.
+    """
 
     def leave(number: int, _: FrameType | None) -> None:
+        # A second signal does not wait for MLflow.
         for interrupt in _INTERRUPTS:
-            signal.signal(interrupt, signal.SIG_DFL)  # a second one does not wait for MLflow
+            signal.signal(interrupt, signal.SIG_DFL)
         print(
-            f"\ntaylorglo: interrupted; what is finished is kept, the same command goes on from there ({places.log})",
+            "\ntaylorglo: interrupted; what is finished is kept, the same command goes on from "
+            f"there ({log})",
             file=sys.__stderr__,
             flush=True,
         )
@@ -228,19 +264,17 @@ def _interruptible(config: Config, places: Places) -> Iterator[None]:
         finally:
             os._exit(128 + number)
 
-    former = {interrupt: signal.signal(interrupt, leave) for interrupt in _INTERRUPTS}
+    previous = {interrupt: signal.signal(interrupt, leave) for interrupt in _INTERRUPTS}
     try:
         yield
     finally:
-        for interrupt, handler in former.items():
+        for interrupt, handler in previous.items():
             signal.signal(interrupt, handler)
 
 
 def _end_tracking(config: Config, status: Literal["FAILED", "KILLED"]) -> None:
     """End the MLflow run of a pipeline run that did not come to its end."""
-    from taylorglo.services.tracking import Tracker
-
-    # The user is told what ended the run, and not that MLflow is away too.
+    # The user reads what ended the run, and not that MLflow is away too.
     with contextlib.suppress(TaylorgloError):
         state = RunState.read(open_store(required(STORE_URI)), config.name)
         if state.unfinished:

@@ -1,62 +1,87 @@
-"""One copy of what is the same in a compiled pipeline, so that its size hardly grows with the generations.
+"""One copy of equal parts of a compiled pipeline, whose size then hardly grows with generations.
 
-kfp writes component and executor anew for every task. The format lets tasks share a component, and components an
-executor, and so do both of its readers: kfp's local runner, and the backend, which visits each component once however
-many tasks refer to it (backend/src/v2/compiler/visitor.go). Loops are the exception: the backend makes templates for
-every task that is one, and names them after its component (argocompiler/dag.go, iteratorTask), so no two may share it.
+kfp writes a component and an executor for every task. The format lets tasks share a component, and
+components an executor. Both readers of the format support this: kfp's local runner, and the
+backend, which visits each component once (backend/src/v2/compiler/visitor.go). Loops are the
+exception. The backend makes templates for each task that is a loop, and names them after its
+component (argocompiler/dag.go, iteratorTask), so two loops cannot share a component.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 
 def deduplicated(pipeline: Any) -> Any:
-    """The same compiled pipeline (a ``dsl.pipeline``), in which equal executors and equal components are one."""
-    spec, platforms = pipeline.pipeline_spec, pipeline.platform_spec.platforms
-    executors = spec.deployment_spec["executors"]
-    configured = [platform.deployment_spec.executors for platform in platforms.values()]
-    same = _same(
-        (label, tuple(_bytes(of[label]) for of in (executors.fields, *configured) if label in of))
-        for label in executors.fields
-    )
-    for component in spec.components.values():
-        if component.executor_label:
-            component.executor_label = same.get(component.executor_label, component.executor_label)
-    for label in same:
-        for of in (executors.fields, *configured):
-            if label in of:
-                del of[label]
-    while same := _same((name, _bytes(component)) for name, component in spec.components.items()):
-        for component in (spec.root, *spec.components.values()):
-            for task in component.dag.tasks.values():
-                task.component_ref.name = same.get(task.component_ref.name, task.component_ref.name)
-        for name in same:
-            del spec.components[name]
-    _keep_loops_apart(spec)
+    """Return a compiled pipeline after equal executors and equal components were made one.
+
+    Args:
+        pipeline: a ``dsl.pipeline``, which is changed.
+    """
+    spec = pipeline.pipeline_spec
+    _merge_executors(spec, pipeline.platform_spec.platforms.values())
+    _merge_components(spec)
+    _separate_loops(spec)
     return pipeline
 
 
-def _keep_loops_apart(spec: Any) -> None:
-    taken: set[str] = set()
-    for name, component in (("root", spec.root), *sorted(spec.components.items())):
+def _merge_executors(spec: Any, platforms: Iterable[Any]) -> None:
+    """Keep one of the executors that are equal, with equal requests of each platform."""
+    executors = spec.deployment_spec["executors"].fields
+    tables = [executors, *(platform.deployment_spec.executors for platform in platforms)]
+    contents = {
+        label: tuple(_bytes(table[label]) for table in tables if label in table)
+        for label in executors
+    }
+    substitutes = _substitutes(contents)
+    for component in spec.components.values():
+        label = component.executor_label
+        if label:
+            component.executor_label = substitutes.get(label, label)
+    for label in substitutes:
+        for table in tables:
+            if label in table:
+                del table[label]
+
+
+def _merge_components(spec: Any) -> None:
+    """Keep one of the components that are equal; some are equal only once others were merged."""
+    while substitutes := _substitutes({n: _bytes(c) for n, c in spec.components.items()}):
+        for component in (spec.root, *spec.components.values()):
+            for task in component.dag.tasks.values():
+                name = task.component_ref.name
+                task.component_ref.name = substitutes.get(name, name)
+        for name in substitutes:
+            del spec.components[name]
+
+
+def _separate_loops(spec: Any) -> None:
+    """Give each task that is a loop a component that no other such task has."""
+    used: set[str] = set()
+    for parent, component in (("root", spec.root), *sorted(spec.components.items())):
         for task in component.dag.tasks.values():
+            if not task.WhichOneof("iterator"):
+                continue
             loop = task.component_ref.name
-            if task.WhichOneof("iterator") and loop in taken:
-                own = f"{loop}-of-{name.removeprefix('comp-')}"
-                spec.components[own].CopyFrom(spec.components[loop])
-                task.component_ref.name = own
-            if task.WhichOneof("iterator"):
-                taken.add(task.component_ref.name)
+            if loop in used:
+                copy = f"{loop}-of-{parent.removeprefix('comp-')}"
+                spec.components[copy].CopyFrom(spec.components[loop])
+                task.component_ref.name = copy
+            used.add(task.component_ref.name)
 
 
-def _same(items: Iterable[tuple[str, Any]]) -> Mapping[str, str]:
-    """For every name whose content another one has too, the first of them (``x`` before ``x-2`` before ``x-10``)."""
-    first: dict[Any, str] = {}
-    same = {}
-    for name, content in sorted(items, key=lambda item: (len(item[0]), item[0])):
-        if first.setdefault(content, name) != name:
-            same[name] = first[content]
-    return same
+def _substitutes(contents: Mapping[str, Hashable]) -> dict[str, str]:
+    """Return the first name with the same content, for each name that is not the first itself.
+
+    Args:
+        contents: contents by name. ``x`` counts as earlier than ``x-2``, and that than ``x-10``.
+    """
+    first: dict[Hashable, str] = {}
+    substitutes = {}
+    for name in sorted(contents, key=lambda name: (len(name), name)):
+        earliest = first.setdefault(contents[name], name)
+        if earliest != name:
+            substitutes[name] = earliest
+    return substitutes
 
 
 def _bytes(message: Any) -> bytes:

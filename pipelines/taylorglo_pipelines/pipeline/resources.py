@@ -1,22 +1,24 @@
-"""What Kubernetes is asked for: image, resources, credentials and limits of the tasks, in one place."""
+"""Requests of Kubernetes: image, resources, credentials and limits of the tasks, in one place."""
+
+from collections.abc import Sequence
 
 from kfp import dsl, kubernetes
 
 from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo_pipelines.config import PipelineSettings
 
-# The keys of the Secret and of the ConfigMap; each is the environment variable that it becomes.
+# Keys of the Secret and of the ConfigMap. Each has the name of the environment variable that it
+# becomes.
 SECRET_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PGUSER", "PGPASSWORD")
 OPTIONAL_SECRET_KEYS = ("AWS_SESSION_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD")
 CONFIG_KEYS = (STUDY_URL, STORE_URI, TRACKING_URI)
 OPTIONAL_CONFIG_KEYS = ("AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION")
-LABELS = {
-    "app.kubernetes.io/part-of": "taylorglo"
-}  # what network policies let through to the services
+# Network policies admit pods with these labels to the services.
+LABELS = {"app.kubernetes.io/part-of": "taylorglo"}
 
 
 def uncached(task: dsl.PipelineTask, name: str) -> dsl.PipelineTask:
-    """Name a task, and never cache it: it depends on the study, or changes it."""
+    """Name a task, and never reuse its result: it depends on the study, or changes it."""
     return task.set_display_name(name).set_caching_options(False)
 
 
@@ -28,7 +30,15 @@ def place(
     cached: bool = False,
     retried: bool = True,
 ) -> dsl.PipelineTask:
-    """Name a task that is one container, and give it image, credentials, URIs, labels and limits."""
+    """Name a task, and give it its image, credentials, URIs, labels and limits.
+
+    Args:
+        task: a task that is one container.
+        name: the name that people see.
+        settings: the layout of the pipeline.
+        cached: whether Kubeflow may reuse the result of an earlier task with the same inputs.
+        retried: whether Kubeflow tries the task again if it fails.
+    """
     task.set_display_name(name).set_caching_options(cached)
     if settings.image:
         task.set_container_image(settings.image)
@@ -39,12 +49,7 @@ def place(
             backoff_factor=2.0,
             backoff_max_duration="300s",
         )
-    for use, source, needed, optional in (
-        (kubernetes.use_secret_as_env, settings.secret, SECRET_KEYS, OPTIONAL_SECRET_KEYS),
-        (kubernetes.use_config_map_as_env, settings.config_map, CONFIG_KEYS, OPTIONAL_CONFIG_KEYS),
-    ):
-        use(task, source, {key: key for key in needed})
-        use(task, source, {key: key for key in optional}, optional=True)
+    _add_variables(task, settings)
     for key, value in LABELS.items():
         kubernetes.add_pod_label(task, key, value)
     kubernetes.set_security_context(task, run_as_non_root=True)
@@ -54,19 +59,34 @@ def place(
     return task
 
 
+def _add_variables(task: dsl.PipelineTask, settings: PipelineSettings) -> None:
+    """Give a task the credentials and the URIs of the services as environment variables."""
+    kubernetes.use_secret_as_env(task, settings.secret, _same(SECRET_KEYS))
+    kubernetes.use_secret_as_env(task, settings.secret, _same(OPTIONAL_SECRET_KEYS), optional=True)
+    kubernetes.use_config_map_as_env(task, settings.config_map, _same(CONFIG_KEYS))
+    kubernetes.use_config_map_as_env(
+        task, settings.config_map, _same(OPTIONAL_CONFIG_KEYS), optional=True
+    )
+
+
+def _same(keys: Sequence[str]) -> dict[str, str]:
+    """Return the variable that each key becomes, which has the same name."""
+    return {key: key for key in keys}
+
+
 def place_training(
     task: dsl.PipelineTask, name: str, settings: PipelineSettings
 ) -> dsl.PipelineTask:
-    """The same for a task that trains networks, with CPU, memory, accelerator and nodes."""
+    """Name and place a task that trains networks, with CPU, memory, accelerator and nodes too."""
     place(task, name, settings)
-    for amount, ask in (
+    for amount, request in (
         (settings.cpu, task.set_cpu_request),
         (settings.cpu_limit, task.set_cpu_limit),
         (settings.memory, task.set_memory_request),
         (settings.memory_limit, task.set_memory_limit),
     ):
         if amount:
-            ask(amount)
+            request(amount)
     if settings.accelerator:
         task.set_accelerator_type(settings.accelerator).set_accelerator_limit(1)
     if settings.shared_memory:

@@ -1,7 +1,8 @@
 """The sweep as a Kubeflow pipeline: wiring only, from top to bottom.
 
 check -> prepare (cached) -> open -> baselines, tuned
-        -> generation 1..G: propose -> filter -> shards: evaluate -> ... -> champion -> attack -> report
+        -> generation 1..G: propose -> filter -> shards: evaluate
+        -> champion -> attack -> report
 """
 
 from typing import Any, List, NamedTuple  # noqa: UP035

@@ -1,38 +1,70 @@
-"""The study's database: PostgreSQL as on SQLite, connections that break, and what is said when it
-cannot be used."""
+"""The study's database: PostgreSQL beside SQLite, broken connections, and the errors of databases
+that cannot be used."""
 
+import itertools
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from clocks import Clock
 from servers import at_once
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
+from taylorglo import retries
 from taylorglo.errors import InputError, ServiceError
-from taylorglo.search import database as module
+from taylorglo.results import Evaluation
 from taylorglo.search.study import Search
-from taylorglo.settings import SearchSettings
+from taylorglo.settings import Identity, SearchSettings
 
 SETTINGS = SearchSettings(popsize=4, mean=[0.0] * 4, filters=["learnable"])
+IDENTITY = Identity(candidates={"seed": 3}, fitness={}, precision="auto")
 CLASSES = 10
 SECRET = "correct-horse"
+TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
+
+Figures = list[tuple[Any, ...]]
 
 
-def open_search(url: str) -> Search:
-    return Search(url, "s", SETTINGS, 3, {"seed": 3})
+def begin_search(url: str, name: str = "s", **waits: float) -> Search:
+    """Open a study as the first task does, which makes its tables if need be."""
+    return Search(url, name, SETTINGS, 3, IDENTITY, **waits)
 
 
-def run(search: Search, generations: int) -> list[tuple[Any, ...]]:
+def join_search(url: str) -> Search:
+    """Open the study as a later task does."""
+    return Search(url, "s", SETTINGS, 3)
+
+
+def evaluation(theta: list[float]) -> Evaluation:
+    """Return the result of a candidate, which depends on theta alone."""
+    fitness = 1 / (1 + sum(x * x for x in theta))
+    return Evaluation(
+        status="ok",
+        fitness=fitness,
+        accuracies=[fitness],
+        robust_accuracies=[],
+        curve=[],
+        started=0.0,
+        ended=1.0,
+        seconds=1.0,
+    )
+
+
+HALF = evaluation([1.0])  # its fitness is 0.5
+
+
+def run(search: Search, generations: int) -> Figures:
+    """Run a search; return everything that the study has of its candidates but the time."""
     for generation in range(1, generations + 1):
         search.propose(generation)
-        for c in search.screen(generation, CLASSES):
-            if not c.finished:
-                search.tell(c.trial, 1 / (1 + sum(x * x for x in c.theta)), {"status": "ok"})
+        for candidate in search.screen(generation, CLASSES):
+            if not candidate.finished:
+                search.tell(candidate.trial, evaluation(candidate.theta))
     return [
         (c.trial, c.generation, c.theta, c.verdict, c.result, c.fitness)
         for c in search.candidates()
@@ -40,68 +72,72 @@ def run(search: Search, generations: int) -> list[tuple[Any, ...]]:
 
 
 @pytest.fixture(scope="module")
-def expected(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[Any, ...]]:
-    """Two generations as SQLite gives them."""
-    return run(open_search(f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/study.db"), 2)
+def expected(tmp_path_factory: pytest.TempPathFactory) -> Figures:
+    """Two generations in SQLite."""
+    return run(begin_search(f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/study.db"), 2)
 
 
 @pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_PAUSE", 0.01)
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.05)
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the pauses between tries, which does not wait."""
+    clock = Clock()
+    monkeypatch.setattr(retries, "time", clock)
+    return clock
+
+
+class Admin:
+    """The administrator of the server, connected to another database than the test's."""
+
+    def __init__(self, execute: Callable[..., object], url: str) -> None:
+        self.database = url.split("/")[3].split("?")[0]
+        self._execute = execute
+
+    def end_connections(self) -> None:
+        self._execute(TERMINATE, [self.database])
+
+    def allow_connections(self, allowed: bool) -> None:
+        self._execute(f"ALTER DATABASE {self.database} ALLOW_CONNECTIONS {allowed}")
 
 
 @pytest.fixture
-def admin(postgres: str) -> Iterator[Callable[..., None]]:
-    """Statements of the server's administrator, from a database of her own."""
+def admin(postgres: str, postgres_url: str) -> Iterator[Admin]:
     import psycopg
 
     with psycopg.connect(postgres, autocommit=True) as connection:
-        yield connection.execute
+        yield Admin(connection.execute, postgres_url)
 
 
-def name_of(url: str) -> str:
-    return url.split("/")[3].split("?")[0]
+def test_postgresql_gives_the_candidates_of_sqlite(postgres_url: str, expected: Figures) -> None:
+    assert run(begin_search(postgres_url), 2) == expected
+    assert run(begin_search(postgres_url), 2) == expected
 
 
-TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
-
-
-def test_postgresql_gives_the_candidates_of_sqlite(postgres_url, expected):
-    assert run(open_search(postgres_url), 2) == expected
-    assert run(open_search(postgres_url), 2) == expected
-
-
-def test_two_processes_tell_the_same_results_at_once(postgres_url, expected):
-    search = open_search(postgres_url)
+def test_two_processes_tell_the_same_results_at_once(postgres_url: str, expected: Figures) -> None:
+    search = begin_search(postgres_url)
     search.propose(1)
     search.screen(1, CLASSES)
     code = """
-from test_study_database import *
-search = Search(sys.argv[1], "s", SETTINGS, 3)
-own = [c for c in search.candidates(1) if not c.rejected]
+from test_study_database import evaluation, join_search
+search = join_search(sys.argv[1])
+accepted = [candidate for candidate in search.candidates(1) if not candidate.rejected]
 wait()
-for c in own:
-    search.tell(c.trial, 1 / (1 + sum(x * x for x in c.theta)), {"status": "ok"})
+for candidate in accepted:
+    search.tell(candidate.trial, evaluation(candidate.theta))
 """
     assert at_once(code, postgres_url, path=Path(__file__).parent) == [("", "")] * 2
-    assert run(open_search(postgres_url), 2) == expected
+    assert run(begin_search(postgres_url), 2) == expected
 
 
 @contextmanager
-def on_every_write(number: int, action: Callable[[], object]) -> Iterator[list[str]]:
-    """Do something just before every ``number``-th statement that writes; yields those
-    statements."""
-    writes = 0
+def before_every_write(number: int, action: Callable[[], object]) -> Iterator[list[str]]:
+    """Act just before every ``number``-th statement that writes; yield these statements."""
+    writes = itertools.count(1)
     struck: list[str] = []
 
-    def before(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
-        nonlocal writes
-        if statement.startswith(("INSERT", "UPDATE")):
-            writes += 1
-            if writes % number == 0:
-                struck.append(statement)
-                action()
+    def before(connection: object, cursor: object, statement: str, *_: object) -> None:
+        if statement.startswith(("INSERT", "UPDATE")) and next(writes) % number == 0:
+            struck.append(statement)
+            action()
 
     event.listen(Engine, "before_cursor_execute", before)
     try:
@@ -110,93 +146,97 @@ def on_every_write(number: int, action: Callable[[], object]) -> Iterator[list[s
         event.remove(Engine, "before_cursor_execute", before)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_connections_that_break_in_the_middle_of_a_write(postgres_url, expected, admin):
-    search = open_search(postgres_url)
-    with on_every_write(17, lambda: admin(TERMINATE, [name_of(postgres_url)])) as struck:
-        found = run(search, 2)
+@pytest.mark.usefixtures("clock")
+def test_connections_that_break_in_the_middle_of_a_write(
+    postgres_url: str, expected: Figures, admin: Admin
+) -> None:
+    search = begin_search(postgres_url)
+    with before_every_write(17, admin.end_connections) as struck:
+        figures = run(search, 2)
     assert len({statement.split("(")[0] for statement in struck}) >= 3, "of several tables"
-    assert found == expected
+    assert figures == expected
     assert len(search._study.trials) == len(expected)
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_database_that_goes_away_and_comes_back(postgres_url, expected, admin):
-    search, name = open_search(postgres_url), name_of(postgres_url)
+@pytest.mark.usefixtures("clock")
+def test_a_database_that_goes_away_and_comes_back(
+    postgres_url: str, expected: Figures, admin: Admin
+) -> None:
+    search = begin_search(postgres_url)
     search.propose(1)
-    admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-    admin(TERMINATE, [name])
-    for action in (
+    admin.allow_connections(False)
+    admin.end_connections()
+    actions: tuple[Callable[[], object], ...] = (
         lambda: search.candidates(),
         lambda: search.propose(1),
         lambda: search.screen(1, CLASSES),
-        lambda: search.tell(0, 0.5, {}),
-        lambda: open_search(postgres_url),
-    ):
+        lambda: search.tell(0, HALF),
+        lambda: begin_search(postgres_url),
+    )
+    for action in actions:
         with pytest.raises(
             ServiceError,
-            match=r"^the study's database fails, after 4 tries: .*not currently accepting connections$",
+            match=r"^the study's database fails, after 4 tries: "
+            r".*not currently accepting connections$",
         ):
             action()
-    admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    admin.allow_connections(True)
     assert run(search, 2) == expected
 
 
-@pytest.mark.usefixtures("impatient")
 def test_in_the_middle_of_a_search_a_server_has_time_to_start_again(
-    postgres_url, admin, monkeypatch
-):
-    name = name_of(postgres_url)
-    open_search(postgres_url).propose(1)
-    task = Search(postgres_url, "s", SETTINGS, 3)  # as a task does that comes after the front door
-    admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
-    admin(TERMINATE, [name])
-    pauses: list[float] = []
+    postgres_url: str, admin: Admin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin_search(postgres_url).propose(1)
+    task = join_search(postgres_url)
+    admin.allow_connections(False)
+    admin.end_connections()
 
-    def pause(seconds: float) -> None:
-        pauses.append(seconds)
-        if len(pauses) == 10:
-            admin(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+    def start_again() -> None:
+        if len(clock.pauses) == 10:
+            admin.allow_connections(True)
 
-    monkeypatch.setattr(module, "_PAUSE", 0.5)
-    monkeypatch.setattr(module.time, "sleep", pause)
+    clock = Clock(start_again)
+    monkeypatch.setattr(retries, "time", clock)
     assert len(task.candidates(1)) == 4
-    assert pauses == [0.5, 1, 2, 4, 8, 16, 16, 16, 16, 16]
+    assert clock.pauses == [0.5, 1, 2, 4, 8, 16, 16, 16, 16, 16]
 
 
-# Two runs at once
-
-
-def test_a_claim_is_one_process_s_and_ends_with_its_connection(postgres_url, admin):
-    mine, theirs = open_search(postgres_url), open_search(postgres_url)
-    trial = mine.propose(1)[0].trial
-    with mine.claimed(trial) as candidate:
+def test_a_claim_belongs_to_one_process_and_ends_with_its_connection(
+    postgres_url: str, admin: Admin
+) -> None:
+    ours = begin_search(postgres_url)
+    theirs = begin_search(postgres_url)
+    trial = ours.propose(1)[0].trial
+    with ours.claimed(trial) as candidate:
         assert candidate is not None
         with theirs.claimed(trial) as taken:
             assert taken is None
         with theirs.claimed(trial + 1) as other:
             assert other is not None
-        admin(
-            TERMINATE, [name_of(postgres_url)]
-        )  # as when a process is killed, or the server restarted
+        # A connection ends when its process is killed, or when the server restarts.
+        admin.end_connections()
         with theirs.claimed(trial) as freed:
             assert freed is not None
-    with mine.claimed(trial) as again:
+    with ours.claimed(trial) as again:
         assert again is not None
 
 
-def test_claims_on_another_study_are_others(postgres_url):
-    first, second = open_search(postgres_url), Search(postgres_url, "s.2", SETTINGS, 3, {"seed": 3})
+def test_claims_on_different_studies_do_not_conflict(postgres_url: str) -> None:
+    first = begin_search(postgres_url)
+    second = begin_search(postgres_url, "s.2")
     trial = first.propose(1)[0].trial
     assert second.propose(1)[0].trial == trial
-    with first.claimed(trial) as mine, second.claimed(trial) as other:
-        assert mine is not None
+    with first.claimed(trial) as ours, second.claimed(trial) as other:
+        assert ours is not None
         assert other is not None
 
 
-def test_two_runs_that_draw_at_once_draw_one_generation(postgres_url, expected):
-    open_search(postgres_url)
-    searches = [Search(postgres_url, "s", SETTINGS, 3) for _ in range(4)]
+def test_two_runs_that_draw_at_once_draw_one_generation(
+    postgres_url: str, expected: Figures
+) -> None:
+    begin_search(postgres_url)
+    searches = [join_search(postgres_url) for _ in range(4)]
     barrier = threading.Barrier(len(searches))
     failures: list[BaseException] = []
 
@@ -214,17 +254,20 @@ def test_two_runs_that_draw_at_once_draw_one_generation(postgres_url, expected):
     for thread in threads:
         thread.join(60)
     assert failures == []
-    assert run(open_search(postgres_url), 2) == expected
+    assert run(begin_search(postgres_url), 2) == expected
 
 
-# What is said
+@pytest.fixture
+def closed_url(closed_port: int) -> str:
+    """The URL of a server that is not there."""
+    return f"postgresql://someone@127.0.0.1:{closed_port}/study"
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_server_that_is_not_there(free_port_url, monkeypatch):
+@pytest.mark.usefixtures("clock")
+def test_a_server_that_is_not_there(closed_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGPASSWORD", SECRET)
     with pytest.raises(ServiceError) as caught:
-        open_search(free_port_url)
+        begin_search(closed_url)
     message = str(caught.value)
     assert message.startswith("the study's database fails, after 4 tries: ")
     assert "refused" in message
@@ -232,31 +275,18 @@ def test_a_server_that_is_not_there(free_port_url, monkeypatch):
     assert SECRET not in message
 
 
-@pytest.fixture
-def free_port_url() -> str:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"postgresql://someone@127.0.0.1:{probe.getsockname()[1]}/study"
-
-
-@pytest.mark.usefixtures("impatient")
-def test_tries_are_counted_and_paused_for(free_port_url, monkeypatch):
-    pauses: list[float] = []
-    monkeypatch.setattr(module, "_PAUSE", 0.5)
-    monkeypatch.setattr(module.time, "sleep", pauses.append)
+def test_tries_are_counted_and_paused_for(closed_url: str, clock: Clock) -> None:
     with pytest.raises(ServiceError):
-        open_search(free_port_url)
-    assert pauses == [0.5, 1.0, 2.0]
+        begin_search(closed_url)
+    assert clock.pauses == [0.5, 1.0, 2.0]
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_database_that_does_not_exist(postgres_url):
+@pytest.mark.usefixtures("clock")
+def test_a_database_that_does_not_exist(postgres_url: str, admin: Admin) -> None:
     with pytest.raises(
         ServiceError, match=r'^the study\'s database fails.* database "nosuch" does not exist$'
     ):
-        open_search(postgres_url.replace(name_of(postgres_url), "nosuch"))
+        begin_search(postgres_url.replace(admin.database, "nosuch"))
 
 
 @pytest.mark.parametrize(
@@ -267,9 +297,9 @@ def test_a_database_that_does_not_exist(postgres_url):
         f"postgresql://someone@127.0.0.1/study?sslpassword={SECRET}",
     ],
 )
-def test_passwords_in_the_url_are_refused_unseen(url):
+def test_passwords_in_the_url_are_refused_and_not_shown(url: str) -> None:
     with pytest.raises(InputError, match="PGPASSWORD") as caught:
-        open_search(url)
+        begin_search(url)
     assert SECRET not in str(caught.value)
 
 
@@ -289,54 +319,54 @@ def test_passwords_in_the_url_are_refused_unseen(url):
         ),
     ],
 )
-def test_urls_that_cannot_be_used(url, message):
+def test_urls_that_cannot_be_used(url: str, message: str) -> None:
     with pytest.raises(InputError) as caught:
-        open_search(url)
+        begin_search(url)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
     assert SECRET not in str(caught.value)
 
 
-def test_files_that_are_no_database(tmp_path):
+def test_files_that_are_no_database(tmp_path: Path) -> None:
     letter = tmp_path / "letter.txt"
     letter.write_text("Dear study,\n" * 500)
     with pytest.raises(
         InputError,
         match=r"letter\.txt: the study's database cannot be used: file is not a database$",
     ):
-        open_search(f"sqlite:///{letter}")
+        begin_search(f"sqlite:///{letter}")
     assert letter.read_text() == "Dear study,\n" * 500
     with pytest.raises(
         InputError, match=r"nowhere/study\.db: the study's database cannot be used: unable to open"
     ):
-        open_search(f"sqlite:///{tmp_path}/nowhere/study.db")
+        begin_search(f"sqlite:///{tmp_path}/nowhere/study.db")
 
 
-def test_a_database_that_may_only_be_read(tmp_path):
-    open_search(f"sqlite:///{tmp_path}/study.db")
+def test_a_database_that_may_only_be_read(tmp_path: Path) -> None:
+    begin_search(f"sqlite:///{tmp_path}/study.db")
     with pytest.raises(
         InputError,
         match=r"^the study's database cannot be used: attempt to write a readonly database$",
     ):
-        Search(f"sqlite:///file:{tmp_path}/study.db?mode=ro&uri=true", "s", SETTINGS, 3)
+        join_search(f"sqlite:///file:{tmp_path}/study.db?mode=ro&uri=true")
 
 
-def test_a_locked_file_is_waited_for_and_not_for_ever(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_PAUSE", 0.01)
-    url, path = f"sqlite:///{tmp_path}/study.db", tmp_path / "study.db"
-    patient = open_search(url)
-    monkeypatch.setattr(module, "_BUSY_SECONDS", 0.05)
-    impatient = open_search(url)
+@pytest.mark.usefixtures("clock")
+def test_a_locked_file_is_waited_for_but_not_for_ever(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/study.db"
+    patient = begin_search(url)
+    impatient = begin_search(url, busy_seconds=0.05)
     trial = patient.propose(1)[0].trial
-    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(
-        ServiceError, match=r"^the study's database fails, after 4 tries: database is locked$"
-    ):
-        impatient.tell(trial, 0.5, {})
-    release = threading.Timer(0.5, lambda: other.execute("ROLLBACK"))
-    release.start()
-    patient.tell(trial, 0.5, {})
-    release.join()
-    other.close()
+    with closing(
+        sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
+    ) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(
+            ServiceError, match=r"^the study's database fails, after 4 tries: database is locked$"
+        ):
+            impatient.tell(trial, HALF)
+        release = threading.Timer(0.5, lambda: other.execute("ROLLBACK"))
+        release.start()
+        patient.tell(trial, HALF)
+        release.join()
     assert impatient.candidates()[0].fitness == 0.5

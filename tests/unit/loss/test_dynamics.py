@@ -1,6 +1,8 @@
 """The learning rule, A, B and p*, each measured by autograd through a real softmax, in float64."""
 
 import math
+from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def random_theta(rng: np.random.Generator, order: int, sigma: float = 1.2) -> li
 
 
 def order_3(theta: list[float], t: Tensor, h: Tensor) -> Tensor:
-    """F(t, h) as the papers write it."""
+    """Return f(t, h) as the papers write it."""
     th0, th1, th2, th3, th4, th5, th6, th7 = theta
     v, u = t - th0, h - th1
     return th2 * u + th3 * u**2 + th4 * u**3 + th5 * v * u + th6 * v * u**2 + th7 * v**2 * u
@@ -47,43 +49,44 @@ def order_2(theta: list[float], t: Tensor, h: Tensor) -> Tensor:
 
 
 def gradient(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
-    """DL/dz of each sample, (N, n)."""
+    """Return dL/dz of each sample, (N, n)."""
     logits = logits.detach().requires_grad_()
     return torch.autograd.grad(loss.per_sample(logits, targets).sum(), logits)[0]
 
 
 def at_confidence(p: float, n: int) -> Tensor:
-    """Logits of one sample whose target 0 has probability p, and all others the same."""
+    """Return logits of one sample whose target 0 has probability p; the others share the rest."""
     logits = torch.zeros(1, n, dtype=torch.float64)
     logits[0, 0] = math.log(p * (n - 1) / (1 - p))
     return logits
 
 
 def pull_on_target(loss: Loss, p: float, n: int) -> float:
-    """How fast a gradient step lifts the target's logit over another, per learning rate, at
-    confidence p."""
-    found = gradient(loss, at_confidence(p, n), torch.tensor([0]))[0]
-    return float(found[1] - found[0])
+    """Return how far a step at confidence p lifts the target's logit, per learning rate."""
+    slope = gradient(loss, at_confidence(p, n), torch.tensor([0]))[0]
+    return float(slope[1] - slope[0])
 
 
 def measured_drive(loss: Loss, n: int) -> float:
-    """A: at equal logits, a step with rate lr lifts the target's logit over the others by lr
-    A/n."""
-    found = gradient(loss, torch.zeros(n, n, dtype=torch.float64), torch.arange(n))
-    lifts = (
-        found - found.diagonal()[:, None]
-    )  # of the target over each other class, for each target
+    """Return A: at equal logits, a step lifts the target's logit over the others by rate A/n."""
+    slopes = gradient(loss, torch.zeros(n, n, dtype=torch.float64), torch.arange(n))
+    # The lift of each target over each other class.
+    lifts = slopes - slopes.diagonal()[:, None]
     others = lifts[~torch.eye(n, dtype=torch.bool)]
     torch.testing.assert_close(others, others[0].expand_as(others), rtol=1e-9, atol=1e-12)
     return float(others[0]) * n
 
 
 def measured_collapse_matrix(loss: Loss, n: int) -> Tensor:
-    """-d(gradient)/d(delta) of a balanced batch whose samples share the logits delta, at delta = 0.
+    """Return -d(gradient)/d(delta) at delta = 0, if all samples share the logits delta.
 
-    The learning rule averaged over the targets is dL/dz_j = -h_j (G(h_j) - sum_k h_k G(h_k)) with G(h) the mean over
-    the classes of gamma(t, h). At h = 1/n it is 0, and to first order in delta (sum zero, so dh = delta/n) it is
-    -G'(1/n) delta / n^2: on that subspace the matrix is B/n^2, and along (1, ..., 1) it is 0.
+    The batch is balanced. The learning rule averaged over the targets is
+
+        dL/dz_j = -h_j (G(h_j) - sum_k h_k G(h_k))
+
+    with G(h) the mean over the classes of gamma(t, h). At h = 1/n it is 0. To first order in delta
+    (its sum is zero, so that dh = delta/n) it is -G'(1/n) delta / n^2. On that subspace the matrix
+    is B/n^2, and along (1, ..., 1) it is 0.
     """
 
     def batch_gradient(delta: Tensor) -> Tensor:
@@ -102,23 +105,25 @@ def test_the_coefficients_are_those_of_the_derivative_of_f(order: int) -> None:
         h = torch.tensor(rng.uniform(-1, 2, 20)).requires_grad_()
         expected = torch.autograd.grad(f(theta, t, h).sum(), h)[0].numpy()
         c1, ch, chh, chy, cy, cyy = coefficients(theta)
-        t, h = t.numpy(), h.detach().numpy()
-        found = c1 + ch * h + chh * h**2 + chy * h * t + cy * t + cyy * t**2
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
-        np.testing.assert_allclose(
-            [gamma(theta, a)(b) for a, b in zip(t, h, strict=True)], expected, 1e-9, 1e-9
-        )
+        targets = t.numpy()
+        predictions = h.detach().numpy()
+        on_h = c1 + ch * predictions + chh * predictions**2
+        on_t = cy * targets + cyy * targets**2
+        values = on_h + chy * predictions * targets + on_t
+        np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-9)
+        by_gamma = [gamma(theta, a)(b) for a, b in zip(targets, predictions, strict=True)]
+        np.testing.assert_allclose(by_gamma, expected, 1e-9, 1e-9)
 
 
 def test_the_coefficients_of_the_published_mnist_loss() -> None:
-    # 3 th4, 2 th6, th7, 2 th3 - 6 th1 th4 - 2 th0 th6, th5 - 2 th1 th6 - 2 th0 th7, worked out by
-    # hand.
-    found = coefficients(MNIST)
-    assert found.chh == pytest.approx(23.6178)
-    assert found.chy == pytest.approx(4.0368)
-    assert found.cyy == 7.0513
-    assert found.ch == pytest.approx(0.4830 - 355.287291 + 44.16582144, rel=1e-6)
-    assert found.cy == pytest.approx(8.9666 - 30.36319488 + 154.29372608, rel=1e-6)
+    # 3 th4, 2 th6, th7, 2 th3 - 6 th1 th4 - 2 th0 th6, and th5 - 2 th1 th6 - 2 th0 th7 are computed
+    # by hand.
+    published = coefficients(MNIST)
+    assert published.chh == pytest.approx(23.6178)
+    assert published.chy == pytest.approx(4.0368)
+    assert published.cyy == 7.0513
+    assert published.ch == pytest.approx(0.4830 - 355.287291 + 44.16582144, rel=1e-6)
+    assert published.cy == pytest.approx(8.9666 - 30.36319488 + 154.29372608, rel=1e-6)
 
 
 def test_coefficients_of_order_4_do_not_exist() -> None:
@@ -132,9 +137,8 @@ def test_a_step_at_equal_logits_lifts_the_target_by_the_drive_over_n(n: int, ord
     rng = np.random.default_rng(order)
     for _ in range(5):
         theta = random_theta(rng, order)
-        assert learning_drive(theta, n) == pytest.approx(
-            measured_drive(TaylorLoss(theta, order), n), rel=1e-8, abs=1e-8
-        )
+        measured = measured_drive(TaylorLoss(theta, order), n)
+        assert learning_drive(theta, n) == pytest.approx(measured, rel=1e-8, abs=1e-8)
 
 
 @pytest.mark.parametrize("n", CLASSES)
@@ -143,10 +147,10 @@ def test_the_drive_and_the_rate_of_order_3_in_closed_form(n: int) -> None:
     for _ in range(20):
         theta = random_theta(rng, 3)
         _, ch, chh, chy, cy, cyy = coefficients(theta)
-        assert learning_drive(theta, n) == pytest.approx(cy + cyy + chy / n, rel=1e-9, abs=1e-9)
-        assert collapse_rate(theta, n) == pytest.approx(
-            ch + 2 * chh / n + chy / n, rel=1e-9, abs=1e-9
-        )
+        drive = cy + cyy + chy / n
+        rate = ch + 2 * chh / n + chy / n
+        assert learning_drive(theta, n) == pytest.approx(drive, rel=1e-9, abs=1e-9)
+        assert collapse_rate(theta, n) == pytest.approx(rate, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("order", [2, 3, 4, 5])
@@ -169,9 +173,8 @@ def test_the_net_pull_is_the_measured_one(order: int) -> None:
         theta = random_theta(rng, order)
         for p in rng.uniform(0.01, 0.99, 5):
             # dL/dz_T = -p (1-p) g, and the others share the rest equally.
-            expected = pull_on_target(TaylorLoss(theta, order), p, n) / (
-                p * (1 - p) * (1 + 1 / (n - 1))
-            )
+            factor = p * (1 - p) * (1 + 1 / (n - 1))
+            expected = pull_on_target(TaylorLoss(theta, order), p, n) / factor
             assert net_pull(theta, n)(p) == pytest.approx(expected, rel=1e-7, abs=1e-8)
 
 
@@ -179,33 +182,33 @@ def test_the_net_pull_is_the_measured_one(order: int) -> None:
 @pytest.mark.parametrize("decades", [0, 16])
 def test_the_equilibrium_is_the_first_root_of_a_fine_scan(order: int, decades: int) -> None:
     rng = np.random.default_rng(10 + order)
-    found_any = {True: 0, False: 0}
+    absences: Counter[bool] = Counter()
     for _ in range(150):
         n = int(rng.choice(CLASSES))
         theta = [value * 10 ** -rng.uniform(0, decades) for value in random_theta(rng, order)]
-        pull, grid = (
-            net_pull(theta, n),
-            np.concatenate([[1 / n + 1e-9], np.linspace(1 / n, 1, 10_001)[1:]]),
-        )
+        pull = net_pull(theta, n)
+        grid = np.concatenate([[1 / n + 1e-9], np.linspace(1 / n, 1, 10_001)[1:]])
         values = pull(grid)
         flips = np.flatnonzero(np.sign(values[1:]) != np.sign(values[:-1]))
-        found = equilibrium_confidence(theta, n)
-        found_any[found is None] += 1
+        rest = equilibrium_confidence(theta, n)
+        absences[rest is None] += 1
         if not flips.size:
-            assert found is None or found < grid[0]
+            assert rest is None or rest < grid[0]
         else:
             first = brentq(pull, grid[flips[0]], grid[flips[0] + 1], xtol=1e-15)
-            assert found == pytest.approx(first, rel=0, abs=1e-9)
-    assert min(found_any.values()) >= 15
+            assert rest == pytest.approx(first, rel=0, abs=1e-9)
+    assert min(absences[True], absences[False]) >= 15
 
 
 def test_a_pull_that_only_touches_zero_rests_there_or_nowhere() -> None:
-    chh = 81 / 80  # with chh (p^2 - ((1-p)/9)^2) + chy p + cy = (p - r)^2
+    # These coefficients make chh (p^2 - ((1-p)/9)^2) + chy p + cy equal to (p - r)^2.
+    chh = 81 / 80
     for root in np.linspace(0.15, 0.95, 200):
         theta = from_coefficients(root**2 + chh / 81, -2 * root - 2 * chh / 81, 0.0, chh)
         assert net_pull(theta, 10)(0.5) == pytest.approx((0.5 - root) ** 2, abs=1e-12)
-        found = equilibrium_confidence(theta, 10)  # rounding decides which
-        assert found is None or abs(found - root) < 1e-6
+        # Rounding decides between a root and none.
+        rest = equilibrium_confidence(theta, 10)
+        assert rest is None or abs(rest - root) < 1e-6
 
 
 def test_the_pull_vanishes_at_the_equilibrium_and_changes_sign_there() -> None:
@@ -226,23 +229,24 @@ def test_the_pull_vanishes_at_the_equilibrium_and_changes_sign_there() -> None:
 @pytest.mark.parametrize(
     ("theta", "n", "rest"),
     [
-        ([0, 0, 0, -1, 0, 2, 0, 0], 10, 1.0),  # gamma = 2(t-h), squared error
-        ([0, 0, 0, 0, 0, 1, 0, 0], 10, None),  # gamma = t: a constant pull
-        ([0, 0, 5, 0, 0, 0, 0, 0], 10, None),  # gamma = c1: no pull at all
+        # gamma = 2 (t - h), squared error.
+        ([0, 0, 0, -1, 0, 2, 0, 0], 10, 1.0),
+        # gamma = t, a constant pull.
+        ([0, 0, 0, 0, 0, 1, 0, 0], 10, None),
+        # gamma = c1, no pull at all.
+        ([0, 0, 5, 0, 0, 0, 0, 0], 10, None),
         ([0.0] * 8, 10, None),
-        ([0, 0, 0, -0.5, 0, 0.4, 0, 0], 2, 0.7),  # g = 0.4 - p + (1-p) = 1.4 - 2p
-        (
-            [0, 0, 0, -0.5, 0, 0, 0, 0],
-            4,
-            None,
-        ),  # g(1/n) = 0 is chance, where training starts, not where it rests
+        # g = 0.4 - p + (1-p) = 1.4 - 2p.
+        ([0, 0, 0, -0.5, 0, 0.4, 0, 0], 2, 0.7),
+        # g(1/n) = 0, but 1/n is the confidence of chance: training starts and does not rest there.
+        ([0, 0, 0, -0.5, 0, 0, 0, 0], 4, None),
         ([1e-200] * 8, 3, None),
     ],
 )
 def test_equilibria_by_hand(theta: list[float], n: int, rest: float | None) -> None:
-    found = equilibrium_confidence(theta, n)
-    assert found == (rest if rest is None else pytest.approx(rest, abs=1e-12))
-    assert found is None or 1 / n < found <= 1
+    equilibrium = equilibrium_confidence(theta, n)
+    assert equilibrium == (rest if rest is None else pytest.approx(rest, abs=1e-12))
+    assert equilibrium is None or 1 / n < equilibrium <= 1
 
 
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e6])
@@ -252,19 +256,17 @@ def test_the_equilibrium_does_not_depend_on_the_scale(scale: float) -> None:
         theta = random_theta(rng, 3)
         scaled = theta[:2] + [scale * value for value in theta[2:]]
         rest = equilibrium_confidence(theta, 10)
-        assert equilibrium_confidence(scaled, 10) == (
-            rest if rest is None else pytest.approx(rest, rel=1e-6)
-        )
-        assert learning_drive(scaled, 10) == pytest.approx(
-            scale * learning_drive(theta, 10), rel=1e-9
-        )
+        expected = rest if rest is None else pytest.approx(rest, rel=1e-6)
+        assert equilibrium_confidence(scaled, 10) == expected
+        drive = scale * learning_drive(theta, 10)
+        assert learning_drive(scaled, 10) == pytest.approx(drive, rel=1e-9)
 
 
 @pytest.mark.parametrize("tiny", [1e-310, 1e-16, 1e-13, 1e-10, 1e-6])
 def test_a_vanishing_leading_coefficient_does_not_disturb_the_root(tiny: float) -> None:
-    # g = 0.4 - p + (1-p)/9, and a square of about no size, whose other root is far away.
-    found = equilibrium_confidence([0, 0, 0, -0.5, tiny, 0.4, 0, 0], 10)
-    assert found == pytest.approx(0.46, abs=10 * tiny + 1e-12)
+    # g = 0.4 - p + (1-p)/9, and a tiny square, whose other root is far away.
+    rest = equilibrium_confidence([0, 0, 0, -0.5, tiny, 0.4, 0, 0], 10)
+    assert rest == pytest.approx(0.46, abs=10 * tiny + 1e-12)
 
 
 @pytest.mark.parametrize("n", CLASSES)
@@ -295,38 +297,38 @@ def test_the_classic_losses_have_the_measured_dynamics(name: str, smoothing: flo
 @pytest.mark.parametrize("n", CLASSES)
 def test_the_equilibrium_of_label_smoothing(n: int) -> None:
     for alpha in (0.05, 0.1, 0.3, 0.9):
-        assert classic("cross-entropy", n, alpha).equilibrium_confidence == pytest.approx(
-            1 - alpha * (n - 1) / n
-        )
+        rest = classic("cross-entropy", n, alpha).equilibrium_confidence
+        assert rest == pytest.approx(1 - alpha * (n - 1) / n)
 
 
 @pytest.mark.parametrize("n", CLASSES)
 def test_squared_error_is_a_taylor_loss_and_has_its_dynamics(n: int) -> None:
-    found, expected = dynamics([0, 0, 0, -1, 0, 2, 0, 0], n), classic("squared-error", n)
-    assert found == pytest.approx(expected, abs=1e-12)
+    taylor = dynamics([0, 0, 0, -1, 0, 2, 0, 0], n)
+    assert taylor == pytest.approx(classic("squared-error", n), abs=1e-12)
+
+
+def thetas_of(order: int) -> st.SearchStrategy[list[float]]:
+    length = order * (order + 1) // 2 + 2
+    return st.lists(st.floats(-3, 3), min_size=length, max_size=length)
 
 
 @settings(deadline=None, derandomize=True)
 @given(
-    st.integers(2, 5).flatmap(
-        lambda k: st.lists(
-            st.floats(-3, 3), min_size=k * (k + 1) // 2 + 2, max_size=k * (k + 1) // 2 + 2
-        )
-    ),
+    st.integers(2, 5).flatmap(thetas_of),
     st.floats(0, 0.95),
     st.sampled_from([2, 3, 10]),
     st.integers(0, 2**31),
 )
-def test_a_smoothed_theta_does_with_one_hot_targets_what_theta_does_with_smoothed_ones(
+def test_a_smoothed_theta_has_the_gradients_of_smoothed_targets(
     theta: list[float], alpha: float, n: int, seed: int
 ) -> None:
     order = {5: 2, 8: 3, 12: 4, 17: 5}[len(theta)]
-    logits = 2 * torch.randn(
-        n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
-    )
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(n, n, dtype=torch.float64, generator=generator)
     soft = (1 - alpha) * torch.eye(n, dtype=torch.float64) + alpha / n
-    plain, smoothed = TaylorLoss(theta, order), TaylorLoss(label_smoothed(theta, alpha, n), order)
-    # Rounding grows with the centre theta_0 / (1 - alpha), whose powers are taken.
+    plain = TaylorLoss(theta, order)
+    smoothed = TaylorLoss(label_smoothed(theta, alpha, n), order)
+    # Rounding grows with the powers of the centre theta_0 / (1 - alpha).
     bound = 1e-12 * max(1.0, max(map(abs, theta))) ** (order + 1) * (1 / (1 - alpha)) ** order
     torch.testing.assert_close(
         gradient(smoothed, logits, torch.arange(n)),
@@ -349,10 +351,9 @@ def test_smoothing_by_nothing_changes_nothing() -> None:
 @pytest.mark.parametrize("n", [1, 0, -2])
 def test_fewer_than_two_classes_are_refused(n: int) -> None:
     calls = [
-        *(
-            lambda function=function: function(MNIST, n)
-            for function in (learning_drive, collapse_rate, net_pull)
-        ),
+        lambda: learning_drive(MNIST, n),
+        lambda: collapse_rate(MNIST, n),
+        lambda: net_pull(MNIST, n),
         lambda: equilibrium_confidence(MNIST, n),
         lambda: dynamics(MNIST, n),
         lambda: label_smoothed(MNIST, 0.1, n),
@@ -376,22 +377,24 @@ def test_impossible_smoothing_is_refused(alpha: float) -> None:
 
 
 def test_unknown_and_unsmoothable_losses_are_refused() -> None:
-    for call in (lambda name, alpha=0.0: classic(name, 10, alpha), losses.classic):
-        with pytest.raises(
-            InputError,
-            match="unknown loss 'hinge'; there are cross-entropy, squared-error and baikal",
-        ):
-            call("hinge")
+    calls: list[Callable[[str, float], object]] = [
+        lambda name, alpha: classic(name, 10, alpha),
+        losses.classic,
+    ]
+    unknown = "unknown loss 'hinge'; there are cross-entropy, squared-error and baikal"
+    for call in calls:
+        with pytest.raises(InputError, match=unknown):
+            call("hinge", 0.0)
         for name in ("squared-error", "baikal"):
-            with pytest.raises(
-                InputError, match=f"label smoothing is for cross-entropy only, not for '{name}'"
-            ):
+            unsmoothable = f"label smoothing is for cross-entropy only, not for '{name}'"
+            with pytest.raises(InputError, match=unsmoothable):
                 call(name, 0.1)
 
 
 def test_the_names_of_the_classic_losses() -> None:
-    found = [type(losses.classic(name)) for name in ("cross-entropy", "squared-error", "baikal")]
-    assert found == [CrossEntropy, SquaredError, Baikal]
+    kinds = {"cross-entropy": CrossEntropy, "squared-error": SquaredError, "baikal": Baikal}
+    for name, kind in kinds.items():
+        assert type(losses.classic(name)) is kind
 
 
 @pytest.mark.parametrize("size", [1e20, 1e30])
@@ -399,6 +402,7 @@ def test_huge_numbers_do_not_overflow(size: float) -> None:
     rng = np.random.default_rng(0)
     for order in (3, 8):
         for _ in range(10):
-            found = dynamics((size * rng.uniform(-1, 1, order * (order + 1) // 2 + 2)).tolist(), 10)
-            assert math.isfinite(found.learning_drive)
-            assert math.isfinite(found.collapse_rate)
+            theta = size * rng.uniform(-1, 1, order * (order + 1) // 2 + 2)
+            numbers = dynamics(theta.tolist(), 10)
+            assert math.isfinite(numbers.learning_drive)
+            assert math.isfinite(numbers.collapse_rate)

@@ -1,4 +1,4 @@
-"""The invariants against the inequalities of the paper, and against networks that are trained."""
+"""The filters against the inequalities of the paper, and against trained networks."""
 
 import numpy as np
 import pytest
@@ -13,6 +13,7 @@ from taylorglo.loss.dynamics import coefficients, collapse_rate, learning_drive
 from taylorglo.loss.filters import FILTERS, all_of, learnable, none, published, stable
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.loss.polynomial import from_coefficients
+from taylorglo.settings import SearchSettings, validated
 
 CLASSES = [2, 3, 5, 10, 100]
 
@@ -69,16 +70,19 @@ def test_a_loss_without_any_pull_is_refused() -> None:
 @pytest.mark.parametrize(("n", "kappa"), [(2, 2.0), (3, 0.3), (10, 0.3), (100, 0.3)])
 def test_stable_limits_the_collapse_rate_to_kappa_times_the_drive(n: int, kappa: float) -> None:
     # With chy = chh = 0, A = cy and B = ch exactly.
-    for share, accepted in [(-5.0, True), (0.0, True), (0.99, True), (1.01, False), (10.0, False)]:
+    acceptances = {-5.0: True, 0.0: True, 0.99: True, 1.01: False, 10.0: False}
+    for share, accepted in acceptances.items():
         theta = from_coefficients(4.0, 0.0, share * kappa * 4.0, 0.0)
         assert learning_drive(theta, n) == pytest.approx(4.0)
         assert stable(theta, n).accepted is accepted
 
 
 def test_stable_accepts_the_limit_itself() -> None:
-    # Powers of two, so that A = 4 and B = 8 are exact.
-    assert (learning_drive(from_coefficients(4.0, 0.0, 8.0, 0.0), 2), 8.0) == (4.0, 2.0 * 4.0)
-    assert stable(from_coefficients(4.0, 0.0, 8.0, 0.0), 2).accepted
+    # The numbers are powers of two, so that A = 4 and B = 8 are exact.
+    theta = from_coefficients(4.0, 0.0, 8.0, 0.0)
+    assert learning_drive(theta, 2) == 4.0
+    assert collapse_rate(theta, 2) == 8.0
+    assert stable(theta, 2).accepted
     assert not stable(from_coefficients(4.0, 0.0, np.nextafter(8.0, 9.0), 0.0), 2).accepted
 
 
@@ -91,13 +95,13 @@ def test_stable_without_a_drive_asks_for_a_rate_that_is_not_positive(n: int) -> 
 
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.floats(-50, 50), min_size=8, max_size=8), st.sampled_from(CLASSES))
-def test_every_filter_says_why_with_its_numbers(theta: list[float], n: int) -> None:
+def test_every_filter_gives_a_reason_with_its_numbers(theta: list[float], n: int) -> None:
     symbols = {"published": "gamma_T - (n-1) gamma_N", "learnable": "A", "stable": "B"}
     expected = {"A": learning_drive(theta, n), "B": collapse_rate(theta, n)}
     for name, symbol in symbols.items():
         verdict = FILTERS[name](theta, n)
-        decided = "accepted" if verdict.accepted else "rejected"
-        assert verdict.reason.startswith(f"{decided} by {name}: {symbol} = ")
+        decision = "accepted" if verdict.accepted else "rejected"
+        assert verdict.reason.startswith(f"{decision} by {name}: {symbol} = ")
         assert "should be" in verdict.reason
         for key, value in verdict.numbers.items():
             if key in expected:
@@ -119,31 +123,35 @@ def test_none_accepts_everything() -> None:
 @pytest.mark.parametrize(
     "names", [["learnable"], ["stable", "learnable"], ["published", "learnable", "stable"]]
 )
-def test_all_of_accepts_what_all_accept_and_names_the_first_to_reject(names: list[str]) -> None:
+def test_all_of_needs_every_filter_and_names_the_first_that_rejects(names: list[str]) -> None:
     combined = all_of(names)
-    rejected_by = set()
+    rejecting = set()
     for theta in random_thetas(80, seed=3):
-        single = [FILTERS[name](theta, 10) for name in names]
+        verdicts = {name: FILTERS[name](theta, 10) for name in names}
         verdict = combined(theta, 10)
-        assert verdict.accepted == all(each.accepted for each in single)
-        assert verdict.numbers == {
-            key: value for each in single for key, value in each.numbers.items()
-        }
-        first = next(
-            (name for name, each in zip(names, single, strict=True) if not each.accepted), None
-        )
-        rejected_by.add(first)
+        numbers: dict[str, float] = {}
+        for part in verdicts.values():
+            numbers |= part.numbers
+        assert verdict.accepted == all(part.accepted for part in verdicts.values())
+        assert verdict.numbers == numbers
+        first = next((name for name, part in verdicts.items() if not part.accepted), None)
+        rejecting.add(first)
         if first:
-            assert verdict.reason == FILTERS[first](theta, 10).reason
+            assert verdict.reason == verdicts[first].reason
         else:
-            assert all(each.reason in verdict.reason for each in single)
-    assert {None, names[0]} <= rejected_by
+            assert all(part.reason in verdict.reason for part in verdicts.values())
+    assert {None, names[0]} <= rejecting
+
+
+def test_the_settings_know_exactly_these_filters() -> None:
+    with pytest.raises(InputError) as caught:
+        validated(SearchSettings, {"filters": ["lernable"]}, "search")
+    assert f"there are {', '.join(FILTERS)} (got" in str(caught.value)
 
 
 def test_unknown_and_missing_filters_are_refused() -> None:
-    with pytest.raises(
-        InputError, match="unknown filter lernable; there are published, learnable, stable, none"
-    ):
+    unknown = "unknown filter lernable; there are published, learnable, stable, none"
+    with pytest.raises(InputError, match=unknown):
         all_of(["stable", "lernable"])
     with pytest.raises(InputError, match="unknown filter"):
         all_of([])
@@ -158,20 +166,21 @@ def test_one_class_is_refused(name: str) -> None:
 def trained_accuracy(
     theta: list[float], images: torch.Tensor, labels: torch.Tensor, seed: int
 ) -> float:
-    """Training accuracy of a small MLP after 40 full-batch steps, scaled so that the first one is
-    of like size."""
+    """Return the training accuracy of a small MLP after 40 full-batch steps.
+
+    The learning rate is scaled so that the first step has a similar size for each theta.
+    """
     generator = torch.Generator().manual_seed(seed)
-    shapes = [(64, 24), (24, 10)]
     weights = [
         (torch.randn(shape, generator=generator) / shape[0] ** 0.5).requires_grad_()
-        for shape in shapes
+        for shape in [(64, 24), (24, 10)]
     ]
-    loss, rate = TaylorLoss(theta), 3.0 / max(1.0, abs(learning_drive(theta, 10)))
+    loss = TaylorLoss(theta)
+    rate = 3.0 / max(1.0, abs(learning_drive(theta, 10)))
     for _ in range(40):
         logits = functional.relu(images @ weights[0]) @ weights[1]
-        for weight, gradient in zip(
-            weights, torch.autograd.grad(loss(logits, labels), weights), strict=True
-        ):
+        gradients = torch.autograd.grad(loss(logits, labels), weights)
+        for weight, gradient in zip(weights, gradients, strict=True):
             weight.data -= rate * gradient
     logits = functional.relu(images @ weights[0]) @ weights[1]
     return float((logits.argmax(dim=1) == labels).float().mean())
@@ -179,12 +188,17 @@ def trained_accuracy(
 
 def test_a_network_learns_with_a_positive_drive_only_and_reliably_when_stable() -> None:
     data = load_digits()
-    images = torch.tensor(data.data[:500], dtype=torch.float32)
-    images, labels = (images - images.mean(dim=0)) / 8, torch.tensor(data.target[:500])
+    pixels = torch.tensor(data.data[:500], dtype=torch.float32)
+    images = (pixels - pixels.mean(dim=0)) / 8
+    labels = torch.tensor(data.target[:500])
     accuracies: dict[str, list[float]] = {"no drive": [], "unstable": [], "stable": []}
     for seed, theta in enumerate(random_thetas(60, seed=11)):
-        kind = "stable" if stable(theta, 10).accepted else "unstable"
-        kind = kind if learnable(theta, 10).accepted else "no drive"
+        if not learnable(theta, 10).accepted:
+            kind = "no drive"
+        elif stable(theta, 10).accepted:
+            kind = "stable"
+        else:
+            kind = "unstable"
         accuracies[kind].append(trained_accuracy(theta, images, labels, seed))
     assert all(len(values) >= 15 for values in accuracies.values())
     assert max(accuracies["no drive"]) < 0.25

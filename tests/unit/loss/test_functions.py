@@ -1,5 +1,4 @@
-"""The losses against direct evaluations, their learning rules by autograd, and what users do to a
-Taylor loss."""
+"""The losses against direct evaluations, their learning rules by autograd, and files of losses."""
 
 import itertools
 import json
@@ -8,6 +7,7 @@ import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -33,22 +33,32 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_theta(order: int, seed: int, sigma: float = 1.2) -> list[float]:
-    return (
-        sigma * torch.randn(size(order), generator=generator(seed), dtype=torch.float64)
-    ).tolist()
+def random_theta(order: int, seed: int) -> list[float]:
+    numbers = torch.randn(size(order), generator=generator(seed), dtype=torch.float64)
+    theta: list[float] = (1.2 * numbers).tolist()
+    return theta
 
 
-def random_batch(n: int, seed: int, samples: int = 6) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, soft targets and class indices."""
+class Batch(NamedTuple):
+    """Logits with soft targets, and with class indices."""
+
+    logits: Tensor
+    soft: Tensor
+    indices: Tensor
+
+    @property
+    def targets(self) -> list[tuple[Tensor, Tensor]]:
+        """Each kind of targets with the distributions that they stand for."""
+        distributions = one_hot(self.indices, self.logits.shape[1])
+        return [(self.soft, self.soft), (self.indices, distributions)]
+
+
+def random_batch(n: int, seed: int, samples: int = 6) -> Batch:
     source = generator(seed)
     logits = 2 * torch.randn(samples, n, generator=source, dtype=torch.float64)
-    soft = torch.rand(samples, n, generator=source, dtype=torch.float64).pow(3)
-    return (
-        logits,
-        soft / soft.sum(dim=1, keepdim=True),
-        torch.randint(n, (samples,), generator=source),
-    )
+    shares = torch.rand(samples, n, generator=source, dtype=torch.float64).pow(3)
+    indices = torch.randint(n, (samples,), generator=source)
+    return Batch(logits, shares / shares.sum(dim=1, keepdim=True), indices)
 
 
 def one_hot(indices: Tensor, n: int) -> Tensor:
@@ -56,8 +66,7 @@ def one_hot(indices: Tensor, n: int) -> Tensor:
 
 
 def expansion(theta: list[float], order: int, t: float, h: float) -> float:
-    """F(t, h), every monomial written out: theta_0 is the centre of t, and a counts up before b
-    does."""
+    """Return f(t, h) with every monomial written out."""
     coefficients = iter(theta[2:])
     return math.fsum(
         next(coefficients) * (t - theta[0]) ** a * (h - theta[1]) ** b
@@ -67,11 +76,11 @@ def expansion(theta: list[float], order: int, t: float, h: float) -> float:
 
 
 def direct(theta: list[float], order: int, logits: Tensor, targets: Tensor) -> list[float]:
-    """L of each sample, in plain Python."""
+    """Return L of each sample, in plain Python."""
     values = []
     for z, t in zip(logits.tolist(), targets.tolist(), strict=True):
-        exponentials = [math.exp(each) for each in z]
-        h = [each / math.fsum(exponentials) for each in exponentials]
+        exponentials = [math.exp(logit) for logit in z]
+        h = [exponential / math.fsum(exponentials) for exponential in exponentials]
         values.append(-math.fsum(expansion(theta, order, a, b) for a, b in zip(t, h, strict=True)))
     return values
 
@@ -84,7 +93,7 @@ def gradient(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
 def learning_rule(
     gamma: Callable[[Tensor, Tensor], Tensor], logits: Tensor, targets: Tensor
 ) -> Tensor:
-    """dL/dz_j = -h_j (gamma_j - sum_k h_k gamma_k)."""
+    """Return dL/dz_j = -h_j (gamma_j - sum_k h_k gamma_k)."""
     h = logits.softmax(dim=1)
     values = gamma(targets, h)
     return -h * (values - (h * values).sum(dim=1, keepdim=True))
@@ -93,58 +102,53 @@ def learning_rule(
 def taylor_gamma(theta: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
     def gamma(t: Tensor, h: Tensor) -> Tensor:
         pairs = zip(t.flatten().tolist(), h.flatten().tolist(), strict=True)
-        return torch.tensor(
-            [dynamics.gamma(theta, a)(b) for a, b in pairs], dtype=torch.float64
-        ).view_as(h)
+        values = [dynamics.gamma(theta, a)(b) for a, b in pairs]
+        return torch.tensor(values, dtype=torch.float64).view_as(h)
 
     return gamma
 
 
-THETAS = st.sampled_from(ORDERS).flatmap(
-    lambda order: st.lists(st.floats(-10, 10), min_size=size(order), max_size=size(order)).map(
-        lambda t: (order, t)
-    )
-)
+def thetas_of(order: int) -> st.SearchStrategy[tuple[int, list[float]]]:
+    numbers = st.lists(st.floats(-10, 10), min_size=size(order), max_size=size(order))
+    return numbers.map(lambda theta: (order, theta))
+
+
+ORDERS_WITH_THETAS = st.sampled_from(ORDERS).flatmap(thetas_of)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(THETAS, st.sampled_from(CLASSES), st.integers(0, 2**31))
+@given(ORDERS_WITH_THETAS, st.sampled_from(CLASSES), st.integers(0, 2**31))
 def test_a_taylor_loss_is_its_expansion_for_soft_and_hard_targets(
-    drawn: tuple[int, list[float]], n: int, seed: int
+    order_and_theta: tuple[int, list[float]], n: int, seed: int
 ) -> None:
-    order, theta = drawn
-    logits, soft, indices = random_batch(n, seed)
+    order, theta = order_and_theta
+    batch = random_batch(n, seed)
     loss = TaylorLoss(theta, order)
-    bound = (
-        1e-14 * n * sum(11.0**power for power in range(order + 2))
-    )  # of terms of size 10 * 11^order that cancel
-    for targets, meant in (
-        (soft, soft),
-        (one_hot(indices, n), one_hot(indices, n)),
-        (indices, one_hot(indices, n)),
-    ):
-        values = loss.per_sample(logits, targets)
-        assert values.shape == (len(logits),)
+    # Terms of the size 10 * 11^order cancel.
+    bound = 1e-14 * n * sum(11.0**power for power in range(order + 2))
+    hard = one_hot(batch.indices, n)
+    for targets, distributions in [*batch.targets, (hard, hard)]:
+        values = loss.per_sample(batch.logits, targets)
+        assert values.shape == (len(batch.logits),)
         assert values.dtype == torch.float64
-        assert values.tolist() == pytest.approx(
-            direct(theta, order, logits, meant), rel=1e-10, abs=bound
-        )
-        torch.testing.assert_close(loss(logits, targets), values.mean())
+        expected = direct(theta, order, batch.logits, distributions)
+        assert values.tolist() == pytest.approx(expected, rel=1e-10, abs=bound)
+        torch.testing.assert_close(loss(batch.logits, targets), values.mean())
 
 
 def test_the_published_mnist_loss() -> None:
-    loss, n = TaylorLoss(MNIST, classes=10), 10
+    n = 10
+    loss = TaylorLoss(MNIST, classes=n)
     logits, _, indices = random_batch(n, 1)
     th0, th1, th2, th3, th4, th5, th6, th7 = MNIST
-    h, t = logits.softmax(dim=1), one_hot(indices, n)
-    u, v = h - th1, t - th0
+    u = logits.softmax(dim=1) - th1
+    v = one_hot(indices, n) - th0
     f = th2 * u + th3 * u**2 + th4 * u**3 + th5 * v * u + th6 * v * u**2 + th7 * v**2 * u
     torch.testing.assert_close(loss.per_sample(logits, indices), -f.sum(dim=1), rtol=1e-12, atol=0)
     # At the null epoch L = -(f(1, 1/n) + (n-1) f(0, 1/n)), in plain arithmetic.
     expected = -(expansion(MNIST, 3, 1.0, 0.1) + 9 * expansion(MNIST, 3, 0.0, 0.1))
-    assert float(loss(torch.zeros(1, n, dtype=torch.float64), torch.tensor([4]))) == pytest.approx(
-        expected, rel=1e-13
-    )
+    at_null_epoch = loss(torch.zeros(1, n, dtype=torch.float64), torch.tensor([4]))
+    assert float(at_null_epoch) == pytest.approx(expected, rel=1e-13)
 
 
 def taylor_rule(theta: list[float], order: int) -> tuple[Loss, Callable[[Tensor, Tensor], Tensor]]:
@@ -166,21 +170,23 @@ RULES: dict[str, tuple[Loss, Callable[[Tensor, Tensor], Tensor]]] = {
 def test_gradients_follow_the_learning_rule(name: str, n: int) -> None:
     loss, gamma = RULES[name]
     for seed in range(5):
-        logits, soft, indices = random_batch(n, seed)
-        for targets, meant in ((soft, soft), (indices, one_hot(indices, n))):
-            found, expected = gradient(loss, logits, targets), learning_rule(gamma, logits, meant)
+        batch = random_batch(n, seed)
+        for targets, distributions in batch.targets:
+            expected = learning_rule(gamma, batch.logits, distributions)
             torch.testing.assert_close(
-                found, expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max())
+                gradient(loss, batch.logits, targets),
+                expected,
+                rtol=1e-9,
+                atol=1e-9 * float(expected.abs().max()),
             )
-            torch.testing.assert_close(
-                loss(logits, targets), loss.per_sample(logits, targets).mean()
-            )
+            mean = loss.per_sample(batch.logits, targets).mean()
+            torch.testing.assert_close(loss(batch.logits, targets), mean)
 
 
 def test_the_values_of_the_classic_losses() -> None:
-    logits, soft, indices = random_batch(5, 0)
-    for targets, t in ((soft, soft), (indices, one_hot(indices, 5))):
-        h = logits.softmax(dim=1)
+    batch = random_batch(5, 0)
+    h = batch.logits.softmax(dim=1)
+    for targets, t in batch.targets:
         expected = {
             CrossEntropy(): -(t * h.log()).sum(dim=1),
             CrossEntropy(0.3): -((0.7 * t + 0.3 / 5) * h.log()).sum(dim=1),
@@ -188,45 +194,43 @@ def test_the_values_of_the_classic_losses() -> None:
             Baikal(): -(h.log() - t / h).sum(dim=1),
         }
         for loss, values in expected.items():
-            torch.testing.assert_close(loss.per_sample(logits, targets), values)
+            torch.testing.assert_close(loss.per_sample(batch.logits, targets), values)
 
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_c1_is_a_gauge_freedom(order: int) -> None:
     theta = random_theta(order, seed=20)
     logits, soft, indices = random_batch(4, 20)
+    loss = TaylorLoss(theta, order)
     for shift in (-30.0, 0.7, 500.0):
         # The coefficient of (h - theta_1) alone is a constant in df/dh.
-        shifted = [*theta[:2], theta[2] + shift, *theta[3:]]
+        shifted = TaylorLoss([*theta[:2], theta[2] + shift, *theta[3:]], order)
         for targets in (soft, indices):
-            expected = gradient(TaylorLoss(theta, order), logits, targets)
             torch.testing.assert_close(
-                gradient(TaylorLoss(shifted, order), logits, targets),
-                expected,
+                gradient(shifted, logits, targets),
+                gradient(loss, logits, targets),
                 rtol=1e-9,
                 atol=1e-12 * abs(shift),
             )
-            assert not torch.allclose(
-                TaylorLoss(shifted, order)(logits, targets),
-                TaylorLoss(theta, order)(logits, targets),
-            )
+            assert not torch.allclose(shifted(logits, targets), loss(logits, targets))
 
 
 @settings(deadline=None, derandomize=True)
 @given(st.lists(st.floats(-20, 20), min_size=6, max_size=6), st.floats(-20, 20))
 def test_only_the_sum_of_cy_and_cyy_enters_with_one_hot_targets(
-    numbers: list[float], moved: float
+    numbers: list[float], shift: float
 ) -> None:
     cy, chy, ch, chh, cyy, c1 = numbers
     logits, soft, indices = random_batch(4, 21)
-    one = TaylorLoss.from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
-    other = TaylorLoss.from_coefficients(cy - moved, chy, ch, chh, cyy=cyy + moved, c1=0.0)
+    loss = TaylorLoss.from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
+    other = TaylorLoss.from_coefficients(cy - shift, chy, ch, chh, cyy=cyy + shift, c1=0.0)
     torch.testing.assert_close(
-        gradient(one, logits, indices), gradient(other, logits, indices), rtol=1e-9, atol=1e-11
+        gradient(loss, logits, indices), gradient(other, logits, indices), rtol=1e-9, atol=1e-11
     )
-    if abs(moved) > 1e-3:  # with soft targets it is not so
-        difference = gradient(one, logits, soft) - gradient(other, logits, soft)
-        assert difference.abs().max() > 1e-4 * abs(moved)
+    # With soft targets the gradients differ.
+    if abs(shift) > 1e-3:
+        difference = gradient(loss, logits, soft) - gradient(other, logits, soft)
+        assert difference.abs().max() > 1e-4 * abs(shift)
 
 
 @settings(deadline=None, derandomize=True)
@@ -236,11 +240,12 @@ def test_from_coefficients_has_the_coefficients_given(numbers: list[float]) -> N
     loss = TaylorLoss.from_coefficients(
         cy, chy, ch, chh, cyy=cyy, c1=c1, classes=7, provenance={"by": "hand"}
     )
-    found = dynamics.coefficients(loss.theta.tolist())
-    assert found == pytest.approx(
-        dynamics.Coefficients(c1, ch, chh, chy, cy, cyy), rel=1e-14, abs=1e-300
-    )
-    assert (loss.order, loss.classes, loss.provenance) == (3, 7, {"by": "hand"})
+    expected = dynamics.Coefficients(c1, ch, chh, chy, cy, cyy)
+    coefficients = dynamics.coefficients(loss.theta.tolist())
+    assert coefficients == pytest.approx(expected, rel=1e-14, abs=1e-300)
+    assert loss.order == 3
+    assert loss.classes == 7
+    assert loss.provenance == {"by": "hand"}
 
 
 @pytest.mark.parametrize("scale", [1e-3, 2.0, 1e4])
@@ -272,19 +277,18 @@ def test_short_logits_are_computed_in_float32(name: str, precision: torch.dtype)
     short = logits.to(precision)
     for targets in (soft, soft.to(precision), indices, indices.to(torch.uint8)):
         values = loss.per_sample(short, targets)
-        exact = loss.per_sample(
-            short.double(), targets.double() if targets.is_floating_point() else targets
-        )
+        exact_targets = targets.double() if targets.is_floating_point() else targets
+        exact = loss.per_sample(short.double(), exact_targets)
         assert values.dtype == torch.float32
         assert loss(short, targets).dtype == torch.float32
         torch.testing.assert_close(
             values.double(), exact, rtol=3e-6, atol=3e-6 * float(exact.abs().max())
         )
-    found = gradient(loss, short, indices)
-    assert found.dtype == precision
+    slope = gradient(loss, short, indices)
+    assert slope.dtype == precision
     expected = gradient(loss, short.double(), indices)
     torch.testing.assert_close(
-        found.double(),
+        slope.double(),
         expected,
         rtol=1e-2,
         atol=torch.finfo(precision).eps * float(expected.abs().max()),
@@ -306,7 +310,7 @@ def test_saturated_logits_are_safe(precision: torch.dtype) -> None:
         for targets in (right, wrong):
             assert loss.per_sample(logits, targets).isfinite().all()
             assert gradient(loss, logits, targets).isfinite().all()
-    # Baikal is t/h there: finite where the target is, or where float64 holds e^200.
+    # Baikal is t/h there. It is finite at the target, or if float64 holds e^200.
     assert Baikal().per_sample(logits, right).tolist() == pytest.approx([9 * 200 + 1.0] * 4)
     assert gradient(Baikal(), logits, right).isfinite().all()
     assert not Baikal().per_sample(logits, wrong).isnan().any()
@@ -319,7 +323,8 @@ def test_a_models_precision_does_not_round_theta(change: str) -> None:
     getattr(model, change)()
     assert model.loss.theta.dtype == torch.float64
     assert model.loss.theta.tolist() == MNIST
-    model.loss.theta.fill_(0.1)  # still in place
+    # The parameter of the model can still be changed in place.
+    model.loss.theta.fill_(0.1)
     assert model.state_dict()["loss.theta"].tolist() == [0.1] * 8
 
 
@@ -338,8 +343,9 @@ def test_the_gradient_with_respect_to_theta(order: int) -> None:
     theta = torch.tensor(random_theta(order, 50), dtype=torch.float64, requires_grad=True)
     logits, soft, _ = random_batch(4, 50)
 
-    def value(each: Tensor) -> Tensor:
-        return TaylorLoss(each, order)(logits, soft)
+    def value(theta: Tensor) -> Tensor:
+        mean: Tensor = TaylorLoss(theta, order)(logits, soft)
+        return mean
 
     assert torch.autograd.gradcheck(value, (theta,))
     assert torch.autograd.grad(value(theta), theta)[0].abs().min() > 0
@@ -370,12 +376,13 @@ def test_one_compiled_graph_serves_every_theta(gradients: bool) -> None:
     logits, soft, indices = random_batch(10, 52)
 
     def check(targets: Tensor) -> None:
-        own = logits.clone().requires_grad_(gradients)
-        value = compiled(own, targets)
-        torch.testing.assert_close(value, TaylorLoss(loss.theta.tolist())(logits, targets))
+        leaf = logits.clone().requires_grad_(gradients)
+        value = compiled(leaf, targets)
+        plain = TaylorLoss(loss.theta.tolist())
+        torch.testing.assert_close(value, plain(logits, targets))
         if gradients:
-            expected = gradient(TaylorLoss(loss.theta.tolist()), logits, targets) / len(logits)
-            torch.testing.assert_close(torch.autograd.grad(value, own)[0], expected)
+            expected = gradient(plain, logits, targets) / len(logits)
+            torch.testing.assert_close(torch.autograd.grad(value, leaf)[0], expected)
 
     check(indices)
     assert counter.frame_count == 1
@@ -385,7 +392,8 @@ def test_one_compiled_graph_serves_every_theta(gradients: bool) -> None:
     loss.theta = torch.tensor(random_theta(3, 60), dtype=torch.float64)
     check(indices)
     assert counter.frame_count == 1
-    check(soft)  # another kind of targets is another graph, or the count above would prove nothing
+    # Another kind of targets needs another graph, so that the count above proves something.
+    check(soft)
     assert counter.frame_count == 2
 
 
@@ -466,11 +474,13 @@ def test_wrong_shapes_are_refused(
 
 
 @settings(deadline=None, derandomize=True)
-@given(THETAS, st.none() | st.integers(2, 1000))
-def test_what_is_saved_is_loaded_exactly(
-    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[int, list[float]], classes: int | None
+@given(ORDERS_WITH_THETAS, st.none() | st.integers(2, 1000))
+def test_a_saved_loss_is_loaded_exactly(
+    tmp_path_factory: pytest.TempPathFactory,
+    order_and_theta: tuple[int, list[float]],
+    classes: int | None,
 ) -> None:
-    order, theta = drawn
+    order, theta = order_and_theta
     path = tmp_path_factory.getbasetemp() / "loss.json"
     provenance = {
         "sweep": "a",
@@ -482,15 +492,15 @@ def test_what_is_saved_is_loaded_exactly(
     loaded = TaylorLoss.load(path)
     assert loaded.theta.dtype == torch.float64
     assert loaded.theta.tolist() == theta
-    assert (loaded.order, loaded.classes, loaded.provenance) == (order, classes, provenance)
+    assert loaded.order == order
+    assert loaded.classes == classes
+    assert loaded.provenance == provenance
 
 
 def test_a_saved_loss_is_plain_json(tmp_path: Path) -> None:
-    TaylorLoss(torch.tensor(MNIST, dtype=torch.float64, requires_grad=True), classes=10).save(
-        tmp_path / "a.json"
-    )
-    content = json.loads((tmp_path / "a.json").read_text())
-    assert content == {
+    theta = torch.tensor(MNIST, dtype=torch.float64, requires_grad=True)
+    TaylorLoss(theta, classes=10).save(tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text()) == {
         "format": "taylorglo.loss/1",
         "theta": MNIST,
         "order": 3,
@@ -511,9 +521,8 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "loss.json"
     TaylorLoss(MNIST).save(path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (64, hard)
-    )  # a file larger than that is cut off, with an error
+    # The system cuts off a file that is larger than 64 bytes, with an error.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, hard))
     try:
         with pytest.raises(InputError, match=r"loss\.json: cannot be written: File too large"):
             TaylorLoss([1.0] * 8).save(path)
@@ -524,7 +533,9 @@ def test_a_write_that_breaks_off_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("provenance", [{"fitness": math.nan}, {"by": object()}])
-def test_what_is_not_json_is_not_saved(tmp_path: Path, provenance: dict[str, object]) -> None:
+def test_provenance_that_is_not_json_is_not_saved(
+    tmp_path: Path, provenance: dict[str, object]
+) -> None:
     path = tmp_path / "loss.json"
     TaylorLoss(MNIST).save(path)
     with pytest.raises(InputError, match=r"loss\.json: the loss is not JSON"):
@@ -533,14 +544,15 @@ def test_what_is_not_json_is_not_saved(tmp_path: Path, provenance: dict[str, obj
     assert os.listdir(tmp_path) == ["loss.json"]
 
 
-def test_places_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    for path, reason in [
-        (tmp_path / "missing" / "loss.json", "No such file or directory"),
-        (tmp_path / "file" / "loss.json", "Not a directory"),
-        (tmp_path / "folder", "Is a directory"),
-    ]:
+    reasons = {
+        tmp_path / "missing" / "loss.json": "No such file or directory",
+        tmp_path / "file" / "loss.json": "Not a directory",
+        tmp_path / "folder": "Is a directory",
+    }
+    for path, reason in reasons.items():
         with pytest.raises(InputError, match=f"{path}: cannot be written: {reason}"):
             TaylorLoss(MNIST).save(path)
     assert sorted(os.listdir(tmp_path)) == ["file", "folder"]

@@ -1,4 +1,4 @@
-"""The flat vector theta: its terms, their order, and what is refused."""
+"""The flat vector theta: its terms, their order, and invalid thetas."""
 
 import math
 import subprocess
@@ -23,8 +23,8 @@ NUMBERS = st.floats(-100, 100)
 
 
 def test_order_3_has_the_terms_of_the_paper_in_its_order() -> None:
-    # With v = t - theta_0 and u = h - theta_1: theta_2 u, theta_3 u^2, theta_4 u^3, theta_5 v u,
-    # theta_6 v u^2, ...
+    # With v = t - theta_0 and u = h - theta_1 they are theta_2 u, theta_3 u^2, theta_4 u^3,
+    # theta_5 v u, theta_6 v u^2 and theta_7 v^2 u.
     assert terms(3) == [(0, 1), (0, 2), (0, 3), (1, 1), (1, 2), (2, 1)]
 
 
@@ -47,9 +47,8 @@ def test_the_order_follows_from_the_length(order: int) -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 4, 6, 7, 9, 11, 13])
 def test_a_length_of_no_order_is_refused(count: int) -> None:
-    with pytest.raises(
-        InputError, match=f"theta has {count} numbers; there should be 5, 8, 12, 17, ..."
-    ):
+    problem = f"theta has {count} numbers; there should be 5, 8, 12, 17, ..."
+    with pytest.raises(InputError, match=problem):
         checked_theta([0.0] * count)
 
 
@@ -60,10 +59,9 @@ def test_a_length_of_another_order_is_refused() -> None:
 
 @pytest.mark.parametrize("order", [1, 0, -3])
 def test_an_order_below_2_is_refused(order: int) -> None:
-    for call in (terms, length, lambda k: checked_theta([0.0] * 8, k)):
-        with pytest.raises(
-            InputError, match=f"order of a Taylor loss should be at least 2, is {order}"
-        ):
+    problem = f"order of a Taylor loss should be at least 2, is {order}"
+    for call in (terms, length, lambda order: checked_theta([0.0] * 8, order)):
+        with pytest.raises(InputError, match=problem):
             call(order)
 
 
@@ -71,7 +69,9 @@ def test_an_order_below_2_is_refused(order: int) -> None:
     "bad", [math.nan, math.inf, -math.inf, 2 * LARGEST, -2 * LARGEST, 10**400, None, "x", 1j]
 )
 @pytest.mark.parametrize("index", [0, 7])
-def test_what_is_not_a_finite_number_is_refused_with_its_place(bad: object, index: int) -> None:
+def test_an_entry_that_is_no_finite_number_is_refused_with_its_place(
+    bad: object, index: int
+) -> None:
     theta: list[object] = [0.5] * 8
     theta[index] = bad
     with pytest.raises(InputError, match=rf"theta\[{index}\] is ") as caught:
@@ -79,16 +79,17 @@ def test_what_is_not_a_finite_number_is_refused_with_its_place(bad: object, inde
     assert "\n" not in str(caught.value)
 
 
+def thetas_of(order: int) -> st.SearchStrategy[list[float]]:
+    return st.lists(NUMBERS, min_size=length(order), max_size=length(order))
+
+
 @settings(deadline=None, derandomize=True)
-@given(
-    st.sampled_from(ORDERS).flatmap(
-        lambda k: st.lists(NUMBERS, min_size=length(k), max_size=length(k))
-    )
-)
+@given(st.sampled_from(ORDERS).flatmap(thetas_of))
 def test_the_table_holds_every_coefficient_once(theta: list[float]) -> None:
     centre_t, centre_h, table = coefficient_table(theta)
     order = checked_theta(theta)[1]
-    assert (centre_t, centre_h) == (theta[0], theta[1])
+    assert centre_t == theta[0]
+    assert centre_h == theta[1]
     assert [table[b][a] for a, b in terms(order)] == theta[2:]
     assert sum(map(len, table)) == len(theta) - 2
 
@@ -98,22 +99,20 @@ def test_the_table_holds_every_coefficient_once(theta: list[float]) -> None:
 def test_from_coefficients_is_a_valid_theta_of_order_3(numbers: tuple[float, ...]) -> None:
     cy, chy, ch, chh, cyy, c1 = numbers
     theta = from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
-    # df/dh at centre (0, 0) is c1 + 2 (ch/2) h + 3 (chh/3) h^2 + cy t + 2 (chy/2) t h + cyy t^2
+    # df/dh at centre (0, 0) is c1 + 2 (ch/2) h + 3 (chh/3) h^2 + cy t + 2 (chy/2) t h + cyy t^2.
     assert theta[:2] == [0.0, 0.0]
     multiples = [b * value for (_, b), value in zip(terms(3), theta[2:], strict=True)]
     assert multiples == pytest.approx([c1, ch, chh, cy, chy, cyy], rel=1e-14, abs=1e-300)
 
 
-def test_from_coefficients_refuses_what_is_not_finite() -> None:
+def test_from_coefficients_refuses_numbers_that_are_not_finite() -> None:
     with pytest.raises(InputError, match="theta"):
         from_coefficients(math.nan, 0, 0, 0)
 
 
 def test_filtering_needs_no_torch() -> None:
-    code = "import sys, taylorglo.loss.filters, taylorglo.settings, taylorglo.stats; print('torch' in sys.modules)"
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=True
-        ).stdout
-        == "False\n"
-    )
+    modules = "taylorglo.loss.filters, taylorglo.settings, taylorglo.stats"
+    code = f"import sys, {modules}; print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout == "False\n"

@@ -1,19 +1,25 @@
-"""The networks: shapes, seeds, normalisation, and what is refused."""
+"""The networks: shapes, seeds, normalisation, and unusable networks."""
 
 import textwrap
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from taylorglo.errors import InputError
-from taylorglo.networks import factory as models
+from taylorglo.networks import factory
+from taylorglo.networks.factory import ImageShape
 
-DIGITS, MNIST, CIFAR = (1, 8, 8), (1, 28, 28), (3, 32, 32)
+DIGITS = (1, 8, 8)
+MNIST = (1, 28, 28)
+CIFAR = (3, 32, 32)
 RESIDUAL = ("preresnet-20", "wrn-16-8", "wrn-28-5", "pyramidnet-110-48")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -21,8 +27,8 @@ def _one_thread():
 
 
 @pytest.fixture
-def factories(tmp_path, monkeypatch):
-    """A user's package on sys.path, with good and bad factories."""
+def _user_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a module of a user with good and bad factories on the path, and one that is broken."""
     (tmp_path / "user_networks.py").write_text(
         textwrap.dedent("""
         import torch
@@ -66,11 +72,12 @@ def factories(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
 
 
-def _built(name, shape, num_classes=10, seed=0):
-    return models.build(name, shape, num_classes, (0.5,) * shape[0], (0.25,) * shape[0], seed)
+def build(name: str, shape: ImageShape, num_classes: int = 10, seed: int = 0) -> nn.Module:
+    mean, std = (0.5,) * shape[0], (0.25,) * shape[0]
+    return factory.build(name, shape, num_classes, mean=mean, std=std, seed=seed)
 
 
-def _parameters(network):
+def number_of_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
@@ -90,52 +97,56 @@ def _parameters(network):
     ],
 )
 @pytest.mark.parametrize("num_classes", [2, 10])
-def test_a_network_takes_images_and_returns_logits(name, shape, num_classes):
-    models.check(name, shape, num_classes)
-    logits = _built(name, shape, num_classes)(torch.rand(3, *shape))
+def test_a_network_takes_images_and_returns_logits(
+    name: str, shape: ImageShape, num_classes: int
+) -> None:
+    factory.check(name, shape, num_classes)
+    logits = build(name, shape, num_classes)(torch.rand(3, *shape))
     assert logits.shape == (3, num_classes)
     assert logits.isfinite().all()
 
 
-def test_every_built_in_network_is_covered_above():
-    assert set(models.BUILT_IN) == {"mlp", "cnn", "mnist-cnn", "allcnn-c", "alexnet", *RESIDUAL}
+def test_every_built_in_network_is_covered_above() -> None:
+    assert set(factory.BUILT_IN) == {"mlp", "cnn", "mnist-cnn", "allcnn-c", "alexnet", *RESIDUAL}
 
 
-@pytest.mark.parametrize("name", [*models.BUILT_IN, "torchvision:resnet18"])
-def test_the_seed_decides_the_weights_and_nothing_else_does(name):
+@pytest.mark.parametrize("name", [*factory.BUILT_IN, "torchvision:resnet18"])
+def test_the_seed_decides_the_weights_and_nothing_else_does(name: str) -> None:
     torch.manual_seed(1)
-    first = _built(name, CIFAR, seed=7).state_dict()
+    first = build(name, CIFAR, seed=7).state_dict()
     torch.manual_seed(2)
-    again = _built(name, CIFAR, seed=7).state_dict()
-    other = _built(name, CIFAR, seed=8).state_dict()
+    again = build(name, CIFAR, seed=7).state_dict()
+    other = build(name, CIFAR, seed=8).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
     assert any(not torch.equal(first[key], other[key]) for key in first)
 
 
 @pytest.mark.parametrize("name", ["cnn", "allcnn-c"])
-def test_the_global_generator_is_left_alone(name):
+def test_the_global_generator_is_left_alone(name: str) -> None:
     before = torch.get_rng_state()
-    models.check(name, CIFAR, 10)
-    _built(name, CIFAR)
+    factory.check(name, CIFAR, 10)
+    build(name, CIFAR)
     assert torch.equal(before, torch.get_rng_state())
 
 
 @pytest.mark.parametrize(
     ("name", "shape"), [("mlp", CIFAR), ("cnn", DIGITS), ("torchvision:resnet18", DIGITS)]
 )
-def test_the_first_stage_normalises_each_channel(name, shape):
-    mean, std = (0.2, 0.4, 0.6)[: shape[0]], (0.1, 0.3, 0.5)[: shape[0]]
-    plain = models.build(name, shape, 10, (0.0,) * shape[0], (1.0,) * shape[0], seed=3).eval()
-    normalising = models.build(name, shape, 10, mean, std, seed=3).eval()
+def test_the_first_stage_normalises_each_channel(name: str, shape: ImageShape) -> None:
+    channels = shape[0]
+    zeros, ones = (0.0,) * channels, (1.0,) * channels
+    mean, std = (0.2, 0.4, 0.6)[:channels], (0.1, 0.3, 0.5)[:channels]
+    plain = factory.build(name, shape, 10, mean=zeros, std=ones, seed=3).eval()
+    normalising = factory.build(name, shape, 10, mean=mean, std=std, seed=3).eval()
     images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
-    by_hand = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(shape[0])], dim=1)
+    by_hand = torch.stack([(images[:, c] - mean[c]) / std[c] for c in range(channels)], dim=1)
     torch.testing.assert_close(normalising(images), plain(by_hand))
     torch.testing.assert_close(next(normalising.children())(images), by_hand)
 
 
-def test_mean_and_std_travel_with_the_weights_and_are_not_trained():
-    network = models.build("mlp", DIGITS, 10, (0.3,), (0.4,), seed=0)
-    other = _built("mlp", DIGITS, seed=5)
+def test_mean_and_std_are_saved_with_the_weights_and_are_not_trained() -> None:
+    network = factory.build("mlp", DIGITS, 10, mean=(0.3,), std=(0.4,), seed=0)
+    other = build("mlp", DIGITS, seed=5)
     other.load_state_dict(network.state_dict())
     images = torch.rand(2, *DIGITS)
     assert torch.equal(network(images), other(images))
@@ -143,55 +154,49 @@ def test_mean_and_std_travel_with_the_weights_and_are_not_trained():
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, 100])
-def test_the_number_of_parameters_is_that_of_the_layers(num_classes):
+def test_the_number_of_parameters_is_that_of_the_layers(num_classes: int) -> None:
     n = num_classes
-    assert _parameters(_built("mlp", MNIST, n)) == (784 + 1) * 128 + 129 * n
-    assert _parameters(_built("cnn", DIGITS, n)) == 10 * 16 + (16 * 9 + 1) * 32 + (32 * 4 + 1) * n
-    assert (
-        _parameters(_built("mnist-cnn", MNIST, n))
-        == 26 * 32 + 801 * 64 + (64 * 49 + 1) * 1024 + 1025 * n
-    )
-    # Springenberg et al. 2015, table 1 (C) and 2: seven 3x3 convolutions, two 1x1
-    allcnn_c = (
-        (27 + 1) * 96
-        + 2 * (864 + 1) * 96
-        + (864 + 1) * 192
-        + 3 * (1728 + 1) * 192
-        + 193 * 192
-        + 193 * n
-    )
-    assert _parameters(_built("allcnn-c", CIFAR, n)) == allcnn_c
-    if n == 10:
-        assert allcnn_c == 1_369_738
-        assert _parameters(_built("mnist-cnn", MNIST, n)) == 3_274_634
+    mlp = 785 * 128 + 129 * n
+    assert number_of_parameters(build("mlp", MNIST, n)) == mlp
+    cnn = 10 * 16 + (16 * 9 + 1) * 32 + (32 * 4 + 1) * n
+    assert number_of_parameters(build("cnn", DIGITS, n)) == cnn
+    mnist_cnn = 26 * 32 + 801 * 64 + (64 * 49 + 1) * 1024 + 1025 * n
+    assert number_of_parameters(build("mnist-cnn", MNIST, n)) == mnist_cnn
+    # Springenberg et al. 2015, tables 1 (C) and 2: seven 3x3 convolutions and two 1x1.
+    stages_1_and_2 = (27 + 1) * 96 + 2 * (864 + 1) * 96 + (864 + 1) * 192
+    allcnn_c = stages_1_and_2 + 3 * (1728 + 1) * 192 + 193 * 192 + 193 * n
+    assert number_of_parameters(build("allcnn-c", CIFAR, n)) == allcnn_c
 
 
-def test_allcnn_c_averages_over_6x6_and_drops_0_2_then_0_5():
-    network = _built("allcnn-c", CIFAR)
-    sizes = []
-    pooling = next(
-        module for module in network.modules() if isinstance(module, torch.nn.AdaptiveAvgPool2d)
-    )
+def test_the_number_of_parameters_for_ten_classes() -> None:
+    assert number_of_parameters(build("allcnn-c", CIFAR)) == 1_369_738
+    assert number_of_parameters(build("mnist-cnn", MNIST)) == 3_274_634
+
+
+def test_allcnn_c_averages_over_6x6_and_drops_0_2_then_0_5() -> None:
+    network = build("allcnn-c", CIFAR)
+    sizes: list[torch.Size] = []
+    modules = list(network.modules())
+    pooling = next(module for module in modules if isinstance(module, nn.AdaptiveAvgPool2d))
     pooling.register_forward_hook(lambda _module, inputs, _output: sizes.append(inputs[0].shape))
     network(torch.rand(1, *CIFAR))
     assert sizes == [(1, 10, 6, 6)]
-    assert [module.p for module in network.modules() if isinstance(module, models.Dropout)] == [
-        0.2,
-        0.5,
-        0.5,
-    ]
+    dropouts = [module.p for module in modules if isinstance(module, factory.Dropout)]
+    assert dropouts == [0.2, 0.5, 0.5]
 
 
-def test_gray_images_are_repeated_for_torchvision():
-    gray = models.build("torchvision:resnet18", (1, 32, 32), 10, (0.5,), (0.25,), seed=0).eval()
-    colour = models.build("torchvision:resnet18", CIFAR, 10, (0.5,) * 3, (0.25,) * 3, seed=0).eval()
+def test_gray_images_are_repeated_for_torchvision() -> None:
+    gray = build("torchvision:resnet18", (1, 32, 32)).eval()
+    colour = build("torchvision:resnet18", CIFAR).eval()
     images = torch.rand(2, 1, 32, 32)
     torch.testing.assert_close(gray(images), colour(images.repeat(1, 3, 1, 1)))
 
 
-def test_a_users_factory_is_built_from_the_seed(factories):
-    models.check("user_networks:linear", CIFAR, 7)
-    first, again = (_built("user_networks:linear", CIFAR, 7, seed=4).state_dict() for _ in range(2))
+@pytest.mark.usefixtures("_user_networks")
+def test_a_users_factory_is_built_from_the_seed() -> None:
+    factory.check("user_networks:linear", CIFAR, 7)
+    first = build("user_networks:linear", CIFAR, 7, seed=4).state_dict()
+    again = build("user_networks:linear", CIFAR, 7, seed=4).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
@@ -222,8 +227,8 @@ def test_a_users_factory_is_built_from_the_seed(factories):
         ),
         (
             "resnet18",
-            r"unknown; there are mlp, cnn, mnist-cnn, allcnn-c, alexnet, preresnet-20, wrn-16-8, wrn-28-5, "
-            r"pyramidnet-110-48, torchvision:NAME and package.module:factory",
+            r"unknown; there are mlp, cnn, mnist-cnn, allcnn-c, alexnet, preresnet-20, wrn-16-8, "
+            r"wrn-28-5, pyramidnet-110-48, torchvision:NAME and package.module:factory",
         ),
         ("user_networks:", r"unknown; there are"),
         (":linear", r"unknown; there are"),
@@ -233,9 +238,10 @@ def test_a_users_factory_is_built_from_the_seed(factories):
         ("torchvision:vit_b_16", r"in evaluation mode: AssertionError: Wrong image height"),
     ],
 )
-def test_a_network_that_cannot_be_used_is_refused_in_one_line(factories, name, message):
+@pytest.mark.usefixtures("_user_networks")
+def test_a_network_that_cannot_be_used_is_refused_in_one_line(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        models.check(name, CIFAR, 10)
+        factory.check(name, CIFAR, 10)
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith(f"model {name!r}: ")
 
@@ -253,102 +259,102 @@ def test_a_network_that_cannot_be_used_is_refused_in_one_line(factories, name, m
         ("torchvision:resnet18", (2, 32, 32), "takes 1 or 3 channels, the images have 2"),
     ],
 )
-def test_images_of_an_unfit_shape_are_refused(name, shape, message):
+def test_images_of_an_unfit_shape_are_refused(name: str, shape: ImageShape, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        models.check(name, shape, 10)
+        factory.check(name, shape, 10)
 
 
 @pytest.mark.parametrize(
     ("mean", "std"), [((0.5,), (0.2,) * 3), ((0.5,) * 3, (0.2,)), ((0.5,) * 3, (0.2, 0.0, 0.2))]
 )
-def test_normalisation_needs_a_mean_and_a_positive_std_per_channel(mean, std):
+def test_normalisation_needs_a_mean_and_a_positive_std_per_channel(
+    mean: tuple[float, ...], std: tuple[float, ...]
+) -> None:
     with pytest.raises(InputError, match="3 channels need"):
-        models.build("mlp", CIFAR, 10, mean, std, seed=0)
+        factory.build("mlp", CIFAR, 10, mean=mean, std=std, seed=0)
 
 
-# Dropout
-
-
-def _dropped(p: float, values: torch.Tensor, seed: int = 0) -> torch.Tensor:
+def drop(p: float, values: Tensor, seed: int = 0) -> Tensor:
     torch.manual_seed(seed)
-    result: torch.Tensor = models.Dropout(p)(values)
-    return result
+    output: Tensor = factory.Dropout(p)(values)
+    return output
 
 
 @pytest.mark.parametrize("p", [0.0, 0.2, 0.4, 0.5, 0.9])
-def test_dropout_keeps_its_share_and_the_mean(p):
+def test_dropout_keeps_its_share_and_the_mean(p: float) -> None:
     values = torch.ones(1000, 1001)
-    found = _dropped(p, values)
+    output = drop(p, values)
     scale = 1 / (1 - round(p * 2**16) / 2**16)
-    assert set(found.unique().tolist()) <= {0.0, torch.tensor(scale).item()}
-    kept, deviation = (found > 0).double().mean().item(), (p * (1 - p) / values.numel()) ** 0.5
+    assert set(output.unique().tolist()) <= {0.0, torch.tensor(scale).item()}
+    kept = (output > 0).double().mean().item()
+    deviation = (p * (1 - p) / values.numel()) ** 0.5
     assert abs(kept - (1 - p)) <= 5 * deviation + 2**-17
-    assert found.double().mean().item() == pytest.approx(1, abs=5 * deviation * scale + 1e-6)
+    assert output.double().mean().item() == pytest.approx(1, abs=5 * deviation * scale + 1e-6)
 
 
-def test_dropout_draws_each_value_of_its_own():
-    """Neither the four values of one random number go together, nor the images of a batch."""
-    kept = (_dropped(0.5, torch.ones(64, 4096)) > 0).double()
+def test_dropout_draws_each_value_independently() -> None:
+    kept = (drop(0.5, torch.ones(64, 4096)) > 0).double()
+    # In the order of the draws, the images of a batch come last.
+    draws = kept.t().flatten()
+    # Four neighbours share a random number, and 64 neighbours are the images of a batch.
     for shift in (1, 2, 3, 64, 64 * 2, 64 * 3):
-        flat = kept.t().flatten()  # the order of the draws: the images of a batch last
-        assert (
-            abs(torch.corrcoef(torch.stack([flat[:-shift], flat[shift:]]))[0, 1].item())
-            < 5 / len(flat) ** 0.5
-        )
+        correlations = torch.corrcoef(torch.stack([draws[:-shift], draws[shift:]]))
+        assert abs(correlations[0, 1].item()) < 5 / len(draws) ** 0.5
 
 
 @pytest.mark.parametrize(
-    ("p", "expected"), [(2**-16, 1), (2**-18, 0), (1.4 * 2**-16, 1), (1.6 * 2**-16, 2)]
+    ("p", "rounded"), [(2**-16, 1), (2**-18, 0), (1.4 * 2**-16, 1), (1.6 * 2**-16, 2)]
 )
-def test_dropout_rounds_its_probability(p, expected):
-    found = _dropped(p, torch.ones(1, 4))
-    assert found.max().item() == torch.tensor(2**16 / (2**16 - expected)).item()
+def test_dropout_rounds_its_probability(p: float, rounded: int) -> None:
+    output = drop(p, torch.ones(1, 4))
+    assert output.max().item() == torch.tensor(2**16 / (2**16 - rounded)).item()
 
 
-def test_dropout_is_nothing_in_evaluation_and_passes_gradients_of_what_it_keeps():
+def test_dropout_passes_values_in_evaluation_and_gradients_of_kept_values() -> None:
     values = torch.rand(5, 3, 7, 9, requires_grad=True)
-    layer = models.Dropout(0.4)
+    layer = factory.Dropout(0.4)
     state = torch.get_rng_state()
     assert layer.eval()(values) is values
     assert torch.equal(torch.get_rng_state(), state)
-    found = layer.train()(values)
-    found.sum().backward()
+    output = layer.train()(values)
+    output.sum().backward()
     assert values.grad is not None
-    torch.testing.assert_close(values.grad * values, found)
+    torch.testing.assert_close(values.grad * values, output)
     assert repr(layer) == "Dropout(p=0.4)"
 
 
 @pytest.mark.parametrize("shape", [(6, 5, 7, 3), (6, 11), (4, 3, 5), (1, 1, 1, 1)])
-def test_dropout_draws_the_same_in_every_memory_format(shape):
+def test_dropout_draws_the_same_in_every_memory_format(shape: tuple[int, ...]) -> None:
     values = torch.rand(shape) + 0.1
-    found = _dropped(0.5, values)
-    assert torch.equal(_dropped(0.5, values), found)
-    assert not torch.equal(_dropped(0.5, values, seed=1), found) or values.numel() == 1
-    turned = values.movedim(0, -1).contiguous().movedim(-1, 0)
-    assert torch.equal(_dropped(0.5, turned), found)
+    output = drop(0.5, values)
+    assert torch.equal(drop(0.5, values), output)
+    assert not torch.equal(drop(0.5, values, seed=1), output) or values.numel() == 1
+    strided = values.movedim(0, -1).contiguous().movedim(-1, 0)
+    assert torch.equal(drop(0.5, strided), output)
     if len(shape) == 4:
-        other = values.contiguous(memory_format=torch.channels_last)
-        assert torch.equal(_dropped(0.5, other), found)
-    assert torch.equal(_dropped(0.5, values.bfloat16()) > 0, found > 0)
-    assert _dropped(0.5, values.bfloat16()).dtype == torch.bfloat16
+        channels_last = values.contiguous(memory_format=torch.channels_last)
+        assert torch.equal(drop(0.5, channels_last), output)
+    assert torch.equal(drop(0.5, values.bfloat16()) > 0, output > 0)
+    assert drop(0.5, values.bfloat16()).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize(
-    ("model", "shape"), [("cnn", (1, 8, 8)), ("cnn", (3, 9, 10)), ("mnist-cnn", (1, 12, 12))]
+    ("name", "shape"), [("cnn", (1, 8, 8)), ("cnn", (3, 9, 10)), ("mnist-cnn", (1, 12, 12))]
 )
-def test_pooling_before_relu_is_relu_before_pooling(model, shape):
-    network = models.build(model, shape, 10, (0.5,) * shape[0], (0.25,) * shape[0], seed=0).eval()
+def test_pooling_before_relu_is_relu_before_pooling(name: str, shape: ImageShape) -> None:
+    network = build(name, shape).eval()
     layers = list(network.get_submodule("network").children())
     for index, layer in enumerate(layers[:-1]):
-        if isinstance(layer, torch.nn.MaxPool2d):
-            assert isinstance(layers[index + 1], torch.nn.ReLU)
+        if isinstance(layer, nn.MaxPool2d):
+            assert isinstance(layers[index + 1], nn.ReLU)
             layers[index], layers[index + 1] = layers[index + 1], layer
-    turned = torch.nn.Sequential(network.get_submodule("normalize"), *layers)
-    images, labels = torch.rand(16, *shape), torch.arange(16) % 10
-    gradients = []
-    for each in (network, turned):
-        logits = each(images)
+    swapped = nn.Sequential(network.get_submodule("normalize"), *layers)
+    images = torch.rand(16, *shape)
+    labels = torch.arange(16) % 10
+    outcomes = []
+    for variant in (network, swapped):
+        logits = variant(images)
         network.zero_grad()
-        torch.nn.functional.cross_entropy(logits, labels).backward()
-        gradients.append([logits, *(parameter.grad.clone() for parameter in network.parameters())])
-    assert all(torch.equal(one, two) for one, two in zip(*gradients, strict=True))
+        nn.functional.cross_entropy(logits, labels).backward()
+        outcomes.append([logits, *(parameter.grad.clone() for parameter in network.parameters())])
+    assert all(torch.equal(one, two) for one, two in zip(*outcomes, strict=True))

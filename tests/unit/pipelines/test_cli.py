@@ -1,4 +1,4 @@
-"""The command line: what it imports, what it says, and what inspect finds."""
+"""The command line: its help, its usage errors, and the losses that it inspects."""
 
 import re
 import subprocess
@@ -9,27 +9,35 @@ import pytest
 
 from taylorglo import __version__
 from taylorglo.loss.functions import TaylorLoss
-from taylorglo_pipelines.cli import main
+from taylorglo_pipelines.cli import COMMANDS, main
 
 # TaylorGLO paper, evolved on MNIST
 PUBLISHED = "-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513"
 HEAVY = (
-    "torch",
+    "boto3",
+    "docker",
+    "jinja2",
     "kfp",
+    "kfp_server_api",
     "kubernetes",
+    "matplotlib",
     "mlflow",
+    "numpy",
     "optuna",
     "pydantic",
-    "numpy",
-    "boto3",
-    "matplotlib",
     "sklearn",
+    "sqlalchemy",
+    "torch",
+    "urllib3",
     "yaml",
 )
+SCHEDULE = ("create", "delete", "list", "pause", "resume", "run-now", "show")
+HELPS = [[], *([name] for name in COMMANDS), *(["schedule", verb] for verb in SCHEDULE)]
+CONFIG = str(Path(__file__).parents[3] / "pipelines" / "configs" / "digits.yaml")
 
 
 def numbers(output: str) -> dict[str, float]:
-    """What inspect printed, by name."""
+    """Return the numbers that inspect printed, by name."""
     return {
         name.strip(): float(value)
         for name, value in re.findall(r"^  ([\w*+ ]+?)  +(-?[\d.e+-]+)\b", output, re.M)
@@ -41,51 +49,80 @@ def inspected(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "code",
-    [
-        "import taylorglo_pipelines.cli",
-        "import taylorglo_pipelines.cli as c\ntry: c.main(['--help'])\nexcept SystemExit: pass",
-    ],
-)
-def test_help_imports_nothing_heavy(code: str) -> None:
-    code += (
-        f"\nimport sys; print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
-    )
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_help_imports_nothing_heavy(words: list[str]) -> None:
+    process = python(
+        "import sys\n"
+        "from taylorglo_pipelines.cli import main\n"
+        f"status = main({[*words, '--help']})\n"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)\n"
+        "sys.exit(status)"
     )
     assert (process.returncode, process.stderr) == (0, "[]\n")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [[], ["run"], ["compile"], ["submit"], ["schedule", "create"], ["inspect"], ["attack"]],
-    ids=" ".join,
-)
-def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main([*words, "--help"])
-    assert exit_.value.code == 0
-    assert capsys.readouterr().out.startswith(f"usage: taylorglo {' '.join(words)}".rstrip())
+@pytest.mark.parametrize("option", ["--help", "-h"])
+@pytest.mark.parametrize("words", HELPS, ids=" ".join)
+def test_help(words: list[str], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, option]) == 0
+    usage = " ".join(["Usage: taylorglo", *words, "[OPTIONS]"])
+    assert capsys.readouterr().out.startswith(usage)
+
+
+def test_the_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    commands = capsys.readouterr().out.partition("Commands:\n")[2]
+    lines = re.findall(r"^  (\w+)  +([A-Z][^\n]+\.)$", commands, re.MULTILINE)
+    assert [name for name, _ in lines] == list(COMMANDS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["--version"])
+    assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"taylorglo {__version__}\n"
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["search"], ["run"], ["compile", "x.yaml"], ["run", "x.yaml", "--sett", "a=1"]]
+    ("words", "problem"),
+    [
+        ([], r"missing command \(see taylorglo --help\)"),
+        (["search"], r"no such command 'search' \(see taylorglo --help\)"),
+        (["--sett", "a=1"], "no such option:? '?--sett"),
+        (["run"], r"missing argument 'CONFIG' \(see taylorglo run --help\)"),
+        (
+            ["compile", "x.yaml"],
+            r"missing option '-o' / '--output' \(see taylorglo compile --help\)",
+        ),
+        (["run", "x.yaml", "--sett", "a=1"], "no such option:? '?--sett"),
+        (["run", "x.yaml", "y.yaml"], r"got unexpected extra argument \(y.yaml\)"),
+        (["run", "x.yaml", "--runner", "pod"], "invalid value for '--runner': 'pod' is not one of"),
+        (["run", "x.yaml", "--set"], "option '--set' requires an argument"),
+        (["schedule"], r"missing command \(see taylorglo schedule --help\)"),
+        (["schedule", "start"], r"no such command 'start' \(see taylorglo schedule --help\)"),
+        (["schedule", "pause"], r"missing argument 'NAME' \(see taylorglo schedule pause --help\)"),
+        (["schedule", "create", "x.yaml"], "either --cron or --every is needed, and not both"),
+        (["inspect"], r"missing argument 'LOSS...' \(see taylorglo inspect --help\)"),
+        (["inspect", "baikal", "--classes", "ten"], "invalid value for '--classes': 'ten' is not"),
+        (["inspect", "baikal", "--clases", "3"], "no such option:? '?--clases"),
+        (["inspect", "baikal", "--clases=3"], "no such option:? '?--clases"),
+        (["inspect", *PUBLISHED.split(), "-x"], "no such option:? '?-x"),
+        (["attack"], r"missing argument 'MODEL' \(see taylorglo attack --help\)"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
-def test_wrong_words_are_a_usage_error(
-    words: list[str], capsys: pytest.CaptureFixture[str]
+def test_a_usage_error_is_one_line(
+    words: list[str], problem: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as exit_:
-        main(words)
-    assert exit_.value.code == 2
-    assert capsys.readouterr().err.startswith("usage: taylorglo")
+    assert main(words) == 2
+    output = capsys.readouterr()
+    (line,) = output.err.splitlines()
+    assert re.match(f"taylorglo: error: {problem}", line)
+    assert re.search(r" \(see taylorglo( [a-z-]+){0,2} --help\)$", line)
+    assert output.out == ""
 
 
 def test_ctrl_c_is_no_traceback(
@@ -99,35 +136,85 @@ def test_ctrl_c_is_no_traceback(
     assert capsys.readouterr().err == "taylorglo: interrupted\n"
 
 
+def test_a_reader_of_the_output_that_has_ended_is_no_traceback() -> None:
+    command = [sys.executable, "-m", "taylorglo_pipelines.cli", "inspect", "baikal"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    with process.stderr:
+        assert process.stderr.read() == ""
+    assert process.wait() == 0
+
+
+@pytest.mark.parametrize(
+    ("package", "words"),
+    [
+        ("click", ["--help"]),
+        ("yaml", ["run", CONFIG]),
+        ("pydantic", ["attack", "champion"]),
+        ("kfp", ["compile", CONFIG, "-o", "pipeline.yaml"]),
+        ("kfp_server_api", ["schedule", "list", "--host", "http://localhost:8888"]),
+        ("cronsim", ["schedule", "create", CONFIG, "--every", "1d"]),
+    ],
+)
+def test_a_missing_package_of_the_extra_is_named_in_one_line(
+    package: str, words: list[str]
+) -> None:
+    process = python(
+        f"import sys; sys.modules[{package!r}] = None\n"
+        f"from taylorglo_pipelines.cli import main; sys.exit(main({words}))"
+    )
+    assert (process.returncode, process.stdout) == (2, "")
+    assert process.stderr == (
+        f"taylorglo: error: the command line needs the package {package}, which is not installed: "
+        "pip install 'taylorglo[pipeline]'\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["networks_of_a_user", "taylorglo.nowhere", "torch_geometric"])
+def test_another_missing_package_is_not_hidden(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(*_: object) -> str:
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("taylorglo_pipelines.commands.inspect.inspect", failed)
+    with pytest.raises(ModuleNotFoundError, match=name):
+        main(["inspect", "baikal"])
+
+
 class TestInspect:
     def test_the_published_theta(self, capsys: pytest.CaptureFixture[str]) -> None:
         output = inspected(capsys, PUBLISHED)
-        found = numbers(output)
+        printed = numbers(output)
         th = [float(word) for word in PUBLISHED.split(",")]
         # Regularization paper, the derivative of f, expanded by hand.
         expected = {
-            "c1": th[2] - 2 * th[1] * th[3] + 3 * th[1] ** 2 * th[4] - th[0] * th[5] + 2 * th[0] * th[1] * th[6]
+            "c1": th[2]
+            - 2 * th[1] * th[3]
+            + 3 * th[1] ** 2 * th[4]
+            - th[0] * th[5]
+            + 2 * th[0] * th[1] * th[6]
             + th[0] ** 2 * th[7],
             "ch": 2 * th[3] - 6 * th[1] * th[4] - 2 * th[0] * th[6],
             "chh": 3 * th[4],
             "chy": 2 * th[6],
             "cy": th[5] - 2 * th[1] * th[6] - 2 * th[0] * th[7],
             "cyy": th[7],
-        }  # fmt: skip
+        }
         expected["cy + cyy"] = expected["cy"] + expected["cyy"]
         expected["A"] = expected["cy + cyy"] + expected["chy"] / 10
         expected["B"] = expected["ch"] + 2 * expected["chh"] / 10 + expected["chy"] / 10
         for name, value in expected.items():
-            assert found[name] == pytest.approx(value, rel=1e-5), name
+            assert printed[name] == pytest.approx(value, rel=1e-5), name
         assert output.startswith("Taylor loss of order 3, 10 classes\n")
         # At rest the pull on the target is that on the others (section "pull and push").
-        p, rest = found["p*"], (1 - found["p*"]) / 9
+        p = printed["p*"]
+        rest = (1 - p) / 9
         target = (
             expected["ch"] * p + expected["chh"] * p**2 + expected["chy"] * p + expected["cy + cyy"]
         )
-        assert target - (expected["ch"] * rest + expected["chh"] * rest**2) == pytest.approx(
-            0, abs=1e-2
-        )
+        others = expected["ch"] * rest + expected["chh"] * rest**2
+        assert target - others == pytest.approx(0, abs=1e-2)
         verdicts = re.findall(
             r"^  (published|learnable|stable) +(accepted|rejected) by \1: ", output, re.M
         )
@@ -144,6 +231,21 @@ class TestInspect:
         self, words: list[str], capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert inspected(capsys, *words) == inspected(capsys, PUBLISHED)
+
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["-.5", "-1e0", "-2", "--classes", "4", "-3.5,", "-4"],
+            ["--classes", "4", "-.5,-1,-2,-3.5,-4"],
+            ["--classes=4", "--", "-0.5", "-1", "-2", "-3.5", "-4"],
+        ],
+    )
+    def test_numbers_that_begin_with_a_minus(
+        self, words: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        output = inspected(capsys, *words)
+        assert output.startswith("Taylor loss of order 2, 4 classes\n")
+        assert "  theta        -0.5, -1, -2, -3.5, -4\n" in output
 
     def test_the_number_of_classes_changes_the_null_epoch(
         self, capsys: pytest.CaptureFixture[str]

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from taylorglo.errors import InputError
+from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.settings import SweepSettings
-from taylorglo.tasks.context import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo_pipelines.config import Config, load, with_overrides
 
 CONFIGS = Path(__file__).parents[3] / "pipelines" / "configs"
@@ -22,12 +22,11 @@ def loaded(tmp_path: Path, content: str = "", *overrides: str) -> Config:
 def test_the_configurations_of_the_project_are_valid(path: Path) -> None:
     config = load(path)
     assert config.name == path.stem
-    # No key is misspelt into a default: what the file says is what the sweep gets.
-    said = yaml.safe_load(path.read_text())
-    for section, values in said.items():
-        got = getattr(config, section)
+    # Every value of the file reaches the sweep; none is lost to a default by a misspelt key.
+    for section, values in yaml.safe_load(path.read_text()).items():
+        settings = getattr(config, section)
         for key, value in values.items() if isinstance(values, dict) else ():
-            assert getattr(got, key) == value, f"{section}.{key}"
+            assert getattr(settings, key) == value, f"{section}.{key}"
 
 
 def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
@@ -40,12 +39,8 @@ def test_overrides_win_over_the_file_and_the_later_over_the_earlier(tmp_path: Pa
     config = loaded(
         tmp_path, content, "search.popsize=7", "search.popsize=8", "training.steps=400", "seed=4"
     )
-    assert (config.search.popsize, config.search.sigma, config.training.steps, config.seed) == (
-        8,
-        0.5,
-        400,
-        4,
-    )
+    assert (config.search.popsize, config.search.sigma) == (8, 0.5)
+    assert (config.training.steps, config.seed) == (400, 4)
 
 
 @pytest.mark.parametrize(
@@ -61,10 +56,8 @@ def test_overrides_win_over_the_file_and_the_later_over_the_earlier(tmp_path: Pa
 def test_lists_may_be_written_in_yaml_or_with_commas(
     tmp_path: Path, text: str, expected: list[float]
 ) -> None:
-    assert (
-        loaded(tmp_path, "", f"baselines.learning_rates={text}").baselines.learning_rates
-        == expected
-    )
+    baselines = loaded(tmp_path, "", f"baselines.learning_rates={text}").baselines
+    assert baselines.learning_rates == expected
 
 
 def test_an_equals_sign_belongs_to_the_value(tmp_path: Path) -> None:
@@ -92,7 +85,9 @@ def test_cpu_may_be_a_number(tmp_path: Path, value: str, expected: str) -> None:
 @pytest.mark.parametrize(
     "override", ["pipeline.cpu=-1", "pipeline.cpu=two", "pipeline.cpu=true", "pipeline.memory=4 Gi"]
 )
-def test_what_kubernetes_would_not_understand_is_refused(tmp_path: Path, override: str) -> None:
+def test_resources_that_kubernetes_does_not_understand_are_refused(
+    tmp_path: Path, override: str
+) -> None:
     with pytest.raises(InputError, match=override.partition("=")[0]):
         loaded(tmp_path, "", override)
 
@@ -138,7 +133,12 @@ class TestServices:
         other = loaded(
             tmp_path, "", "services.work_dir=x", "services.store_uri=s3://b", "pipeline.shards=3"
         )
+        assert type(other.sweep) is SweepSettings
         assert other.sweep == SweepSettings()
-        assert not [
-            name for name in other.sweep.parameters() if name.startswith(("services", "pipeline"))
-        ]
+        assert not {"preset", "pipeline", "services"} & set(other.sweep.model_dump())
+
+
+def test_the_sweep_of_a_preset_has_its_values(tmp_path: Path) -> None:
+    config = loaded(tmp_path, "preset: wrn-16-8\ntraining: {steps: 900}\n")
+    assert config.sweep.model.name == "wrn-16-8"
+    assert (config.sweep.training.steps, config.sweep.training.batch_size) == (900, 128)

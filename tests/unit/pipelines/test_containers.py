@@ -1,4 +1,4 @@
-"""What a task's container is given of this machine, and what is said where there is no engine."""
+"""The access of a task's container to this machine, and the error if there is no engine."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ def arguments(
 
 
 def places(given: dict[str, Any]) -> dict[str, bool]:
-    """Each mounted path, which is the same inside, and whether it is read-only."""
+    """Return the mounted paths, which are the same inside, and whether each is read-only."""
     assert all(
         mount["Source"] == mount["Target"] and mount["Type"] == "bind" for mount in given["mounts"]
     )
@@ -106,7 +106,7 @@ def test_data_is_read_only_unless_it_is_to_be_downloaded(tmp_path: Path, downloa
 
 
 @pytest.mark.parametrize("root", ["s3://bucket/images", "/nowhere/to/be/found"])
-def test_data_that_is_not_here_is_left_to_the_task(tmp_path: Path, root: str) -> None:
+def test_data_that_is_not_on_this_machine_is_left_to_the_task(tmp_path: Path, root: str) -> None:
     assert places(arguments(tmp_path, data={"name": "image-folder", "root": root})) == {
         str(tmp_path): False
     }
@@ -120,7 +120,7 @@ def test_files_that_hold_credentials_are_mounted_read_only(tmp_path: Path) -> No
     assert places(given) == {str(tmp_path / "work"): False, str(secret): True}
 
 
-def test_a_gpu_where_the_tasks_ask_for_one(tmp_path: Path) -> None:
+def test_tasks_that_need_a_gpu_get_all_of_them(tmp_path: Path) -> None:
     (request,) = arguments(tmp_path, pipeline={"accelerator": "nvidia.com/gpu"})["device_requests"]
     assert request["Capabilities"] == [["gpu"]]
 
@@ -128,9 +128,10 @@ def test_a_gpu_where_the_tasks_ask_for_one(tmp_path: Path) -> None:
 def test_a_run_without_a_report_has_failed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # kfp takes the last container as successful where it is gone before its exit status is asked
-    # for.
-    monkeypatch.setattr("taylorglo_pipelines.local.runner._run_pipeline", lambda *_: None)
+    """kfp takes a container as successful if it is gone before kfp asks for its exit status."""
+    monkeypatch.setattr(
+        "taylorglo_pipelines.local.runner.sweep_pipeline", lambda config: lambda: None
+    )
     assert main(["run", str(CONFIG), "--set", f"services.work_dir={tmp_path}"]) == 2
     assert capsys.readouterr().err.startswith(
         "taylorglo: error: a task failed: there is no report; "
@@ -142,10 +143,8 @@ def test_without_an_engine_one_line_says_so(
     host: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", host)
-    assert (
-        main(["run", str(CONFIG), "--set", f"services.work_dir={tmp_path}", "--runner", "docker"])
-        == 2
-    )
+    words = ["--set", f"services.work_dir={tmp_path}", "--runner", "docker"]
+    assert main(["run", str(CONFIG), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(
         f"taylorglo: error: --runner docker: no container engine answers on {host} ("

@@ -1,70 +1,76 @@
-"""How much a training takes: against closed forms, and against what PyTorch really keeps for the
-backward pass."""
+"""The memory of a training: against closed forms, and against PyTorch's saved tensors."""
+
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
 from taylorglo.errors import InputError
-from taylorglo.networks.factory import BUILT_IN, build, skeleton
+from taylorglo.networks.factory import BUILT_IN, ImageShape, build, skeleton
 from taylorglo.training import memory
 from taylorglo.training.memory import check_memory, footprint, free_memory
 
-DIGITS, CIFAR = (1, 8, 8), (3, 32, 32)
+DIGITS = (1, 8, 8)
+CIFAR = (3, 32, 32)
 CPU = torch.device("cpu")
 
 
-def built(model: str, shape: tuple[int, int, int] = CIFAR) -> nn.Module:
-    return build(model, shape, 10, (0.5,) * shape[0], (0.2,) * shape[0], seed=0)
+def built(name: str, shape: ImageShape = CIFAR) -> nn.Module:
+    mean, std = (0.5,) * shape[0], (0.2,) * shape[0]
+    return build(name, shape, 10, mean=mean, std=std, seed=0)
 
 
-@pytest.mark.parametrize(
-    "make", [built, lambda model, shape: skeleton(model, shape, 10)], ids=["built", "skeleton"]
-)
-@pytest.mark.parametrize("batch", [1, 32, 100_000])
-def test_the_mlp_in_closed_form(make, batch):
-    found = footprint(make("mlp", DIGITS), DIGITS, batch)
-    assert found.weights == 4 * (64 * 128 + 128 + 128 * 10 + 10 + 2)  # and a mean and a deviation
-    # The inputs of both linear layers, where the second is what ReLU keeps as well.
-    assert found.activations == 4 * batch * (64 + 128)
-    assert found.training == 3 * found.weights + 1.5 * found.activations
+def unbuilt(name: str, shape: ImageShape = CIFAR) -> nn.Module:
+    return skeleton(name, shape, 10)
 
 
-@pytest.mark.parametrize("model", [name for name in BUILT_IN if name != "pyramidnet-110-48"])
-def test_weights_of_every_network_and_nothing_is_allocated(model):
-    """With batches of 64 million images, which no machine has room for."""
-    network = skeleton(model, CIFAR, 10)
+@pytest.mark.parametrize("make", [built, unbuilt])
+@pytest.mark.parametrize("batch_size", [1, 32, 100_000])
+def test_the_mlp_in_closed_form(
+    make: Callable[[str, ImageShape], nn.Module], batch_size: int
+) -> None:
+    need = footprint(make("mlp", DIGITS), DIGITS, batch_size)
+    mean_and_deviation = 2
+    assert need.weights == 4 * (64 * 128 + 128 + 128 * 10 + 10 + mean_and_deviation)
+    # They are the inputs of both linear layers. ReLU keeps its output, which is the second input.
+    assert need.activations == 4 * batch_size * (64 + 128)
+    assert need.training == 3 * need.weights + 1.5 * need.activations
+
+
+@pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "pyramidnet-110-48"])
+def test_weights_of_every_network_and_nothing_is_allocated(name: str) -> None:
+    network = unbuilt(name)
     assert {value.device.type for value in network.state_dict().values()} == {"meta"}
-    found = footprint(network, CIFAR, 2**26)
-    assert found.activations > 2**35
-    expected = sum(p.numel() for p in network.parameters()) + sum(
-        b.numel() for b in network.buffers()
-    )
-    assert found.weights == 4 * expected
+    # No machine has memory for batches of 64 million images.
+    need = footprint(network, CIFAR, 2**26)
+    assert need.activations > 2**35
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    buffers = sum(buffer.numel() for buffer in network.buffers())
+    assert need.weights == 4 * (parameters + buffers)
 
 
-@pytest.mark.parametrize("model", ["cnn", "mnist-cnn", "allcnn-c", "alexnet", "preresnet-20"])
-def test_as_much_as_is_really_kept(model):
-    network = built(model)
-    expected = footprint(network, CIFAR, 4).activations
-    own = {value.untyped_storage().data_ptr() for value in network.state_dict().values()}
-    kept: dict[int, torch.Tensor] = {}
+@pytest.mark.parametrize("name", ["cnn", "mnist-cnn", "allcnn-c", "alexnet", "preresnet-20"])
+def test_activations_are_those_that_pytorch_saves(name: str) -> None:
+    network = built(name)
+    activations = footprint(network, CIFAR, 4).activations
+    of_weights = {value.untyped_storage().data_ptr() for value in network.state_dict().values()}
+    sizes: dict[int, int] = {}
 
     def keep(value: torch.Tensor) -> torch.Tensor:
-        kept[value.untyped_storage().data_ptr()] = value
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in of_weights:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
         logits = network(torch.rand(4, *CIFAR))
-    real = sum(
-        value.untyped_storage().nbytes() for pointer, value in kept.items() if pointer not in own
-    )
     assert logits.requires_grad
     # A layer may be computed in another way on meta, and keep indices of another size.
-    assert expected == pytest.approx(real, rel=0.15)
+    assert activations == pytest.approx(sum(sizes.values()), rel=0.15)
 
 
-def test_a_question_changes_nothing():
+def test_a_footprint_changes_nothing() -> None:
     network = built("preresnet-20").eval()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     torch.manual_seed(3)
@@ -78,43 +84,45 @@ def test_a_question_changes_nothing():
 
 
 class Stubborn(nn.Module):
-    """Makes a tensor on a device of its choice."""
+    """A network that creates a tensor on a device of its choice."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(64, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.layer(images.flatten(1)) + torch.ones(10, device="cpu")
-        return result
+        logits: torch.Tensor = self.layer(images.flatten(1)) + torch.ones(10, device="cpu")
+        return logits
 
 
 class Tied(nn.Module):
-    """One matrix under two names."""
+    """A network that has one matrix under two names."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.two = nn.Linear(64, 64, bias=False), nn.Linear(64, 64, bias=False)
-        self.two.weight = self.one.weight
+        self.first = nn.Linear(64, 64, bias=False)
+        self.second = nn.Linear(64, 64, bias=False)
+        self.second.weight = self.first.weight
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        result: torch.Tensor = self.two(self.one(images.flatten(1)))
-        return result
+        logits: torch.Tensor = self.second(self.first(images.flatten(1)))
+        return logits
 
 
-def test_networks_of_a_user():
+def test_networks_of_a_user() -> None:
     assert footprint(Stubborn(), DIGITS, 32).weights == 4 * 650
     tied = footprint(Tied(), DIGITS, 32)
     assert tied.weights == 4 * 64 * 64
     assert tied.activations == 4 * 32 * (64 + 64)
 
 
-def test_what_does_not_fit_is_refused(monkeypatch):
+def test_a_training_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda device: 10 * 2**30)
     assert free_memory(CPU) == 9 * 2**30
-    assert check_memory("allcnn-c", CIFAR, 10, 128, CPU) == footprint(built("allcnn-c"), CIFAR, 128)
+    need = check_memory("allcnn-c", CIFAR, 10, batch_size=128, device=CPU)
+    assert need == footprint(built("allcnn-c"), CIFAR, 128)
     with pytest.raises(InputError) as caught:
-        check_memory("allcnn-c", CIFAR, 10, 100_000, CPU)
+        check_memory("allcnn-c", CIFAR, 10, batch_size=100_000, device=CPU)
     line = str(caught.value)
     assert line.startswith("model 'allcnn-c': training it in batches of 100000 takes about ")
     assert line.endswith(

@@ -1,24 +1,27 @@
-"""Trainings in one program: each is what it would be alone, whatever else is in the program and
-becomes of it."""
+"""Stacked trainings: each gives what it gives alone, whatever else is in the program."""
 
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
-from trainings import BACKWARDS, GOOD, OTHER, sweep, synthetic
+from trainings import (
+    BACKWARDS,
+    EXTREME,
+    GOOD,
+    OTHER,
+    sweep,
+    synthetic,
+    untimed_network,
+)
 
-from taylorglo.data import dataset as data
 from taylorglo.data.dataset import Dataset
 from taylorglo.loss.functions import CrossEntropy, Loss, SquaredError, TaylorLoss
 from taylorglo.networks.factory import BUILT_IN, build
-from taylorglo.settings import DataSettings, SweepSettings
-from taylorglo.training import stacked as fused
-from taylorglo.training.loop import Recipe, Result, build_network, train
-from taylorglo.training.stacked import draws, qualifies, train_together
+from taylorglo.settings import SweepSettings
+from taylorglo.training.loop import Recipe, TrainedNetwork, build_network, train_network
+from taylorglo.training.stacked import StackedLoss, draws, qualifies, train_stack
 
 LOSSES: tuple[Loss, ...] = (
     TaylorLoss(GOOD),
@@ -32,62 +35,6 @@ LOSSES: tuple[Loss, ...] = (
 SHAPES = {"allcnn-c": (3, 12, 12), "alexnet": (3, 29, 29)}
 STACKABLE = ("mlp", "cnn", "mnist-cnn", "allcnn-c", "alexnet")
 
-NETWORKS = """
-import torch
-from torch import nn
-
-
-def tied(image_shape, num_classes):
-    one, two = nn.Linear(64, 64), nn.Linear(64, 64)
-    two.weight = one.weight
-    return nn.Sequential(nn.Flatten(), one, nn.ReLU(), two, nn.ReLU(), nn.Linear(64, num_classes))
-
-
-def frozen(image_shape, num_classes):
-    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, num_classes))
-    network[1].weight.requires_grad = False
-    return network
-
-
-def dropout(image_shape, num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, num_classes))
-
-
-class Peeking(nn.Sequential):
-    def forward(self, images):
-        if images.sum() > 0:
-            return super().forward(images)
-        return super().forward(-images)
-
-
-def tokens(image_shape, num_classes):
-    rows = nn.Sequential(nn.Flatten(1, 2), nn.Linear(8, 16, bias=False), nn.ReLU(), nn.Flatten())
-    return nn.Sequential(rows, nn.Linear(128, num_classes))
-
-
-def peeking(image_shape, num_classes):
-    return Peeking(nn.Flatten(), nn.Linear(64, num_classes))
-
-
-def broken(image_shape, num_classes):
-    return nn.Sequential(nn.Flatten(), nn.Linear(63, num_classes))
-"""
-
-
-@pytest.fixture(scope="module")
-def digits() -> Dataset:
-    return data.load(DataSettings(), 0)
-
-
-@pytest.fixture
-def networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "stacked_networks.py").write_text(NETWORKS)
-    monkeypatch.syspath_prepend(tmp_path)
-    yield
-    import sys
-
-    sys.modules.pop("stacked_networks", None)
-
 
 def settings_of(
     model: str = "mlp", augmentation: dict[str, Any] | None = None, **training: Any
@@ -97,161 +44,151 @@ def settings_of(
 
 
 def recipe(loss: Loss, seed: int = 3, steps: int = 8, rate: float = 0.05, **options: Any) -> Recipe:
-    return Recipe(
-        loss,
-        rate,
-        seed,
-        **{"steps": steps, "horizon": steps, "validations": 2, "kept": True, **options},
-    )
+    values = {"steps": steps, "horizon": steps, "validations": 2, "kept": True, **options}
+    return Recipe(loss, rate, seed, **values)
 
 
-def alone(recipes: Sequence[Recipe], dataset: Dataset, settings: SweepSettings) -> list[Result]:
+def trained_alone(
+    recipes: Sequence[Recipe], dataset: Dataset, settings: SweepSettings
+) -> list[TrainedNetwork]:
     return [
-        train(build_network(settings, dataset, each.seed), each, dataset, settings)
-        for each in recipes
+        train_network(build_network(settings, dataset, one.seed), one, dataset, settings)
+        for one in recipes
     ]
 
 
 def assert_alike(
-    found: Sequence[Result], expected: Sequence[Result], rtol: float = 1e-4, flips: float = 0.0
+    results: Sequence[TrainedNetwork], expected: Sequence[TrainedNetwork], rtol: float = 1e-4
 ) -> None:
-    """The same up to rounding; at most ``flips`` of the images are classified otherwise."""
-    assert len(found) == len(expected)
-    for one, two in zip(found, expected, strict=True):
+    """Compare up to rounding."""
+    assert len(results) == len(expected)
+    for one, two in zip(results, expected, strict=True):
         a, b = one.training, two.training
         assert (a.status, a.reason) == (b.status, b.reason)
-        assert a.accuracy == pytest.approx(b.accuracy, abs=flips)
-        assert a.test_accuracy == pytest.approx(b.test_accuracy, abs=flips)
+        assert a.accuracy == pytest.approx(b.accuracy, abs=0)
+        assert a.test_accuracy == pytest.approx(b.test_accuracy, abs=0)
         assert [step for step, _, _ in a.curve] == [step for step, _, _ in b.curve]
-        assert [accuracy for _, accuracy, _ in a.curve] == pytest.approx(
-            [x for _, x, _ in b.curve], abs=flips
+        accuracies = [accuracy for _, accuracy, _ in b.curve]
+        assert [accuracy for _, accuracy, _ in a.curve] == pytest.approx(accuracies, abs=0)
+        losses = [loss for _, _, loss in b.curve]
+        assert [loss for _, _, loss in a.curve] == pytest.approx(losses, rel=rtol)
+        assert_close_weights(one.weights, two.weights, rtol)
+
+
+def assert_close_weights(weights: bytes, expected: bytes, rtol: float) -> None:
+    """Compare two networks, as safetensors, up to rounding."""
+    values, others = load(weights), load(expected)
+    assert values.keys() == others.keys()
+    for name, value in values.items():
+        torch.testing.assert_close(
+            value, others[name], rtol=rtol, atol=rtol * 0.1, msg=lambda m, n=name: f"{n}: {m}"
         )
-        assert [x for _, _, x in a.curve] == pytest.approx([x for _, _, x in b.curve], rel=rtol)
-        weights, others = load(one.weights), load(two.weights)
-        assert weights.keys() == others.keys()
-        for name, value in weights.items():
-            torch.testing.assert_close(
-                value, others[name], rtol=rtol, atol=rtol * 0.1, msg=lambda m, n=name: f"{n}: {m}"
-            )
 
 
-def assert_same(found: Sequence[Result], expected: Sequence[Result]) -> None:
-    """The same to the bit."""
-    assert [untimed(each) for each in found] == [untimed(each) for each in expected]
-
-
-def untimed(result: Result) -> tuple[Any, bytes]:
-    return replace(result.training, started=0.0, ended=0.0, seconds=0.0, method=""), result.weights
-
-
-# As alone
+def assert_same(results: Sequence[TrainedNetwork], expected: Sequence[TrainedNetwork]) -> None:
+    """Compare to the bit."""
+    assert list(map(untimed_network, results)) == list(map(untimed_network, expected))
 
 
 @pytest.mark.parametrize("model", STACKABLE)
-def test_every_network_is_trained_as_alone(digits, model):
+def test_every_network_is_trained_as_alone(digits: Dataset, model: str) -> None:
     dataset = synthetic(SHAPES[model]) if model in SHAPES else digits
     settings = settings_of(model)
     # Nine layers from He's initialisation amplify rounding at rates that they do not learn with.
-    rate = 1e-3 if model == "allcnn-c" else 0.05
-    recipes = [
-        recipe(loss, steps=4, rate=rate)
-        for loss in (TaylorLoss(GOOD), CrossEntropy(), TaylorLoss(OTHER))
-    ]
-    results = train_together(recipes, dataset, settings)
-    assert_alike(
-        results, alone(recipes, dataset, settings), rtol=1e-3 if model == "allcnn-c" else 1e-4
-    )
-    moved = load(results[0].weights)
-    start = build_network(settings, dataset, 3).state_dict()
-    assert not any(
-        torch.equal(moved[name], start[name]) for name in moved if name.endswith("weight")
-    )
+    rate, rtol = (1e-3, 1e-3) if model == "allcnn-c" else (0.05, 1e-4)
+    losses = (TaylorLoss(GOOD), CrossEntropy(), TaylorLoss(OTHER))
+    recipes = [recipe(loss, steps=4, rate=rate) for loss in losses]
+    results = train_stack(recipes, dataset, settings)
+    assert_alike(results, trained_alone(recipes, dataset, settings), rtol)
+    after = load(results[0].weights)
+    before = build_network(settings, dataset, 3).state_dict()
+    weights = [name for name in after if name.endswith("weight")]
+    assert not any(torch.equal(after[name], before[name]) for name in weights)
 
 
-def test_different_losses_in_one_program(digits):
+def test_different_losses_in_one_program(digits: Dataset) -> None:
     recipes = [recipe(loss, steps=20) for loss in LOSSES]
-    results = train_together(recipes, digits, settings_of())
-    assert_alike(results, alone(recipes, digits, settings_of()))
+    results = train_stack(recipes, digits, settings_of())
+    assert_alike(results, trained_alone(recipes, digits, settings_of()))
     assert len({result.weights for result in results}) == len(LOSSES)
 
 
-def test_different_seeds_in_one_program(digits):
+def test_different_seeds_in_one_program(digits: Dataset) -> None:
     recipes = [recipe(loss, seed) for seed in (1, 2, 3) for loss in LOSSES[:4]]
-    assert_alike(
-        train_together(recipes, digits, settings_of("cnn")),
-        alone(recipes, digits, settings_of("cnn")),
-    )
+    results = train_stack(recipes, digits, settings_of("cnn"))
+    assert_alike(results, trained_alone(recipes, digits, settings_of("cnn")))
 
 
 @pytest.mark.parametrize("schedule", ["constant", "step", "cosine", "one-cycle"])
-def test_every_schedule_and_plain_momentum(digits, schedule):
+def test_every_schedule_and_plain_momentum(digits: Dataset, schedule: str) -> None:
     milestones = [0.3, 0.6] if schedule == "step" else []
     settings = settings_of(
         schedule=schedule, milestones=milestones, nesterov=False, momentum=0.6, weight_decay=0.01
     )
     recipes = [recipe(loss, horizon=11) for loss in LOSSES[:2]]
-    assert_alike(train_together(recipes, digits, settings), alone(recipes, digits, settings))
+    results = train_stack(recipes, digits, settings)
+    assert_alike(results, trained_alone(recipes, digits, settings))
 
 
 @pytest.mark.parametrize(
     "augmentation",
     [{"crop_padding": 1, "flip": True, "cutout": 3}, {"cutmix": 1.0}, {"cutmix": 0.5}],
 )
-def test_with_augmentation_and_soft_targets(digits, augmentation):
+def test_augmentation_and_soft_targets(digits: Dataset, augmentation: dict[str, Any]) -> None:
     settings = settings_of("mlp", augmentation)
     # With a probability of 1/2, some of the seeds have soft targets in a step, and others have not.
     recipes = [recipe(loss, seed) for seed in (1, 2) for loss in LOSSES[:5]]
-    results = train_together(recipes, digits, settings)
-    assert_alike(results, alone(recipes, digits, settings))
-    plain = train_together(recipes, digits, settings_of())
+    results = train_stack(recipes, digits, settings)
+    assert_alike(results, trained_alone(recipes, digits, settings))
+    plain = train_stack(recipes, digits, settings_of())
     assert not any(one.weights == two.weights for one, two in zip(results, plain, strict=True))
 
 
-@pytest.mark.usefixtures("networks")
 @pytest.mark.parametrize("network", ["tied", "frozen", "dropout", "tokens"])
-def test_networks_of_a_user(digits, network):
-    settings = settings_of(f"stacked_networks:{network}")
+def test_networks_of_a_user(digits: Dataset, network: str) -> None:
+    settings = settings_of(f"user_networks:{network}")
     assert qualifies(build_network(settings, digits, 0), digits.image_shape)
     recipes = [recipe(loss) for loss in LOSSES[:3]]
-    assert_alike(train_together(recipes, digits, settings), alone(recipes, digits, settings))
+    results = train_stack(recipes, digits, settings)
+    assert_alike(results, trained_alone(recipes, digits, settings))
 
 
-@pytest.mark.usefixtures("networks")
-def test_what_is_frozen_stays_so_when_others_leave(digits):
-    settings = settings_of("stacked_networks:frozen")
+def test_frozen_weights_stay_frozen_when_other_networks_leave_the_stack(digits: Dataset) -> None:
+    settings = settings_of("user_networks:frozen")
     recipes = [
         recipe(TaylorLoss(theta), give_up=(4, 0.12), steps=12) for theta in (GOOD, BACKWARDS, OTHER)
     ]
-    results = train_together(recipes, digits, settings)
-    assert [each.training.status for each in results] == ["ok", "diverged", "ok"]
-    assert_alike(results, alone(recipes, digits, settings))
-    start = build_network(settings, digits, 3).state_dict()["network.1.weight"]
-    assert all(torch.equal(load(each.weights)["network.1.weight"], start) for each in results)
+    results = train_stack(recipes, digits, settings)
+    assert [result.training.status for result in results] == ["ok", "diverged", "ok"]
+    assert_alike(results, trained_alone(recipes, digits, settings))
+    name = "network.1.weight"
+    start = build_network(settings, digits, 3).state_dict()[name]
+    assert all(torch.equal(load(result.weights)[name], start) for result in results)
 
 
-def test_attacked_as_alone(digits):
+def test_attacks_leave_the_same_accuracy_as_alone(digits: Dataset) -> None:
     recipes = [recipe(loss, steps=30, kept=False, epsilon=0.05) for loss in LOSSES[:3]]
-    found, expected = (
-        train_together(recipes, digits, settings_of()),
-        alone(recipes, digits, settings_of()),
-    )
-    robust = [each.training.robust_accuracy for each in found]
-    assert robust == pytest.approx([each.training.robust_accuracy for each in expected], abs=0.01)
-    assert all(0 < left < each.training.accuracy for left, each in zip(robust, found, strict=True))
-    assert [(each.weights, each.training.test_accuracy) for each in found] == [(b"", None)] * 3
+    results = [one.training for one in train_stack(recipes, digits, settings_of())]
+    expected = [one.training for one in trained_alone(recipes, digits, settings_of())]
+    robust = [training.robust_accuracy or 0.0 for training in results]
+    assert robust == pytest.approx([training.robust_accuracy for training in expected], abs=0.01)
+    assert all(0 < left < one.accuracy for left, one in zip(robust, results, strict=True))
 
 
-# What becomes of the others
+def test_networks_that_are_not_kept_have_no_weights_and_no_test_accuracy(digits: Dataset) -> None:
+    recipes = [recipe(loss, steps=2, kept=False, epsilon=0.05) for loss in LOSSES[:3]]
+    results = train_stack(recipes, digits, settings_of())
+    assert [(one.weights, one.training.test_accuracy) for one in results] == [(b"", None)] * 3
 
 
-def test_the_size_of_the_program_does_not_matter(digits):
+def test_the_size_of_the_stack_does_not_matter(digits: Dataset) -> None:
     recipes = [recipe(TaylorLoss([x * (1 + 0.01 * i) for x in GOOD]), steps=40) for i in range(12)]
-    whole = train_together(recipes, digits, settings_of())
+    whole = train_stack(recipes, digits, settings_of())
     for size in (1, 2, 5):
         parts = [
             result
             for start in range(0, 12, size)
-            for result in train_together(recipes[start : start + size], digits, settings_of())
+            for result in train_stack(recipes[start : start + size], digits, settings_of())
         ]
         assert_same(parts, whole)
 
@@ -259,124 +196,110 @@ def test_the_size_of_the_program_does_not_matter(digits):
 @pytest.mark.parametrize(
     ("model", "shape"), [("allcnn-c", SHAPES["allcnn-c"]), ("mlp", (1, 28, 28))]
 )
-def test_nor_does_it_for_larger_networks(model, shape):
-    """Of which one network alone would be computed in another way than several; of convolutions, so
-    would very many."""
+def test_the_size_of_the_stack_does_not_matter_for_larger_networks(
+    model: str, shape: tuple[int, int, int]
+) -> None:
+    """One network is computed in another way than several, and convolutions than very many."""
     dataset, settings = synthetic(shape), settings_of(model)
     recipes = [recipe(loss, steps=3, rate=1e-3) for loss in LOSSES[:3]]
-    whole = train_together(recipes, dataset, settings)
-    assert_same(train_together(recipes[:2], dataset, settings), whole[:2])
-    assert_same(train_together(recipes[2:], dataset, settings), whole[2:])
+    whole = train_stack(recipes, dataset, settings)
+    assert_same(train_stack(recipes[:2], dataset, settings), whole[:2])
+    assert_same(train_stack(recipes[2:], dataset, settings), whole[2:])
     if model == "mlp":
-        assert_same(train_together(recipes * 4, dataset, settings), whole * 4)
+        assert_same(train_stack(recipes * 4, dataset, settings), whole * 4)
 
 
-def test_those_that_are_given_up_leave(digits):
+def test_networks_that_are_given_up_leave_the_stack(digits: Dataset) -> None:
     thetas = (BACKWARDS, GOOD, BACKWARDS, OTHER, BACKWARDS)
     recipes = [recipe(TaylorLoss(theta), give_up=(6, 0.13), steps=20) for theta in thetas]
-    results = train_together(recipes, digits, settings_of())
-    assert [each.training.status for each in results] == [
-        "diverged",
-        "ok",
-        "diverged",
-        "ok",
-        "diverged",
-    ]
-    assert [each.training.curve[-1][0] for each in results] == [6, 20, 6, 20, 6]
-    assert_alike(results, alone(recipes, digits, settings_of()))
-    # Their shares of the time are of what was done while they were there.
-    seconds = [each.training.seconds for each in results]
+    results = train_stack(recipes, digits, settings_of())
+    trainings = [result.training for result in results]
+    assert [one.status for one in trainings] == ["diverged", "ok", "diverged", "ok", "diverged"]
+    assert [one.curve[-1][0] for one in trainings] == [6, 20, 6, 20, 6]
+    assert_alike(results, trained_alone(recipes, digits, settings_of()))
+    # The time of a step is shared among the networks that are still in the stack.
+    seconds = [one.seconds for one in trainings]
     assert max(seconds[0::2]) < min(seconds[1::2])
-    assert (
-        0
-        < sum(seconds)
-        <= max(e.training.ended for e in results) - min(e.training.started for e in results)
-    )
-    # Those that stay go on with their own momentum: as in a program that nobody left.
-    assert_same(
-        [results[1], results[3]], train_together([recipes[1], recipes[3]], digits, settings_of())
-    )
-    assert_same([results[1]], train_together([recipes[0], recipes[1]], digits, settings_of())[1:])
+    wall_seconds = max(one.ended for one in trainings) - min(one.started for one in trainings)
+    assert 0 < sum(seconds) <= wall_seconds
+    # The others go on with their own momentum, as in a stack that no network left.
+    stayed = train_stack([recipes[1], recipes[3]], digits, settings_of())
+    assert_same([results[1], results[3]], stayed)
+    assert_same([results[1]], train_stack([recipes[0], recipes[1]], digits, settings_of())[1:])
 
 
-def test_nothing_of_a_loss_stays_on_another_device():
-    """The device ``meta`` stands in for a GPU: of its tensors and the CPU's none is made either."""
+def test_losses_are_moved_to_the_device() -> None:
+    """The device ``meta`` stands in for a GPU: its tensors cannot be mixed with the CPU's."""
     losses = [TaylorLoss(GOOD), TaylorLoss(OTHER), CrossEntropy(0.1)]
-    objective = fused._Objective(losses, torch.device("meta"))
+    stacked_loss = StackedLoss(losses, torch.device("meta"))
     logits, targets = torch.zeros(3, 8, 10, device="meta"), torch.zeros(8, 10, device="meta")
-    assert (objective(logits, targets).device.type, objective(logits, targets).shape) == (
-        "meta",
-        (3,),
-    )
+    values = stacked_loss(logits, targets)
+    assert (values.device.type, values.shape) == ("meta", (3,))
 
 
-def test_those_that_leave_take_their_batches_with_them(digits):
+def test_networks_that_leave_the_stack_take_their_batches_with_them(digits: Dataset) -> None:
+    contenders = ((BACKWARDS, 1), (GOOD, 2), (OTHER, 1), (BACKWARDS, 2), (OTHER, 3))
     recipes = [
-        recipe(TaylorLoss(theta), seed, give_up=(6, 0.16), steps=20)
-        for theta, seed in ((BACKWARDS, 1), (GOOD, 2), (OTHER, 1), (BACKWARDS, 2), (OTHER, 3))
+        recipe(TaylorLoss(theta), seed, give_up=(6, 0.16), steps=20) for theta, seed in contenders
     ]
-    results = train_together(recipes, digits, settings_of())
-    assert [each.training.status for each in results] == ["diverged", "ok", "ok", "diverged", "ok"]
-    assert_alike(results, alone(recipes, digits, settings_of()))
+    results = train_stack(recipes, digits, settings_of())
+    statuses = [result.training.status for result in results]
+    assert statuses == ["diverged", "ok", "ok", "diverged", "ok"]
+    assert_alike(results, trained_alone(recipes, digits, settings_of()))
 
 
-def test_all_are_given_up(digits):
-    recipes = [
-        recipe(TaylorLoss(BACKWARDS), give_up=(2, 0.9), steps=500),
-        recipe(LOSSES[1], give_up=(2, 0.9), steps=500),
-    ]
-    for each in (recipes, recipes[:1]):
-        results = train_together(each, digits, settings_of())
-        assert [(r.training.status, r.training.curve[-1][0]) for r in results] == [
-            ("diverged", 2)
-        ] * len(each)
+def test_all_networks_are_given_up(digits: Dataset) -> None:
+    losses = (TaylorLoss(BACKWARDS), LOSSES[1])
+    recipes = [recipe(loss, give_up=(2, 0.9), steps=500) for loss in losses]
+    for stack in (recipes, recipes[:1]):
+        trainings = [result.training for result in train_stack(stack, digits, settings_of())]
+        ends = [(training.status, training.curve[-1][0]) for training in trainings]
+        assert ends == [("diverged", 2)] * len(stack)
 
 
 @pytest.mark.parametrize("place", [0, 2, 4])
-def test_one_that_runs_off_leaves_the_others_as_they_are(digits, place):
+def test_a_network_that_diverges_leaves_the_others_as_they_are(digits: Dataset, place: int) -> None:
     sound = [recipe(loss, steps=20) for loss in LOSSES[:4]]
-    extreme = recipe(TaylorLoss([x * 2e29 for x in GOOD]), steps=20)
-    results = train_together([*sound[:place], extreme, *sound[place:]], digits, settings_of())
-    gone = results.pop(place)
-    assert (gone.training.status, gone.training.accuracy) == ("diverged", 0.0)
-    assert "no longer finite at step" in gone.training.reason
-    assert gone.training.curve == []
-    assert_same(results, train_together(sound, digits, settings_of()))
+    extreme = recipe(TaylorLoss(EXTREME), steps=20)
+    results = train_stack([*sound[:place], extreme, *sound[place:]], digits, settings_of())
+    diverged = results.pop(place).training
+    assert (diverged.status, diverged.accuracy) == ("diverged", 0.0)
+    assert "no longer finite at step" in diverged.reason
+    assert diverged.curve == []
+    assert_same(results, train_stack(sound, digits, settings_of()))
 
 
-def test_two_of_which_one_runs_off(digits):
-    recipes = [recipe(TaylorLoss([x * 2e29 for x in GOOD])), recipe(TaylorLoss(GOOD))]
-    results = train_together(recipes, digits, settings_of())
-    assert [each.training.status for each in results] == ["diverged", "ok"]
-    assert_same(results[1:], train_together(recipes[1:], digits, settings_of()))
+def test_one_of_two_networks_diverges(digits: Dataset) -> None:
+    recipes = [recipe(TaylorLoss(EXTREME)), recipe(TaylorLoss(GOOD))]
+    results = train_stack(recipes, digits, settings_of())
+    assert [result.training.status for result in results] == ["diverged", "ok"]
+    assert_same(results[1:], train_stack(recipes[1:], digits, settings_of()))
 
 
-def test_the_global_generator_is_left_alone_and_does_not_matter(digits):
-    settings, recipes = settings_of("mnist-cnn"), [recipe(loss, steps=2) for loss in LOSSES[:2]]
+def test_the_global_generator_is_left_alone_and_does_not_matter(digits: Dataset) -> None:
+    settings = settings_of("mnist-cnn")
+    recipes = [recipe(loss, steps=2) for loss in LOSSES[:2]]
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = train_together(recipes, digits, settings)
+    first = train_stack(recipes, digits, settings)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    assert_same(train_together(recipes, digits, settings), first)
-
-
-# What can be stacked
+    assert_same(train_stack(recipes, digits, settings), first)
 
 
 @pytest.mark.parametrize("model", BUILT_IN)
-def test_which_networks_qualify(model):
+def test_which_networks_can_be_stacked(model: str) -> None:
     shape = (3, 32, 32)
-    network = build(model, shape, 10, (0.5,) * 3, (0.2,) * 3, seed=0)
+    network = build(model, shape, 10, mean=(0.5,) * 3, std=(0.2,) * 3, seed=0)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     assert qualifies(network, shape) == (model in STACKABLE)
     assert draws(network, shape) == (model in ("mnist-cnn", "allcnn-c"))
-    if model in STACKABLE:  # and the question changes nothing
+    if model in STACKABLE:
+        # The question leaves the network as it was.
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
 
 
-@pytest.mark.usefixtures("networks")
-@pytest.mark.parametrize("network", ["peeking", "broken"])
-def test_what_vmap_cannot_compute_does_not_qualify(digits, network):
-    settings = settings_of(f"stacked_networks:{network}")
+@pytest.mark.parametrize("network", ["peeking", "misfit"])
+def test_a_network_that_vmap_cannot_compute_does_not_qualify(digits: Dataset, network: str) -> None:
+    settings = settings_of(f"user_networks:{network}")
     assert not qualifies(build_network(settings, digits, 0), digits.image_shape)

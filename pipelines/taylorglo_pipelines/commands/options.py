@@ -1,0 +1,110 @@
+"""The options that several commands share, and the objects that the commands make of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from taylorglo_pipelines.config import Config
+    from taylorglo_pipelines.kubeflow.client import Connection
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+
+
+def sweep_options(function: Function) -> Function:
+    """Add the argument CONFIG (``path``) and the option ``--set`` (``overrides``) to a command."""
+    with_set = click.option(
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="SECTION.KEY=VALUE",
+        help="Set a value in place of the file's. May be given again.",
+    )(function)
+    return click.argument("path", metavar="CONFIG", type=FILE)(with_set)
+
+
+def access_options(experiment: str) -> Callable[[Function], Function]:
+    """Return a decorator that adds the options of the access to Kubeflow Pipelines.
+
+    Args:
+        experiment: the default of ``--experiment``, as the help describes it.
+    """
+    options = (
+        click.option(
+            "--host",
+            default="",
+            metavar="URL",
+            show_default="KF_PIPELINES_ENDPOINT, else the cluster of this pod, else the "
+            "kubeconfig's",
+            help="Address of Kubeflow Pipelines.",
+        ),
+        click.option(
+            "--namespace",
+            default="",
+            metavar="NS",
+            show_default="kubeflow",
+            help="Namespace of the runs and, without --host, of Kubeflow Pipelines.",
+        ),
+        click.option(
+            "--experiment",
+            default="",
+            metavar="NAME",
+            show_default=experiment,
+            help="Experiment of the runs.",
+        ),
+        click.option(
+            "--token-file",
+            type=FILE,
+            metavar="FILE",
+            show_default="KF_PIPELINES_SA_TOKEN_PATH, else the token of this pod",
+            help="File with a bearer token, which is read for every call.",
+        ),
+        click.option(
+            "--ca-cert",
+            type=FILE,
+            metavar="FILE",
+            show_default="the authorities of this machine",
+            help="CA certificate that signed the server's certificate.",
+        ),
+    )
+
+    def add(function: Function) -> Function:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return add
+
+
+def connect(access: Mapping[str, Any]) -> "Connection":
+    """Connect to Kubeflow Pipelines.
+
+    Args:
+        access: the values of ``--host``, ``--namespace``, ``--token-file`` and ``--ca-cert``.
+
+    Raises:
+        InputError: the address or the credentials are wrong.
+        ServiceError: the server cannot be reached.
+    """
+    from taylorglo_pipelines.kubeflow.client import Access, Connection
+
+    return Connection.open(Access(**access))
+
+
+def load_for_kubeflow(path: Path, overrides: Sequence[str]) -> "Config":
+    """Read the configuration of a sweep, and print a warning if it may be too large for Kubeflow.
+
+    Raises:
+        InputError: listing every problem by its path, a line each.
+    """
+    from taylorglo_pipelines import config
+    from taylorglo_pipelines.pipeline.compile import warnings
+
+    settings = config.load(path, overrides)
+    for warning in warnings(settings):
+        click.echo(f"taylorglo: warning: {warning}", err=True)
+    return settings

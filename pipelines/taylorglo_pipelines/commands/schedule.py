@@ -1,0 +1,132 @@
+"""``taylorglo schedule``: sweeps that recur on Kubeflow Pipelines."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from taylorglo_pipelines.commands.options import (
+    access_options,
+    connect,
+    load_for_kubeflow,
+    sweep_options,
+)
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+@click.group("schedule", no_args_is_help=False)
+def command() -> None:
+    """Let sweeps recur on Kubeflow Pipelines."""
+
+
+def _schedule_options(function: Function) -> Function:
+    """Add the argument NAME and the options of the access to a command about one schedule."""
+    with_access = access_options(experiment="any")(function)
+    return click.argument("name", metavar="NAME")(with_access)
+
+
+@command.command("create")
+@sweep_options
+@click.option(
+    "--name",
+    default="",
+    metavar="NAME",
+    show_default="the sweep's name",
+    help="Name of the schedule.",
+)
+@click.option(
+    "--cron",
+    metavar="FIELDS",
+    help='When it fires, in UTC: six fields, seconds first, such as "0 0 3 * * *"; or five.',
+)
+@click.option("--every", metavar="TIME", help="Time between firings, such as 30m, 12h or 2d.")
+@access_options(experiment="the sweep's name")
+def create(
+    path: Path,
+    overrides: Sequence[str],
+    *,
+    name: str,
+    cron: str | None,
+    every: str | None,
+    experiment: str,
+    **access: Any,
+) -> None:
+    """Let a sweep recur, or change the schedule of this name.
+
+    CONFIG is a YAML file, such as pipelines/configs/digits.yaml. Either --cron or --every is
+    needed.
+    """
+    from taylorglo_pipelines.kubeflow import schedules
+    from taylorglo_pipelines.kubeflow.cron import Cron, interval, parse
+
+    trigger: Cron | int
+    if cron is not None and every is None:
+        trigger = parse(cron)
+    elif every is not None and cron is None:
+        trigger = interval(every)
+    else:
+        raise click.UsageError("either --cron or --every is needed, and not both")
+    settings = load_for_kubeflow(path, overrides)
+    change, lines = schedules.create(settings, connect(access), name, experiment, trigger)
+    click.echo(f"schedule {name or settings.name!r} {change}")
+    click.echo("\n".join(lines))
+
+
+@command.command("list")
+@access_options(experiment="any")
+def list_schedules(experiment: str, **access: Any) -> None:
+    """List all schedules, and when they fire next."""
+    from taylorglo_pipelines.kubeflow import schedules
+
+    click.echo("\n".join(schedules.listing(connect(access), experiment)))
+
+
+@command.command("show")
+@_schedule_options
+def show(name: str, experiment: str, **access: Any) -> None:
+    """Show a schedule and its next firings."""
+    from taylorglo_pipelines.kubeflow import schedules
+
+    click.echo("\n".join(schedules.show(connect(access), name, experiment)))
+
+
+@command.command("pause")
+@_schedule_options
+def pause(name: str, experiment: str, **access: Any) -> None:
+    """Stop firing until resumed."""
+    from taylorglo_pipelines.kubeflow import schedules
+
+    schedules.pause(connect(access), name, experiment)
+    click.echo(f"schedule {name!r} is paused")
+
+
+@command.command("resume")
+@_schedule_options
+def resume(name: str, experiment: str, **access: Any) -> None:
+    """Fire again, without the firings that were missed."""
+    from taylorglo_pipelines.kubeflow import schedules
+
+    click.echo("\n".join(schedules.resume(connect(access), name, experiment)))
+
+
+@command.command("delete")
+@_schedule_options
+def delete(name: str, experiment: str, **access: Any) -> None:
+    """Delete a schedule; its runs stay."""
+    from taylorglo_pipelines.kubeflow import schedules
+
+    schedules.delete(connect(access), name, experiment)
+    click.echo(f"schedule {name!r} is deleted")
+
+
+@command.command("run-now")
+@_schedule_options
+def run_now(name: str, experiment: str, **access: Any) -> None:
+    """Start a run now, in addition to the schedule's own runs."""
+    from taylorglo_pipelines.kubeflow import schedules
+
+    connection = connect(access)
+    run = schedules.run_now(connection, name, experiment)
+    click.echo(connection.link(f"runs/details/{run.run_id}"))

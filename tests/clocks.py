@@ -1,0 +1,20 @@
+"""A clock that does not wait, for code that pauses between its tries."""
+
+from collections.abc import Callable
+
+
+class Clock:
+    """In place of the module ``time`` of the code under test: its pauses are recorded, not slept.
+
+    Attributes:
+        pauses: the pauses so far, in seconds.
+    """
+
+    def __init__(self, during: Callable[[], object] = lambda: None) -> None:
+        """Make a clock; ``during`` is called in each pause."""
+        self.pauses: list[float] = []
+        self._during = during
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self._during()

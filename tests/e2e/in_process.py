@@ -1,0 +1,98 @@
+"""A sweep in this process: the compiled pipeline, with KFP's executor, but no process per task.
+
+Most of the time of a small sweep is spent on the start of its tasks. So a test that is not about
+processes runs its sweep here.
+"""
+
+import importlib.util
+import io
+import json
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pytest
+from compiled import CompiledPipeline, Object, Task
+from kfp.dsl.executor import Executor
+from sweeps import CONFIG, SMALL
+
+from taylorglo.services.variables import (
+    CPUS,
+    LOCAL_RUN,
+    STARTED,
+    STORE_URI,
+    STUDY_URL,
+    TRACKING_URI,
+)
+from taylorglo.tasks import console
+from taylorglo_pipelines.config import load
+from taylorglo_pipelines.pipeline.compile import compile_sweep
+
+OURS = (CPUS, LOCAL_RUN, STARTED, STORE_URI, STUDY_URL, TRACKING_URI, "MLFLOW_RUN_ID")
+
+
+class InProcess(CompiledPipeline):
+    """A compiled pipeline whose tasks are run by KFP's executor in this process."""
+
+    def execute(self, task: Task) -> Object:
+        folder = Path(task.folder)
+        folder.mkdir(parents=True)
+        # The command of a container ends with the source of the component.
+        source = folder / "ephemeral_component.py"
+        source.write_text(self.container_of(task)["command"][-1])
+        specification = importlib.util.spec_from_file_location(task.label, source)
+        assert specification is not None
+        assert specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(module)
+        arguments = self.arguments_of(task)
+        function = arguments[arguments.index("--function_to_execute") + 1]
+        Executor(task.executor_input, getattr(module, function)).execute()
+        output = json.loads((folder / "executor_output.json").read_text())
+        return {name: output["parameterValues"][name] for name in task.parameters}
+
+
+class Terminal(io.TextIOBase):
+    """Standard output of the tasks: keeps the lines that the command would show.
+
+    Attributes:
+        lines: the lines so far.
+    """
+
+    def __init__(self, see: Callable[[str], object]) -> None:
+        """Make a terminal; ``see`` is called with each line as soon as it is complete."""
+        self.lines: list[str] = []
+        self._see = see
+        self._rest = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._rest = (self._rest + text).split("\n")
+        for line in filter(None, map(console.parse, lines)):
+            self.lines.append(line.text)
+            self._see(line.text)
+        return len(text)
+
+
+def run_sweep(work: Path, *overrides: str, see: Callable[[str], object] = lambda line: None) -> str:
+    """Run a small sweep to its end.
+
+    Args:
+        work: the folder for all files of the sweep.
+        overrides: settings in place of those of ``SMALL``.
+        see: called with each line that the command would show, as soon as it is printed.
+
+    Returns:
+        The lines that the command would show.
+    """
+    config = load(CONFIG, [f"services.work_dir={work}", *SMALL, *overrides])
+    root = work / "in-process"
+    root.mkdir(parents=True)
+    compile_sweep(config, root / "sweep.yaml")
+    terminal = Terminal(see)
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(terminal):
+        for name in OURS:
+            patch.delenv(name, raising=False)
+        for name, value in config.services.variables().items():
+            patch.setenv(name, value)
+        InProcess(root / "sweep.yaml", str(root)).run()
+    return "\n".join(terminal.lines)

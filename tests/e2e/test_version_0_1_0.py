@@ -1,0 +1,89 @@
+"""A sweep that version 0.1.0 began goes on with this version.
+
+The data are the work folder of ``taylorglo run pipelines/configs/digits.yaml`` of version 0.1.0
+with the settings below, killed by SIGKILL when generation 2 of 3 was printed. Left out are empty
+lock files, the prepared data set, which every run writes anew, and the weights of the six networks
+of the baselines' tuning, which no later task reads. When 0.1.0 itself went on from there, it
+printed the lines ``KNOWN``.
+"""
+
+import sqlite3
+import tarfile
+from contextlib import closing
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from sweeps import POPSIZE, Sweeps, files_of, mlflow_of, runs_of, study_of, trained
+
+from taylorglo.services.memo import RunState
+from taylorglo.services.storage import open_store
+
+DATA = Path(__file__).parent / "data" / "version-0.1.0.tar.xz"
+SETTINGS = (
+    "evaluation.attempts=2",
+    "pipeline.generations=3",
+)
+KNOWN = [
+    "generation 1/3  best  94.44%  median  93.52%  rejected 0 of 4  diverged 0  known from before",
+    "generation 2/3  best  94.81%  median  93.33%  rejected 0 of 4  diverged 0  known from before",
+]
+PYTORCH = "2.14.1"  # of the installation that made the data
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """The work folder that version 0.1.0 left."""
+    with tarfile.open(DATA) as archive:
+        archive.extractall(tmp_path, filter="data")
+    # MLflow keeps absolute paths of artifacts, here those of the machine that made the data.
+    store = (tmp_path / "store").as_uri()
+    with closing(sqlite3.connect(tmp_path / "mlruns.db")) as database, database:
+        for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+            database.execute(
+                f"UPDATE {table} SET {column} = replace({column}, ?, ?)",
+                ("file:///srv/sweep/runs/store", store),
+            )
+    return tmp_path
+
+
+def test_it_goes_on_and_trains_nothing_again(work: Path) -> None:
+    before = trained(work)
+    assert len(before) == 2 * POPSIZE
+    assert {c.result.precision for c in before.values() if c.result} == {"float32"}
+    files = files_of(work / "store")
+    store = open_store(str(work / "store"))
+    unfinished = RunState.read(store, "digits").unfinished
+
+    process = Sweeps(work, SETTINGS).run()
+    assert process.returncode == 0, process.stderr
+    assert process.stderr == ""
+    lines = [line for line in process.stdout.splitlines() if line.startswith("generation ")]
+    assert lines[:2] == KNOWN
+    assert lines[2].startswith("generation 3/3  best ")
+    assert lines[2].endswith(" s")
+
+    candidates = study_of(work)
+    assert [c.generation for c in candidates] == [1] * 4 + [2] * 4 + [3] * 4
+    after = trained(work)
+    assert len(after) == 3 * POPSIZE
+    assert before.items() <= after.items()
+    assert all(0.5 < c.result.fitness <= 1 for c in after.values() if c.result)
+
+    now = files_of(work / "store")
+    results = {name for name in files if not name.endswith("run.json")}
+    assert {name: files[name] for name in results} == {name: now[name] for name in results}
+    new = now.keys() - files.keys()
+    assert sum(name.startswith("evaluations/") for name in new) == POPSIZE * 2
+    # The finalists, and champion and baselines from two seeds. The results of the tuning are kept
+    # under keys that have the version of PyTorch in them.
+    tuned_again = 0 if version("torch") == PYTORCH else 6
+    for kind in (".json", ".safetensors"):
+        trainings = [n for n in new if n.startswith("digits/trainings/") and n.endswith(kind)]
+        assert len(trainings) == 2 + 4 * 2 + tuned_again
+
+    (parent,), nested = runs_of(mlflow_of(work))
+    assert (parent.info.run_id, parent.info.status) == (unfinished, "FINISHED")
+    assert RunState.read(store, "digits") == RunState()
+    trials = [run.data.tags.get("taylorglo.trial") for run in nested]
+    assert sorted(int(trial) for trial in trials if trial) == sorted(after)

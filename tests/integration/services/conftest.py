@@ -1,0 +1,43 @@
+"""MLflow for the tests of this folder: SQLite files, and a real tracking server."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from servers import mlflow_server
+
+from taylorglo.services.tracking import Tracker
+
+
+@pytest.fixture(autouse=True)
+def _no_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+
+
+@pytest.fixture(scope="session")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Create a database with MLflow's tables, which takes seconds; a copy of it takes none."""
+    path = tmp_path_factory.mktemp("mlflow") / "template.db"
+    Tracker.open(f"sqlite:///{path}", "template", run_name="template")
+    return path
+
+
+@pytest.fixture
+def uri(template: Path, tmp_path: Path) -> str:
+    """Copy the template; return its URI."""
+    return f"sqlite:///{shutil.copy(template, tmp_path / 'mlflow.db')}"
+
+
+@pytest.fixture
+def tracker(uri: str, tmp_path: Path) -> Tracker:
+    """Open a parent run whose artifacts are in the folder ``artifacts``."""
+    artifacts = str(tmp_path / "artifacts")
+    return Tracker.open(uri, "digits", run_name="first", artifact_location=artifacts)
+
+
+@pytest.fixture
+def server(uri: str, tmp_path: Path) -> Iterator[str]:
+    """Run a tracking server, which keeps the artifacts, too; return its URI."""
+    with mlflow_server(uri, str(tmp_path / "served"), tmp_path / "server.log") as running:
+        yield running.uri

@@ -1,0 +1,179 @@
+"""Losses in MLflow's model registry, and loading a loss from there and from files."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+import taylorglo
+from taylorglo.errors import InputError
+from taylorglo.extras import MissingExtraError
+from taylorglo.loss.functions import TaylorLoss
+from taylorglo.results import StandingChampion
+from taylorglo.services.layout import LOSS
+from taylorglo.services.tracking import Tracker
+
+THETA = [0.0, 0.0, 0.5, -1.25, 0.0, 2.0, 0.25, 0.0]
+BETTER = [*THETA[:-1], 1.0]
+NAME = "digits-loss"
+
+
+def log_champion(tracker: Tracker, file: Path) -> str:
+    """Log the run of a champion with a file as its loss; return the id of the run."""
+    return tracker.log_final(
+        "champion", "champion", params={}, metrics={}, curves={}, files={LOSS: file}
+    )
+
+
+def logged_loss(tracker: Tracker, folder: Path, theta: list[float]) -> str:
+    """Log the run of a champion with its loss; return the id of the run."""
+    path = folder / "saved.json"
+    TaylorLoss(theta, classes=10, provenance={"learning_rate": 0.3}).save(path)
+    return log_champion(tracker, path)
+
+
+@pytest.fixture(params=["uri", "server"])
+def mlflow(request: pytest.FixtureRequest) -> str:
+    """Return the URI of an SQLite file, then of a server: they keep artifacts in two ways."""
+    uri: str = request.getfixturevalue(request.param)
+    return uri
+
+
+def test_a_loss_is_registered_once_becomes_the_champion_and_is_loaded(
+    mlflow: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    location = str(tmp_path / "artifacts") if mlflow.startswith("sqlite") else None
+    tracker = Tracker.open(mlflow, "digits", run_name="first", artifact_location=location)
+    assert tracker.standing_champion(NAME) is None
+    run_id = logged_loss(tracker, tmp_path, THETA)
+    # A report that is written again registers the same version and moves no alias.
+    for _ in range(2):
+        assert tracker.register_loss(NAME, run_id, "digits", THETA) == "1"
+    assert tracker.standing_champion(NAME) is None
+    for _ in range(2):
+        assert tracker.move_champion(NAME, "1", standing=None)
+    assert tracker.standing_champion(NAME) == StandingChampion(
+        version="1", study="digits", theta=THETA, learning_rate=0.3
+    )
+
+    second = Tracker.open(mlflow, "digits", run_name="second")
+    other = logged_loss(second, tmp_path, BETTER)
+    assert tracker.register_loss(NAME, other, "digits.2", BETTER) == "2"
+    # An alias that somebody else moved in between is left alone.
+    assert not tracker.move_champion(NAME, "2", standing=None)
+    assert not tracker.move_champion(NAME, "2", standing="7")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow)
+    assert taylorglo.load_loss(f"models:/{NAME}@champion").theta.tolist() == THETA
+    assert tracker.move_champion(NAME, "2", standing="1")
+    assert taylorglo.load_loss(f"models:/{NAME}@champion").theta.tolist() == BETTER
+    assert taylorglo.load_loss(f"models:/{NAME}/1").theta.tolist() == THETA
+    problems = {
+        f"{NAME}@nobody": "alias nobody not found",
+        "nobody/1": "not found",
+        f"{NAME}/9": "not found",
+        NAME: "should be models:/NAME@ALIAS or models:/NAME/VERSION",
+    }
+    for name, problem in problems.items():
+        with pytest.raises(InputError, match=problem):
+            taylorglo.load_loss(f"models:/{name}")
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert output.err == ""
+
+
+def test_a_version_whose_run_was_deleted_is_registered_again(
+    uri: str, tracker: Tracker, tmp_path: Path
+) -> None:
+    first = logged_loss(tracker, tmp_path, THETA)
+    assert tracker.register_loss(NAME, first, "digits", THETA) == "1"
+    MlflowClient(tracking_uri=uri).delete_run(first)
+    again = logged_loss(tracker, tmp_path, THETA)
+    assert tracker.register_loss(NAME, again, "digits", THETA) == "2"
+
+
+def test_a_champion_that_is_no_loss_is_named(tracker: Tracker, tmp_path: Path) -> None:
+    path = tmp_path / "saved.json"
+    standing = None
+    for content in ("", "[]", "{}", '{"theta": [1, 2]}', '{"theta": "x"}'):
+        path.write_text(content)
+        run_id = log_champion(tracker, path)
+        version = tracker.register_loss(NAME, run_id, content, THETA)
+        assert tracker.move_champion(NAME, version, standing=standing)
+        standing = version
+        problem = rf"^models:/{NAME}/{version}: is not a saved loss: "
+        with pytest.raises(InputError, match=problem):
+            tracker.standing_champion(NAME)
+
+
+def test_a_champion_whose_file_is_gone_is_named(tracker: Tracker, tmp_path: Path) -> None:
+    run_id = logged_loss(tracker, tmp_path, THETA)
+    version = tracker.register_loss(NAME, run_id, "digits", THETA)
+    tracker.move_champion(NAME, version, standing=None)
+    for path in (tmp_path / "artifacts").rglob(LOSS):
+        path.unlink()
+    problem = rf"^models:/{NAME}/1: its loss\.json cannot be read from .*artifacts"
+    with pytest.raises(InputError, match=problem):
+        tracker.standing_champion(NAME)
+
+
+def test_a_registered_loss_needs_the_address_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is not set"):
+        taylorglo.load_loss(f"models:/{NAME}@champion")
+
+
+def test_a_loss_is_loaded_from_files(tmp_path: Path) -> None:
+    path = tmp_path / LOSS
+    TaylorLoss(THETA).save(path)
+    assert taylorglo.load_loss(path).theta.tolist() == THETA
+    assert taylorglo.load_loss(path.as_uri()).theta.tolist() == THETA
+    with pytest.raises(InputError, match="no such file"):
+        taylorglo.load_loss(tmp_path / "nothing.json")
+
+
+def test_a_local_loss_needs_no_package_of_the_extra(tmp_path: Path) -> None:
+    path = tmp_path / LOSS
+    TaylorLoss(THETA).save(path)
+    script = """if True:
+        import sys
+        from taylorglo.services.registry import load_loss
+        print(load_loss(sys.argv[1]).theta.tolist())
+        extras = {"boto3", "botocore", "kfp", "mlflow", "optuna", "pydantic", "sqlalchemy"}
+        print(sorted(extras & set(sys.modules)))
+    """
+    command = [sys.executable, "-c", script, str(path)]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout == f"{THETA}\n[]\n"
+
+
+@pytest.mark.parametrize(
+    ("source", "feature", "package"),
+    [
+        ("s3://bucket/loss.json", "s3://bucket", "boto3"),
+        ("models:/digits-loss@champion", "models:/digits-loss@champion", "mlflow"),
+    ],
+)
+def test_a_source_whose_package_is_missing_is_refused(
+    monkeypatch: pytest.MonkeyPatch, source: str, feature: str, package: str
+) -> None:
+    # An entry of None makes Python report that there is no such package.
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError) as caught:
+        taylorglo.load_loss(source)
+    assert str(caught.value) == (
+        f"{feature} needs the package {package}, which is not installed: "
+        "pip install 'taylorglo[pipeline]'"
+    )
+
+
+def test_importing_the_package_is_light() -> None:
+    packages = {"torch", "mlflow", "boto3", "kfp"}
+    code = f"import sys, taylorglo; print(sorted({packages} & set(sys.modules)))"
+    command = [sys.executable, "-c", code]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert process.stdout == "[]\n"

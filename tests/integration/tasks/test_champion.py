@@ -1,0 +1,125 @@
+"""The choice of the champion, and its comparison with the baselines.
+
+The trainings are real and have three steps. Their results in the store are then rewritten, because
+a later choice recalls them from there.
+"""
+
+import json
+
+import pytest
+from small_sweeps import Work, begin_generation, changed, evaluation, full_training, small_settings
+
+from taylorglo.errors import InputError
+from taylorglo.results import Candidate, Champion, Comparison, FullTraining
+from taylorglo.services import layout
+from taylorglo.tasks.champion import crown
+from taylorglo.tasks.context import Sweep
+
+RATES = {  # the worse learning rate of a baseline, and the better one
+    "cross-entropy": (0.1, 0.3),
+    "squared error": (0.3, 0.1),
+}
+
+
+@pytest.fixture
+def candidates(sweep: Sweep) -> list[Candidate]:
+    """The trained candidates of a generation, best first."""
+    fitnesses = (0.5, 0.9, 0.7, 0.8)
+    begin_generation(sweep, 1, [evaluation(sweep, fitness) for fitness in fitnesses])
+    scored = [c for c in sweep.search.candidates() if c.fitness is not None]
+    return sorted(scored, key=lambda c: -(c.fitness or 0.0))
+
+
+@pytest.fixture
+def tuning() -> list[FullTraining]:
+    return [
+        full_training(name, accuracy, learning_rate=rate)
+        for name, rates in RATES.items()
+        for rate, accuracy in zip(rates, (0.6, 0.7), strict=True)
+    ]
+
+
+def as_champion(candidate: Candidate) -> Champion:
+    """Return the candidate as the winner of a comparison."""
+    assert candidate.fitness is not None
+    return Champion(
+        theta=candidate.theta,
+        order=3,
+        fitness=candidate.fitness,
+        generation=candidate.generation,
+        trial=candidate.trial,
+    )
+
+
+def rewrite(sweep: Sweep, finalists: list[FullTraining], accuracies: list[float]) -> None:
+    """Put other validation accuracies of the finalists into the store, best candidate first."""
+    for full, accuracy in zip(finalists, accuracies, strict=True):
+        training = full.training.model_copy(update={"accuracy": accuracy})
+        content = full.model_copy(update={"training": training}).model_dump_json()
+        sweep.store.write(layout.training(sweep.settings.name, full.key), content.encode())
+
+
+def accuracies_of_champion(comparison: Comparison) -> list[float]:
+    """Return the champion's test accuracies."""
+    return [t.test_accuracy for t in comparison.trainings if t.contender.name == "champion"]
+
+
+def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_fitter(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    outcome = crown(sweep, work.search_data, work.full_data, tuning)
+    finalists = outcome.comparison.finalists
+    thetas = [c.theta for c in candidates[:3]]
+    assert [t.contender.theta for t in finalists] == thetas
+    assert all(t.training.test_accuracy is None for t in finalists)
+    for accuracies, winner in (
+        ([0.1, 0.2, 0.3], 2),
+        ([0.1, 0.3, 0.2], 1),
+        ([0.3, 0.3, 0.3], 0),
+        ([0.1, 0.3, 0.3], 1),
+    ):
+        rewrite(sweep, finalists, accuracies)
+        again = crown(sweep, work.search_data, work.full_data, tuning)
+        assert again.comparison.champion == as_champion(candidates[winner])
+        assert again.loss.theta.tolist() == thetas[winner]
+        saved = json.loads((work.folder / "store/digits/champion/loss.json").read_text())
+        assert saved["theta"] == thetas[winner]
+
+
+def test_one_finalist_needs_no_choice(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    settings = small_settings(champion={"finalists": 1})
+    one = changed(sweep, settings=settings)
+    comparison = crown(one, work.search_data, work.full_data, tuning).comparison
+    assert comparison.champion == as_champion(candidates[0])
+    assert comparison.finalists == []
+
+
+def test_baselines_train_with_their_better_learning_rate_from_the_seeds_of_the_champion(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    outcome = crown(sweep, work.search_data, work.full_data, tuning)
+    comparison = outcome.comparison
+    trainings = comparison.trainings
+    rates = {t.contender.name: t.contender.learning_rate for t in trainings}
+    assert rates == {"champion": 0.1, **{name: better for name, (_, better) in RATES.items()}}
+    seeds = {name: [t.seed for t in trainings if t.contender.name == name] for name in rates}
+    assert len(set(seeds["champion"])) == 2
+    assert set(map(tuple, seeds.values())) == {tuple(seeds["champion"])}
+    assert not set(seeds["champion"]) & {t.seed for t in comparison.finalists}
+    accuracies = accuracies_of_champion(comparison)
+    assert outcome.mean_accuracy == pytest.approx(sum(accuracies) / 2)
+    assert outcome.network == sweep.full_trainings.weights(trainings[0].key)
+
+
+def test_lost_weights_are_named(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    outcome = crown(sweep, work.search_data, work.full_data, tuning)
+    key = outcome.comparison.trainings[0].key
+    (work.folder / "store" / layout.weights("digits", key)).unlink()
+    with pytest.raises(
+        InputError, match=rf"trainings/{key}\.safetensors is gone; remove the \.json beside it"
+    ):
+        crown(sweep, work.search_data, work.full_data, tuning)

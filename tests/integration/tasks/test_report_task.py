@@ -1,0 +1,120 @@
+"""The record behind the report: where the time went, and what is compared.
+
+Time spans are in seconds after the start of the sweep.
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from small_sweeps import begin_generation, evaluation, full_training
+
+from taylorglo.report.record import SweepRecord, sweep_record
+from taylorglo.results import Champion, Comparison, Robustness, RobustnessRow
+from taylorglo.tasks.context import Sweep
+
+Spans = list[tuple[float, float]]
+
+
+def record_of(sweep: Sweep, spans: Mapping[str, Spans], wall: float) -> SweepRecord:
+    """Return the record of a sweep that began ``wall`` seconds ago, with trainings at these times.
+
+    Args:
+        sweep: whose study gets the candidates.
+        spans: begin and end of ``candidates``, ``tuning``, ``finalists``, ``final`` (two, for each
+            seed one) and ``attack`` (one).
+        wall: seconds.
+    """
+    start = time.time() - wall
+    at: dict[str, Any] = {
+        stage: [{"started": start + begin, "ended": start + end} for begin, end in own]
+        for stage, own in spans.items()
+    }
+    begin_generation(sweep, 1, [evaluation(sweep, 0.5, **times) for times in at["candidates"]])
+    (attack,) = at["attack"]
+    worst = RobustnessRow(loss="champion", attack="worst", epsilon=0.1, accuracies=[0.4])
+    return sweep_record(
+        sweep.settings,
+        candidates=sweep.search.candidates(),
+        tuning=[full_training("cross-entropy", 0.6, **times) for times in at["tuning"]],
+        comparison=Comparison(
+            champion=Champion(theta=[1.0] * 8, order=3, fitness=0.5, generation=1, trial=0),
+            finalists=[full_training("finalist", 0.6, **times) for times in at["finalists"]],
+            trainings=[
+                full_training(name, accuracy, **times)
+                for name in ("champion", "cross-entropy")
+                for accuracy, times in zip((0.6, 0.7), at["final"], strict=True)
+            ],
+            standing=[],
+            complete=True,
+        ),
+        robustness=Robustness(rows=[worst], **attack),
+        generations=sweep.generations,
+        num_classes=sweep.num_classes,
+        provenance=sweep.provenance,
+        software={},
+        started=start,
+        standing=None,
+    )
+
+
+def test_time_is_counted_once_if_tasks_run_side_by_side(sweep: Sweep) -> None:
+    spans: dict[str, Spans] = {
+        "candidates": [(10, 20), (12, 22), (30, 35), (30, 34)],  # 12 s and 5 s
+        "tuning": [(40, 45), (50, 55)],
+        "finalists": [(60, 62)],
+        "final": [(62, 70), (69, 75)],
+        "attack": [(80, 90)],
+    }
+    record = record_of(sweep, spans, wall=100)
+    *stages, rest = record.seconds.values()
+    assert stages == pytest.approx([17, 10, 15, 10], abs=1e-3)
+    assert record.wall_seconds == pytest.approx(100, abs=2)
+    assert record.training_share == pytest.approx(42 / record.wall_seconds)
+    assert rest == pytest.approx(record.wall_seconds - 52)
+    assert record.generations[0].seconds == pytest.approx(17, abs=1e-3)
+
+
+def test_stages_may_overlap_as_on_a_cluster(sweep: Sweep) -> None:
+    # The baselines are tuned while candidates are trained.
+    spans: dict[str, Spans] = {
+        "candidates": [(0, 80)],
+        "tuning": [(10, 90)],
+        "finalists": [(90, 91)],
+        "final": [(91, 92), (92, 93)],
+        "attack": [(93, 94)],
+    }
+    record = record_of(sweep, spans, wall=100)
+    assert list(record.seconds.values())[:2] == pytest.approx([80, 80], abs=1e-3)
+    assert record.training_share == pytest.approx(93 / record.wall_seconds)
+    assert list(record.seconds.values())[-1] == pytest.approx(record.wall_seconds - 94)
+
+
+def test_the_trainings_of_an_earlier_run_take_no_time_of_this_one(sweep: Sweep) -> None:
+    spans: dict[str, Spans] = {
+        "candidates": [(-500, -400), (-5, 5)],
+        "tuning": [(-300, -200)],
+        "finalists": [(-100, -90)],
+        "final": [(10, 20), (20, 30)],
+        "attack": [(30, 40)],
+    }
+    record = record_of(sweep, spans, wall=50)
+    assert list(record.seconds.values())[:4] == pytest.approx([5, 0, 20, 10], abs=1e-3)
+    assert record.training_share == pytest.approx(25 / record.wall_seconds)
+
+
+def test_p_values_and_groups(sweep: Sweep) -> None:
+    spans: dict[str, Spans] = {
+        "candidates": [(0, 1)],
+        "tuning": [(1, 2), (2, 3)],
+        "finalists": [],
+        "final": [(3, 4)] * 2,
+        "attack": [(4, 5)],
+    }
+    record = record_of(sweep, spans, wall=10)
+    assert [(row.loss, row.p_value) for row in record.comparison] == [
+        ("champion", None),
+        ("cross-entropy", pytest.approx(1.0)),  # of the same accuracies
+    ]
+    assert [row.accuracies for row in record.tuning] == [[0.6, 0.6]]

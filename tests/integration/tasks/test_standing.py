@@ -1,0 +1,138 @@
+"""The champion of an earlier search, which the new champion has to beat."""
+
+from pathlib import Path
+
+import pytest
+from small_sweeps import (
+    NO_ATTACK,
+    Work,
+    begin_generation,
+    changed,
+    evaluation,
+    full_training,
+)
+
+import taylorglo
+from taylorglo.report.record import sweep_record
+from taylorglo.results import Comparison, FullTraining, StandingChampion
+from taylorglo.services import layout
+from taylorglo.stats import paired
+from taylorglo.tasks.champion import Outcome, crown
+from taylorglo.tasks.context import Sweep
+from taylorglo.tasks.report import write_report
+
+THETA = [0.0, 0.0, 0.0, -2.0, 0.0, 4.0, -1.0, 0.0]
+TUNING = [full_training("cross-entropy", 0.6)]
+
+
+def crowned(sweep: Sweep, work: Work) -> Outcome:
+    """Crown the champion of a search of one generation."""
+    if sweep.search.complete_generations() < 1:
+        fitnesses = (0.5, 0.6, 0.7, 0.8)
+        begin_generation(sweep, 1, [evaluation(sweep, fitness) for fitness in fitnesses])
+    return crown(sweep, work.search_data, work.full_data, TUNING)
+
+
+def with_standing(sweep: Sweep, theta: list[float], generations: int = 1) -> Sweep:
+    """Return the sweep with a champion in the registry when it began."""
+    standing = StandingChampion(version="7", study="digits", theta=theta, learning_rate=0.2)
+    return changed(sweep, generations=generations, standing=standing)
+
+
+def champion_files(outcome: Outcome, folder: Path) -> dict[str, Path]:
+    """Write the champion's files as the task does; return their paths by name."""
+    files = {name: folder / name for name in (layout.LOSS, layout.NETWORK)}
+    outcome.loss.save(files[layout.LOSS])
+    outcome.save_network(files[layout.NETWORK])
+    return files
+
+
+def report(sweep: Sweep, work: Work, outcome: Outcome, comparison: Comparison) -> None:
+    """Report a comparison, which may be another one than the outcome's."""
+    write_report(
+        sweep,
+        tuning=TUNING,
+        comparison=comparison,
+        robustness=NO_ATTACK,
+        champion=champion_files(outcome, work.folder),
+        page=work.folder / "page",
+    )
+
+
+def outdone(comparison: Comparison, gain: float) -> Comparison:
+    """Return the comparison with the standing champion this much below the new one."""
+    standing: list[FullTraining] = []
+    pairs = zip(comparison.trainings, comparison.standing, strict=False)
+    for index, (new, former) in enumerate(pairs):
+        # The differences differ a little, as in reality: a test needs some variance.
+        accuracy = new.test_accuracy - gain - 1e-4 * index
+        training = former.training.model_copy(update={"test_accuracy": accuracy})
+        standing.append(former.model_copy(update={"training": training}))
+    return comparison.model_copy(update={"standing": standing})
+
+
+def test_it_is_trained_from_the_seeds_of_the_champion_with_its_own_learning_rate(
+    sweep: Sweep, work: Work
+) -> None:
+    second = with_standing(sweep, THETA)
+    comparison = crowned(second, work).comparison
+    champion = [t for t in comparison.trainings if t.contender.name == "champion"]
+    assert [t.seed for t in comparison.standing] == [t.seed for t in champion]
+    assert {t.contender.learning_rate for t in comparison.standing} == {0.2}
+    assert {tuple(t.contender.theta) for t in comparison.standing} == {tuple(THETA)}
+    record = sweep_record(
+        second.settings,
+        candidates=second.search.candidates(),
+        tuning=TUNING,
+        comparison=comparison,
+        robustness=NO_ATTACK,
+        generations=second.generations,
+        num_classes=second.num_classes,
+        provenance=second.provenance,
+        software={},
+        started=second.started,
+        standing=second.standing,
+    )
+    assert record.standing is not None
+    assert (record.standing.version, record.standing.study) == ("7", "digits")
+    assert record.standing.p_value == paired(
+        [t.test_accuracy for t in champion], [t.test_accuracy for t in comparison.standing]
+    )
+    assert [row.loss for row in record.comparison] == ["champion", "cross-entropy"]
+
+
+def test_it_is_not_trained_if_it_is_the_same_loss_or_the_search_goes_on(
+    sweep: Sweep, work: Work
+) -> None:
+    same = crowned(sweep, work).comparison.champion.theta
+    assert crowned(with_standing(sweep, same), work).comparison.standing == []
+    unfinished = with_standing(sweep, THETA, generations=2)
+    assert crowned(unfinished, work).comparison.standing == []
+
+
+@pytest.mark.parametrize(("gain", "moved"), [(0.2, True), (-0.2, False)])
+def test_the_alias_moves_to_a_better_champion_alone(
+    gain: float, moved: bool, sweep: Sweep, work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = changed(sweep, generations=1)
+    outcome = crowned(first, work)
+    # The second time is that of a task that is tried again.
+    for _ in range(2):
+        report(first, work, outcome, outcome.comparison)
+        assert "models:/digits-loss@champion is version 1 now" in capsys.readouterr().out
+    assert work.sweep().search.finished
+
+    second = work.open(1, search={"renew": True})
+    theta = outcome.comparison.champion.theta
+    assert second.standing == StandingChampion(
+        version="1", study="digits", theta=theta, learning_rate=0.1
+    )
+    outcome = crowned(second, work)
+    report(second, work, outcome, outdone(outcome.comparison, gain))
+    beats = "beats" if moved else "does not beat"
+    output = capsys.readouterr().out
+    assert f"The new champion {beats} the standing one (version 1, " in output
+    loss = taylorglo.load_loss("models:/digits-loss@champion")
+    assert loss.provenance["study"] == ("digits.2" if moved else "digits")
+    second_loss = taylorglo.load_loss("models:/digits-loss/2")
+    assert second_loss.theta.tolist() == outcome.comparison.champion.theta

@@ -1,0 +1,145 @@
+"""The identity of a study: the settings that cannot change within a search."""
+
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from taylorglo.errors import InputError
+from taylorglo.search.study import Search
+from taylorglo.settings import Decides, Scalar, Section, SweepSettings, TrainingSettings
+
+# This is what version 0.1.0 kept of the default settings in a study, in its form and order.
+STORED: dict[str, Scalar] = {
+    "seed": 0,
+    "model_name": "mlp",
+    "training_steps": 1500,
+    "training_batch_size": 64,
+    "training_learning_rate": 0.1,
+    "training_momentum": 0.9,
+    "training_nesterov": True,
+    "training_weight_decay": 0.0005,
+    "training_schedule": "cosine",
+    "training_milestones": "",
+    "training_decay": 0.1,
+    "training_precision": "auto",
+    "augmentation_crop_padding": 0,
+    "augmentation_flip": False,
+    "augmentation_cutout": 0,
+    "augmentation_cutmix": 0.0,
+    "evaluation_steps": 300,
+    "evaluation_attempts": 2,
+    "evaluation_anneal": True,
+    "evaluation_give_up_step": 100,
+    "evaluation_give_up_gain": 0.05,
+    "evaluation_max_attempts": 0,
+    "evaluation_adversarial_weight": 0.0,
+    "evaluation_adversarial_epsilon": 0.03,
+    "search_coordinates": "reduced",
+    "search_order": 3,
+    "search_popsize": 12,
+    "search_sigma": 1.2,
+    "search_mean": "",
+    "search_filters": "learnable, stable",
+    "search_on_reject": "resample",
+    "data": "digits 0123456789ab",
+}
+DATA = "digits 0123456789ab"
+
+
+def flat(sweep: SweepSettings) -> dict[str, Scalar]:
+    return sweep.identity(DATA).flat()
+
+
+def test_the_identity_of_the_defaults_is_the_one_that_version_0_1_0_stored() -> None:
+    identity = flat(SweepSettings())
+    assert identity == STORED
+    # 0 equals 0.0 and False, but JSON keeps them apart.
+    assert {k: type(v) for k, v in identity.items()} == {k: type(v) for k, v in STORED.items()}
+
+
+def test_lists_are_stored_as_texts_with_commas() -> None:
+    sweep = SweepSettings.model_validate(
+        {
+            "training": {"schedule": "step", "milestones": [0.5, 0.75]},
+            "search": {"mean": [4, -4, -1, 0.5], "filters": ["stable"]},
+        }
+    )
+    assert flat(sweep) == {
+        **STORED,
+        "training_schedule": "step",
+        "training_milestones": "0.5, 0.75",
+        "search_mean": "4.0, -4.0, -1.0, 0.5",
+        "search_filters": "stable",
+    }
+
+
+def opened(path: Path, sweep: SweepSettings) -> Search:
+    url, name, identity = f"sqlite:///{path}", sweep.name, sweep.identity(DATA)
+    return Search(url, name, sweep.search, sweep.seed, identity)
+
+
+def test_a_study_of_version_0_1_0_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "study.db"
+    study = optuna.create_study(
+        storage=f"sqlite:///{path}", study_name="digits", direction="maximize"
+    )
+    study.set_user_attr("identity", STORED)
+    assert opened(path, SweepSettings()).changes(SweepSettings().identity(DATA)) == []
+    other = SweepSettings.model_validate({"seed": 1})
+    with pytest.raises(InputError, match="sweep 'digits' was begun with seed 0, now 1: "):
+        opened(path, other)
+
+
+def names_by_decision() -> dict[Decides, set[str]]:
+    """Return what the settings are declared to decide, by their flat names."""
+    sweep, names = SweepSettings(), {decision: set[str]() for decision in Decides}
+    for section in SweepSettings.model_fields:
+        group = getattr(sweep, section)
+        if isinstance(group, Section):
+            for key in type(group).model_fields:
+                names[group.decision(key)].add(f"{section}_{key}")
+        else:
+            names[sweep.decision(section)].add(section)
+    return names
+
+
+def test_every_setting_declares_what_it_decides() -> None:
+    names = names_by_decision()
+    assert set.union(*names.values()) == set(SweepSettings().flat())
+    assert names[Decides.PRECISION] == {"training_precision"}
+    assert names[Decides.EFFORT] == {
+        "training_device",
+        "training_engine",
+        "training_workers",
+        "training_threads",
+        "training_compile",
+        "search_max_draws",
+        "search_generations",
+        "search_renew",
+    }
+    outcome = {name.partition("_")[0] for name in names[Decides.OUTCOME]}
+    assert outcome == {"name", "data", "baselines", "champion", "attack"}
+
+
+def test_the_identity_has_the_settings_that_are_declared_to_decide_it() -> None:
+    names, identity = names_by_decision(), SweepSettings().identity(DATA)
+    assert set(identity.candidates) == names[Decides.CANDIDATES] | {"data"}
+    assert set(identity.fitness) == names[Decides.FITNESS]
+    assert identity.precision == "auto"
+
+
+def test_the_decisive_settings_of_a_training_are_those_of_version_0_1_0() -> None:
+    expected: dict[str, Any] = {
+        "steps": 1500,
+        "batch_size": 64,
+        "learning_rate": 0.1,
+        "momentum": 0.9,
+        "nesterov": True,
+        "weight_decay": 0.0005,
+        "schedule": "cosine",
+        "milestones": [],
+        "decay": 0.1,
+    }
+    assert TrainingSettings().decisive() == expected

@@ -30,7 +30,7 @@ OWN_TARGET = ("long", "docker", "cluster")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests that have a target of their own, unless the command line names markers."""
+    """Leave out tests that have a target of their own, unless the command line names markers."""
     if config.option.markexpr:
         return
     left_out = [item for item in items if any(map(item.get_closest_marker, OWN_TARGET))]

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from taylorglo.errors import InputError, one_line
 from taylorglo.presets import PRESETS, Name, with_preset
-from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.settings import Section, SweepSettings, validated
+from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
 
 _CPU = r"^(\d+(\.\d+)?|\d+m)?$"
 _MEMORY = r"^(\d+(\.\d+)?[KMGT]i?)?$"

@@ -16,7 +16,7 @@ Object = dict[str, Any]
 
 
 class Cluster:
-    """A few verbs of kubectl, each of which waits a bounded time and fails with kubectl's message."""
+    """A few verbs of kubectl; each waits a bounded time and fails with kubectl's message."""
 
     def kubectl(self, *args: str, text: str = "", seconds: float = 120) -> str:
         """Return the output of kubectl."""

@@ -16,7 +16,8 @@ from compiled import CompiledPipeline, Object, Task
 from kfp.dsl.executor import Executor
 from sweeps import CONFIG, SMALL
 
-from taylorglo.services.variables import (
+from taylorglo.tasks import console
+from taylorglo.variables import (
     CPUS,
     LOCAL_RUN,
     STARTED,
@@ -24,7 +25,6 @@ from taylorglo.services.variables import (
     STUDY_URL,
     TRACKING_URI,
 )
-from taylorglo.tasks import console
 from taylorglo_pipelines.config import load
 from taylorglo_pipelines.pipeline.compile import compile_sweep
 
@@ -92,7 +92,7 @@ def run_sweep(work: Path, *overrides: str, see: Callable[[str], object] = lambda
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(terminal):
         for name in OURS:
             patch.delenv(name, raising=False)
-        for name, value in config.services.variables().items():
+        for name, value in config.variables().items():
             patch.setenv(name, value)
         InProcess(root / "sweep.yaml", str(root)).run()
     return "\n".join(terminal.lines)

@@ -26,9 +26,9 @@ from taylorglo.components.prepare_dataset import prepare_dataset
 from taylorglo.data import dataset as datasets
 from taylorglo.errors import InputError
 from taylorglo.results import DatasetDescription, Evaluation, read_json
-from taylorglo.services.variables import LOCAL_RUN
 from taylorglo.settings import SweepSettings
 from taylorglo.tasks import open as opening
+from taylorglo.variables import LOCAL_RUN
 
 SECRET = "c0rrect-horse"
 S3 = {

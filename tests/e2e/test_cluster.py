@@ -1,10 +1,10 @@
-"""The local overlay applied to a real cluster, and a sweep in it; run with `make e2e-cluster`.
+"""The local overlay applied to a real cluster, and a sweep in it; run with ``make e2e-cluster``.
 
-Needs KUBECONFIG, a cluster without a namespace `taylorglo`, and both images in it (`make images`;
-kind load ...). On a cluster that cannot pull PostgreSQL's and SeaweedFS's,
-TAYLORGLO_E2E_BUILD_IMAGE is a command to be called as `COMMAND TAG CONTEXT DOCKERFILE`, which
-builds stand-ins for them. TAYLORGLO_E2E_IMAGE is the component image, unless it is
-taylorglo:VERSION.
+The tests need KUBECONFIG, a cluster without a namespace ``taylorglo``, and both images in it
+(``make images``; ``kind load ...``). If the cluster cannot pull the images of PostgreSQL and
+SeaweedFS, TAYLORGLO_E2E_BUILD_IMAGE is a command that builds stand-ins for them; it is called as
+``COMMAND TAG CONTEXT DOCKERFILE``. TAYLORGLO_E2E_IMAGE is the component image, unless it is
+``taylorglo:VERSION``.
 """
 
 import base64
@@ -23,22 +23,21 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import cluster as module
 import pytest
 from botocore.exceptions import ClientError
-from cluster import Cluster, Object
+from cluster import Cluster, Object, program, reason_for_none
 from jobs import RESTRICTED, Jobs
 from manifests import K8S, PIPELINES, SERVICES, containers, pods, render
 from mlflow import MlflowClient
 from sweeps import CONFIG, SMALL
 
+from taylorglo.components import IMAGE as DEFAULT_IMAGE
 from taylorglo_pipelines.config import load
 from taylorglo_pipelines.pipeline.compile import compile_sweep
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 HERE = Path(__file__).parent
-VERSION = re.search(r'^version = "(.+)"', (K8S.parent / "pyproject.toml").read_text(), re.M)[1]
-IMAGE = os.environ.get("TAYLORGLO_E2E_IMAGE") or f"taylorglo:{VERSION}"
+IMAGE = os.environ.get("TAYLORGLO_E2E_IMAGE") or DEFAULT_IMAGE
 ACCOUNT = "taylorglo-pipeline"
 OWN = {"taylorglo-e2e": "true"}  # the label of the namespaces that these tests may delete
 
@@ -52,7 +51,7 @@ class Installed:
     values: dict[str, str]
 
     def s3(self, address: str, **changed: str) -> Any:
-        """A client for the in-cluster store behind this forwarded address."""
+        """Return a client for the in-cluster store behind this forwarded address."""
         return boto3.session.Session().client(
             "s3",
             endpoint_url=f"http://{address}",
@@ -62,16 +61,16 @@ class Installed:
         )
 
     def psql(self, user: str, database: str, statement: str, password: str = "") -> str:
-        """A statement over TCP, with a password, as a client would send it."""
+        """Run a statement over TCP with a password, as a client would; return psql's output."""
         password = password or self.values[f"{user.upper()}_PASSWORD"]
-        command = f"PGPASSWORD={password} psql -h 127.0.0.1 -U {user} -d {database} -At -c {shlex.quote(statement)}"
-        return self.cluster.kubectl(
-            "-n", SERVICES, "exec", "postgresql-0", "--", "sh", "-c", command
-        ).strip()
+        psql = ["psql", "-h", "127.0.0.1", "-U", user, "-d", database, "-At", "-c", statement]
+        command = f"PGPASSWORD={password} {shlex.join(psql)}"
+        words = ("-n", SERVICES, "exec", "postgresql-0", "--", "sh", "-c", command)
+        return self.cluster.kubectl(*words).strip()
 
 
 def own_namespace(cluster: Cluster, name: str) -> bool:
-    """Whether there is such a namespace, and it is one that these tests made."""
+    """Return whether there is a namespace of this name, and these tests made it."""
     if not cluster.exists("namespace", name):
         return False
     return bool(OWN.items() <= cluster.get("namespace", name)["metadata"].get("labels", {}).items())
@@ -79,7 +78,7 @@ def own_namespace(cluster: Cluster, name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def installed() -> Iterator[Installed]:
-    if reason := module.reason_for_none():
+    if reason := reason_for_none():
         pytest.skip(reason)
     cluster = Cluster()
     if cluster.exists("namespace", SERVICES) and not own_namespace(cluster, SERVICES):
@@ -87,12 +86,8 @@ def installed() -> Iterator[Installed]:
             f"the cluster has a namespace {SERVICES} already, which these tests would delete"
         )
     remove(cluster)
-    values = {
-        name: secrets.token_hex(16)
-        for name in re.findall(
-            r"^(\w+)=", (K8S / "overlays/local/secrets/example.env").read_text(), re.M
-        )
-    }
+    example = (K8S / "overlays/local/secrets/example.env").read_text()
+    values = {name: secrets.token_hex(16) for name in re.findall(r"^(\w+)=", example, re.M)}
     served = cluster.kubectl("get", "--raw", "/apis/batch/v1")
     objects = render("local", None if "cronjobs" in served else HERE / "kubernetes-1.20", values)
     build_stand_ins(objects)
@@ -116,13 +111,14 @@ def installed() -> Iterator[Installed]:
 
 
 def remove(cluster: Cluster) -> None:
-    """What these tests made, in whichever state they left it."""
+    """Remove the namespaces that these tests made, in every state that they may be in."""
     for name in (SERVICES, PIPELINES):
         if own_namespace(cluster, name):
             cluster.kubectl("delete", "namespace", name, "--timeout=180s", seconds=200)
 
 
 def build_stand_ins(objects: list[Object]) -> None:
+    """Build images in place of those that the cluster cannot pull, if there is a command for it."""
     command = os.environ.get("TAYLORGLO_E2E_BUILD_IMAGE")
     if not command:
         return
@@ -141,7 +137,7 @@ def build_stand_ins(objects: list[Object]) -> None:
 
 
 def pod_of_a_task(name: str, program: str) -> Object:
-    """A pod as a sweep's: account, Secret, ConfigMap, security context and label."""
+    """Return a Job with account, Secret, ConfigMap, security context and label of a sweep's task."""
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -180,7 +176,8 @@ import pathlib
 from mlflow import MlflowClient
 
 client = MlflowClient()
-for name, place in (("through-the-server", None), ("to-the-store", os.environ["TAYLORGLO_STORE_URI"] + "/mlflow")):
+store = os.environ["TAYLORGLO_STORE_URI"]
+for name, place in (("through-the-server", None), ("to-the-store", store + "/mlflow")):
     run = client.create_run(client.create_experiment(name, artifact_location=place))
     client.log_metric(run.info.run_id, "fitness", 0.75, step=3)
     path = pathlib.Path("/tmp/note.txt")
@@ -194,7 +191,8 @@ LOOK_AROUND = """
 import os
 import pathlib
 
-status = dict(line.split(":", 1) for line in pathlib.Path("/proc/self/status").read_text().splitlines() if ":" in line)
+lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+status = dict(line.split(":", 1) for line in lines if ":" in line)
 print("UID", os.getuid() != 0, "CAPS", int(status["CapEff"], 16))
 print("NNP", int(status["NoNewPrivs"]), "SECCOMP", int(status["Seccomp"]))
 for folder in ("/", "/opt", "/usr/local", "/var/tmp", os.path.dirname(os.__file__)):
@@ -208,15 +206,14 @@ for folder in ("/", "/opt", "/usr/local", "/var/tmp", os.path.dirname(os.__file_
 
 @pytest.fixture(scope="module")
 def logged(installed: Installed) -> dict[str, str]:
-    """The runs that a component pod logged, by experiment."""
+    """The ids of the runs that a component pod logged, by experiment."""
     installed.cluster.apply([pod_of_a_task("log-a-run", LOG_A_RUN)])
     log = installed.cluster.finished(PIPELINES, "log-a-run")
     return dict(re.findall(r"^RUN (\S+) (\S+)$", log, re.M))
 
 
 def check_runs(installed: Installed, logged: dict[str, str]) -> None:
-    """Every run is there, with its figures, its status and its artifact, read from outside of the
-    cluster."""
+    """Check every run with its figures, status and artifact, from outside of the cluster."""
     cluster = installed.cluster
     with (
         cluster.forwarded(SERVICES, "mlflow", 5000) as mlflow,
@@ -226,9 +223,8 @@ def check_runs(installed: Installed, logged: dict[str, str]) -> None:
         for name, run_id in logged.items():
             run = client.get_run(run_id)
             assert run.info.status == "FINISHED"
-            assert [(m.step, m.value) for m in client.get_metric_history(run_id, "fitness")] == [
-                (3, 0.75)
-            ]
+            history = client.get_metric_history(run_id, "fitness")
+            assert [(point.step, point.value) for point in history] == [(3, 0.75)]
             if name == "through-the-server":
                 assert run.info.artifact_uri.startswith("mlflow-artifacts:/")
                 address = f"http://{mlflow}/get-artifact?path=note.txt&run_uuid={run_id}"
@@ -236,25 +232,18 @@ def check_runs(installed: Installed, logged: dict[str, str]) -> None:
                 prefix = "mlflow-artifacts/"
             else:
                 prefix = "sweeps/mlflow/"
-            keys = [
-                entry["Key"]
-                for entry in installed.s3(s3).list_objects_v2(Bucket="taylorglo", Prefix=prefix)[
-                    "Contents"
-                ]
-                if run_id in entry["Key"]
-            ]
-            assert [key.rpartition("/")[2] for key in keys] == ["note.txt"]
-            assert (
-                installed.s3(s3).get_object(Bucket="taylorglo", Key=keys[0])["Body"].read().decode()
-                == name
-            )
+            store = installed.s3(s3)
+            listed = store.list_objects_v2(Bucket="taylorglo", Prefix=prefix)["Contents"]
+            (key,) = [entry["Key"] for entry in listed if run_id in entry["Key"]]
+            assert key.rpartition("/")[2] == "note.txt"
+            note = store.get_object(Bucket="taylorglo", Key=key)["Body"].read()
+            assert note.decode() == name
 
 
 def test_the_services_come_up(installed: Installed) -> None:
     for job in ("bucket", "databases"):
-        if installed.cluster.exists(
-            "-n", SERVICES, "job", job
-        ):  # it removes itself, ten minutes after its end
+        # A Job removes itself ten minutes after its end.
+        if installed.cluster.exists("-n", SERVICES, "job", job):
             installed.cluster.finished(SERVICES, job)
     assert int(installed.psql("mlflow", "mlflow", "SELECT count(*) FROM experiments")) >= 1
     assert installed.psql("optuna", "optuna", "SELECT current_user") == "optuna"
@@ -266,6 +255,7 @@ def test_the_services_come_up(installed: Installed) -> None:
 
 
 def running(installed: Installed) -> list[Object]:
+    """Return the running pods of the services."""
     listed: list[Object] = installed.cluster.get(
         "-n", SERVICES, "pods", "--field-selector=status.phase=Running"
     )["items"]
@@ -285,8 +275,8 @@ def test_runs_survive_the_end_of_a_pod(
     former = cluster.pod(SERVICES, name)
     uid = cluster.get("-n", SERVICES, "pod", former)["metadata"]["uid"]
     cluster.kubectl("-n", SERVICES, "delete", "pod", former, "--wait=true")
-    for each in ("statefulset/postgresql", "statefulset/seaweedfs", "deployment/mlflow"):
-        cluster.rolled_out(SERVICES, each)
+    for workload in ("statefulset/postgresql", "statefulset/seaweedfs", "deployment/mlflow"):
+        cluster.rolled_out(SERVICES, workload)
     assert cluster.get("-n", SERVICES, "pod", cluster.pod(SERVICES, name))["metadata"]["uid"] != uid
     check_runs(installed, logged)
 
@@ -308,14 +298,12 @@ def test_wrong_credentials_are_refused(installed: Installed) -> None:
 
 def test_a_changed_password_is_set_by_applying_anew(installed: Installed) -> None:
     cluster = installed.cluster
-    job, secret = (
-        next(
-            each
-            for each in installed.objects
-            if each["kind"] == kind and each["metadata"]["name"] == "databases"
-        )
-        for kind in ("Job", "Secret")
-    )
+    databases = {
+        thing["kind"]: thing
+        for thing in installed.objects
+        if thing["metadata"]["name"] == "databases"
+    }
+    job, secret = databases["Job"], databases["Secret"]
     former, changed = installed.values["OPTUNA_PASSWORD"], "another"
     for password, refused in ((changed, former), (former, changed)):
         data = {**secret["data"], "OPTUNA_PASSWORD": base64.b64encode(password.encode()).decode()}
@@ -414,37 +402,24 @@ def test_a_backup_can_be_put_back(installed: Installed, logged: dict[str, str]) 
     dumps = re.findall(r"^s3://taylorglo/(backups/\w+/(\w+)\.dump): \d+ bytes$", log, re.M)
     assert [database for _, database in dumps] == ["mlflow", "optuna"]
 
-    # As the comment in backup.yaml says.
-    comment = [
-        line[2:]
-        for line in (K8S / "base/services/backup.yaml").read_text().splitlines()
-        if line[0:1] == "#"
-    ]
-    fetch = re.search(r"python -c \\\n\s*'(.+)' \\", "\n".join(comment))[1]
-    put = re.search(r"pg_restore .+", "\n".join(comment))[0].split()
+    # The commands are those of the comment in backup.yaml.
+    backup = (K8S / "base/services/backup.yaml").read_text().splitlines()
+    comment = "\n".join(line[2:] for line in backup if line.startswith("#"))
+    fetch = re.search(r"python -c \\\n\s*'(.+)' \\", comment)
+    put = re.search(r"pg_restore .+", comment)
+    assert fetch
+    assert put
+    in_mlflow = [program(), "-n", SERVICES, "exec", "deploy/mlflow", "--", "python", "-c"]
     content = subprocess.run(
-        [
-            module.program(),
-            "-n",
-            SERVICES,
-            "exec",
-            "deploy/mlflow",
-            "--",
-            "python",
-            "-c",
-            fetch,
-            dumps[0][0],
-        ],
-        capture_output=True,
-        check=True,
-        timeout=120,
+        [*in_mlflow, fetch[1], dumps[0][0]], capture_output=True, check=True, timeout=120
     ).stdout
     assert content.startswith(b"PGDMP")
     installed.psql("mlflow", "mlflow", "TRUNCATE runs, metrics CASCADE")
     with pytest.raises(Exception, match="not found"):
         check_runs(installed, logged)
+    in_postgresql = [program(), "-n", SERVICES, "exec", "-i", "postgresql-0", "--"]
     restored = subprocess.run(
-        [module.program(), "-n", SERVICES, "exec", "-i", "postgresql-0", "--", *put],
+        [*in_postgresql, *put[0].split()],
         input=content,
         capture_output=True,
         check=False,
@@ -462,6 +437,8 @@ def test_a_sweep_task_by_task(
         CONFIG,
         [
             *SMALL,
+            "pipeline.shards=2",
+            "training.engine=auto",
             f"pipeline.image={IMAGE}",
             f"pipeline.service_account={ACCOUNT}",
             "name=cluster",
@@ -471,9 +448,10 @@ def test_a_sweep_task_by_task(
         ],
     )
     compile_sweep(config, tmp_path / "sweep.yaml")
-    jobs = Jobs.read(cluster, PIPELINES, config.pipeline.service_account, tmp_path / "sweep.yaml")
+    jobs = Jobs(cluster, PIPELINES, ACCOUNT, tmp_path / "sweep.yaml")
     jobs.run()
-    with capsys.disabled():  # for the README's account of what a generation costs
+    # The documentation has these figures, as the cost of a generation.
+    with capsys.disabled():
         print(f"\n{jobs.overhead()}")
     everything = "\n".join(jobs.logs.values())
     assert not any(value in everything for value in installed.values.values())
@@ -488,9 +466,8 @@ def test_a_sweep_task_by_task(
         runs = client.search_runs([experiment.experiment_id])
         (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
         assert parent.info.status == "FINISHED"
-        assert sorted(
-            m.step for m in client.get_metric_history(parent.info.run_id, "generation_best")
-        ) == [1, 2]
+        best = client.get_metric_history(parent.info.run_id, "generation_best")
+        assert sorted(point.step for point in best) == [1, 2]
         stages = [run.data.tags["taylorglo.stage"] for run in runs if run is not parent]
         assert stages.count("candidate") == 8
         assert {run.info.status for run in runs} == {"FINISHED"}
@@ -501,7 +478,5 @@ def test_a_sweep_task_by_task(
         page = io.BytesIO()
         store.download_fileobj("taylorglo", "sweeps/cluster/report.html", page)
         assert b"cluster" in page.getvalue()
-    told = installed.psql(
-        "optuna", "optuna", "SELECT count(*) FROM trials WHERE state = 'COMPLETE'"
-    )
-    assert int(told) == 8
+    complete = "SELECT count(*) FROM trials WHERE state = 'COMPLETE'"
+    assert int(installed.psql("optuna", "optuna", complete)) == 8

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from taylorglo_pipelines.cli import main
 
 
 def tasks_alive(work: Path) -> list[int]:
-    """Return the processes that name this folder in their arguments, as every task of a run does."""
+    """Return the processes that name this folder in their arguments, as all tasks of a run do."""
     processes = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from taylorglo.errors import TaylorgloError
-from taylorglo.services.variables import LOCAL_RUN
+from taylorglo.variables import LOCAL_RUN
 
 PREFIX = "taylorglo:"
 ERROR = "error:"

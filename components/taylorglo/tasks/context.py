@@ -12,8 +12,8 @@ from taylorglo.search.study import Search
 from taylorglo.services.memo import FullTrainings, RunState, ShortTrainings
 from taylorglo.services.storage import Store, open_store
 from taylorglo.services.tracking import Tracker
-from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI, required
 from taylorglo.settings import SweepSettings
+from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI, required
 
 
 class Sweep(Record):

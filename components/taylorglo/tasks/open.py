@@ -11,7 +11,10 @@ from taylorglo.services import layout
 from taylorglo.services.memo import RunState
 from taylorglo.services.storage import Store, open_store
 from taylorglo.services.tracking import Tracker
-from taylorglo.services.variables import (
+from taylorglo.settings import SweepSettings
+from taylorglo.tasks.console import say, task
+from taylorglo.tasks.context import Sweep
+from taylorglo.variables import (
     LOCAL_RUN,
     STARTED,
     STORE_URI,
@@ -19,9 +22,6 @@ from taylorglo.services.variables import (
     TRACKING_URI,
     required,
 )
-from taylorglo.settings import SweepSettings
-from taylorglo.tasks.console import say, task
-from taylorglo.tasks.context import Sweep
 
 _SMALL_BYTES = 2**28  # of weights and activations: if they do not fit, PyTorch does not either
 

@@ -6,7 +6,7 @@ A container may limit both by cgroups, of version 2 or 1.
 import os
 from pathlib import Path
 
-from taylorglo.services.variables import CPUS
+from taylorglo.variables import CPUS
 
 _ROOT = Path("/")
 _CGROUP = "sys/fs/cgroup"

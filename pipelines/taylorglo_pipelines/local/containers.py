@@ -17,7 +17,7 @@ from docker.errors import APIError, DockerException
 from docker.types import DeviceRequest, Mount
 
 from taylorglo.errors import InputError, shortened
-from taylorglo.services.variables import CPUS, STARTED, STORE_URI, STUDY_URL, TRACKING_URI
+from taylorglo.variables import CPUS, STARTED, STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo_pipelines.config import Config
 
 if TYPE_CHECKING:

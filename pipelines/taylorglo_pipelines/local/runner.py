@@ -24,9 +24,9 @@ from taylorglo.services.memo import RunState
 from taylorglo.services.mlflow import redacted
 from taylorglo.services.storage import open_store
 from taylorglo.services.tracking import Tracker
-from taylorglo.services.variables import CPUS, LOCAL_RUN, STARTED, STORE_URI, TRACKING_URI, required
 from taylorglo.tasks import console
 from taylorglo.training.machine import cpus
+from taylorglo.variables import CPUS, LOCAL_RUN, STARTED, STORE_URI, TRACKING_URI, required
 from taylorglo_pipelines.config import Config
 from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from kfp import dsl, kubernetes
 
-from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI
+from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo_pipelines.config import PipelineSettings
 
 # Keys of the Secret and of the ConfigMap. Each has the name of the environment variable that it

@@ -17,11 +17,11 @@ from taylorglo.results import (
     Training,
     read_json,
 )
-from taylorglo.services.variables import LOCAL_RUN, STORE_URI, STUDY_URL, TRACKING_URI, required
 from taylorglo.settings import SweepSettings
 from taylorglo.tasks import prepare
 from taylorglo.tasks.context import Sweep
 from taylorglo.tasks.open import open_sweep
+from taylorglo.variables import LOCAL_RUN, STORE_URI, STUDY_URL, TRACKING_URI, required
 
 SETTINGS: dict[str, dict[str, Any]] = {
     # One worker trains in the process of the test, which can count the steps there.

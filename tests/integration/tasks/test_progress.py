@@ -6,10 +6,10 @@ import pytest
 from small_sweeps import NO_DATA, Work, begin_generation, changed, evaluation, logged_trials
 
 from taylorglo.services.tracking import Tracker
-from taylorglo.services.variables import TRACKING_URI, required
 from taylorglo.tasks.context import Sweep
 from taylorglo.tasks.evaluate import evaluate_shard
 from taylorglo.tasks.progress import track_generations
+from taylorglo.variables import TRACKING_URI, required
 
 
 def test_short_generations_wait_for_each_other(sweep: Sweep) -> None:

@@ -5,15 +5,15 @@ from clocks import Clock
 from servers import at_once
 from small_sweeps import Work, begin_generation, evaluation
 
-from taylorglo.services.variables import STUDY_URL
 from taylorglo.tasks import evaluate
 from taylorglo.tasks.context import Sweep
 from taylorglo.tasks.evaluate import evaluate_shard
+from taylorglo.variables import STUDY_URL
 
 # Of each sweep, the arguments have the path of its context and the URL of its study.
 TWO_GENERATIONS = """
 import os
-from taylorglo.services.variables import STUDY_URL
+from taylorglo.variables import STUDY_URL
 from taylorglo.tasks.context import Sweep
 from taylorglo.tasks.evaluate import evaluate_shard
 from taylorglo.training import engine

@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from taylorglo.errors import InputError
-from taylorglo.services.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo.settings import SweepSettings
+from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo_pipelines.config import Config, load, with_overrides
 
 CONFIGS = Path(__file__).parents[3] / "pipelines" / "configs"
@@ -111,7 +111,7 @@ class TestServices:
         monkeypatch.chdir(tmp_path)
 
     def test_everything_under_work_dir_by_default(self, tmp_path: Path) -> None:
-        assert loaded(tmp_path, "", "services.work_dir=here").services.variables() == {
+        assert loaded(tmp_path, "", "services.work_dir=here").variables() == {
             STUDY_URL: f"sqlite:///{tmp_path}/here/study.db",
             STORE_URI: f"{tmp_path}/here/store",
             TRACKING_URI: f"sqlite:///{tmp_path}/here/mlruns.db",
@@ -124,7 +124,7 @@ class TestServices:
         monkeypatch.setenv(TRACKING_URI, "http://environment:5000")
         variables = loaded(
             tmp_path, "services: {tracking_uri: 'http://file:5000'}"
-        ).services.variables()
+        ).variables()
         assert variables[STORE_URI] == "s3://environment/store"
         assert variables[TRACKING_URI] == "http://file:5000"
         assert variables[STUDY_URL].startswith("sqlite:///")

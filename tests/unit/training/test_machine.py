@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from taylorglo.services.variables import CPUS
 from taylorglo.training.machine import cpus, free_host_memory
+from taylorglo.variables import CPUS
 
 CGROUP = Path("sys/fs/cgroup")
 

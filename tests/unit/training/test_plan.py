@@ -8,11 +8,11 @@ from trainings import sweep, synthetic
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.errors import InputError
 from taylorglo.networks.factory import skeleton
-from taylorglo.services.variables import CPUS
 from taylorglo.settings import SweepSettings
 from taylorglo.training import devices, memory
 from taylorglo.training import plan as planning
 from taylorglo.training.plan import Plan, plan
+from taylorglo.variables import CPUS
 
 COLOUR = synthetic((3, 32, 32))
 

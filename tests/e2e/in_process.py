@@ -92,7 +92,7 @@ def run_sweep(work: Path, *overrides: str, see: Callable[[str], object] = lambda
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(terminal):
         for name in OURS:
             patch.delenv(name, raising=False)
-        for name, value in config.variables().items():
+        for name, value in config.services.variables().items():
             patch.setenv(name, value)
         InProcess(root / "sweep.yaml", str(root)).run()
     return "\n".join(terminal.lines)

@@ -136,8 +136,11 @@ def build_stand_ins(objects: list[Object]) -> None:
         )
 
 
-def pod_of_a_task(name: str, program: str) -> Object:
-    """Return a Job with account, Secret, ConfigMap, security context and label of a sweep's task."""
+def job_like_a_task(name: str, source: str) -> Object:
+    """Return a Job that runs Python code in a pod like that of a sweep's task.
+
+    Account, Secret, ConfigMap, security context and label are those of a task.
+    """
     return {
         "apiVersion": "batch/v1",
         "kind": "Job",
@@ -154,7 +157,7 @@ def pod_of_a_task(name: str, program: str) -> Object:
                             "name": "task",
                             "image": IMAGE,
                             "imagePullPolicy": "IfNotPresent",
-                            "command": ["python3", "-c", program],
+                            "command": ["python3", "-c", source],
                             "envFrom": [
                                 {"configMapRef": {"name": "taylorglo"}},
                                 {"secretRef": {"name": "taylorglo"}},
@@ -207,7 +210,7 @@ for folder in ("/", "/opt", "/usr/local", "/var/tmp", os.path.dirname(os.__file_
 @pytest.fixture(scope="module")
 def logged(installed: Installed) -> dict[str, str]:
     """The ids of the runs that a component pod logged, by experiment."""
-    installed.cluster.apply([pod_of_a_task("log-a-run", LOG_A_RUN)])
+    installed.cluster.apply([job_like_a_task("log-a-run", LOG_A_RUN)])
     log = installed.cluster.finished(PIPELINES, "log-a-run")
     return dict(re.findall(r"^RUN (\S+) (\S+)$", log, re.M))
 
@@ -369,7 +372,7 @@ def test_rights_of_the_pipelines_account(installed: Installed) -> None:
 
 def test_pods_can_neither_write_nor_rise(installed: Installed) -> None:
     cluster = installed.cluster
-    cluster.apply([pod_of_a_task("look-around", LOOK_AROUND)])
+    cluster.apply([job_like_a_task("look-around", LOOK_AROUND)])
     log = cluster.finished(PIPELINES, "look-around")
     assert "UID True CAPS 0\nNNP 1 SECCOMP 2\n" in log
     assert "WRITTEN" not in log

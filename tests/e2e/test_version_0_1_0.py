@@ -1,10 +1,10 @@
 """A sweep that version 0.1.0 began goes on with this version.
 
 The data are the work folder of ``taylorglo run pipelines/configs/digits.yaml`` of version 0.1.0
-with the settings below, killed by SIGKILL when generation 2 of 3 was printed. Left out are empty
-lock files, the prepared data set, which every run writes anew, and the weights of the six networks
-of the baselines' tuning, which no later task reads. When 0.1.0 itself went on from there, it
-printed the lines ``KNOWN``.
+with ``SETTINGS``, killed by SIGKILL when generation 2 of 3 was printed. Some files are left out:
+empty lock files, the prepared data set, which every run writes anew, and the weights of the six
+networks of the baselines' tuning, which no later task reads. When version 0.1.0 went on from there,
+it printed the lines ``KNOWN``.
 """
 
 import sqlite3
@@ -21,8 +21,22 @@ from taylorglo.services.storage import open_store
 
 DATA = Path(__file__).parent / "data" / "version-0.1.0.tar.xz"
 SETTINGS = (
+    "training.steps=60",
+    "training.engine=sequential",
+    "evaluation.steps=60",
     "evaluation.attempts=2",
+    "evaluation.give_up_step=0",
+    "search.popsize=4",
     "pipeline.generations=3",
+    "baselines.learning_rates=[0.1,0.3]",
+    "baselines.attempts=1",
+    "champion.finalists=2",
+    "champion.seeds=2",
+    "attack.epsilons=[0.05]",
+    "attack.images=50",
+    "attack.pgd_steps=3",
+    "attack.pgd_restarts=1",
+    "attack.seeds=1",
 )
 KNOWN = [
     "generation 1/3  best  94.44%  median  93.52%  rejected 0 of 4  diverged 0  known from before",

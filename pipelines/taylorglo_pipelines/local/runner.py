@@ -32,7 +32,7 @@ from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
 Runner = Literal["subprocess", "docker"]
 
-# kfp's local runner runs this many tasks of a loop at a time, and it has no option for the number.
+# kfp's local runner runs this many tasks of a loop at a time, whatever the loop asks for.
 _PARALLEL_TASKS = 2
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _COLOUR = re.compile(r"\x1b\[\d*m")

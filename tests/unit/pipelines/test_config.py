@@ -111,7 +111,7 @@ class TestServices:
         monkeypatch.chdir(tmp_path)
 
     def test_everything_under_work_dir_by_default(self, tmp_path: Path) -> None:
-        assert loaded(tmp_path, "", "services.work_dir=here").variables() == {
+        assert loaded(tmp_path, "", "services.work_dir=here").services.variables() == {
             STUDY_URL: f"sqlite:///{tmp_path}/here/study.db",
             STORE_URI: f"{tmp_path}/here/store",
             TRACKING_URI: f"sqlite:///{tmp_path}/here/mlruns.db",
@@ -124,7 +124,7 @@ class TestServices:
         monkeypatch.setenv(TRACKING_URI, "http://environment:5000")
         variables = loaded(
             tmp_path, "services: {tracking_uri: 'http://file:5000'}"
-        ).variables()
+        ).services.variables()
         assert variables[STORE_URI] == "s3://environment/store"
         assert variables[TRACKING_URI] == "http://file:5000"
         assert variables[STUDY_URL].startswith("sqlite:///")

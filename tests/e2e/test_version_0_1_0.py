@@ -8,10 +8,10 @@ it printed the lines ``KNOWN``.
 """
 
 import sqlite3
-import tarfile
 from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 from sweeps import POPSIZE, Sweeps, files_of, mlflow_of, runs_of, study_of, trained
@@ -19,7 +19,7 @@ from sweeps import POPSIZE, Sweeps, files_of, mlflow_of, runs_of, study_of, trai
 from taylorglo.services.memo import RunState
 from taylorglo.services.storage import open_store
 
-DATA = Path(__file__).parent / "data" / "version-0.1.0.tar.xz"
+DATA = Path(__file__).parent / "data" / "version-0.1.0.zip"
 SETTINGS = (
     "training.steps=60",
     "training.engine=sequential",
@@ -48,8 +48,8 @@ PYTORCH = "2.14.1"  # of the installation that made the data
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
     """The work folder that version 0.1.0 left."""
-    with tarfile.open(DATA) as archive:
-        archive.extractall(tmp_path, filter="data")
+    with ZipFile(DATA) as archive:
+        archive.extractall(tmp_path)
     # MLflow keeps absolute paths of artifacts, here those of the machine that made the data.
     store = (tmp_path / "store").as_uri()
     with closing(sqlite3.connect(tmp_path / "mlruns.db")) as database, database:

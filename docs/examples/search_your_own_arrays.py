@@ -55,4 +55,4 @@ def search(
 
 
 if __name__ == "__main__":
-    print(search(Path(sys.argv[1] if len(sys.argv) > 1 else "bars")))
+    print(search(Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bars")))

@@ -86,7 +86,7 @@ def upload(config: Config, connection: Connection) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compile_sweep(config, path)
-        version = _content_hash(path)
+        version = hashlib.sha256(path.read_bytes()).hexdigest()[:32]
         pipeline_id = _pipeline_id(connection, f"taylorglo-{config.name}")
         version_id = _version_id(connection, pipeline_id, version, path)
     return V2beta1PipelineVersionReference(pipeline_id=pipeline_id, pipeline_version_id=version_id)
@@ -117,17 +117,6 @@ def named(name: str) -> str:
     """Return the filter of a list for the display name, as Kubeflow's API takes it."""
     predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
     return json.dumps({"predicates": [predicate]})
-
-
-def _content_hash(path: Path) -> str:
-    """Return 32 digits of the hash of a compiled pipeline without its comments.
-
-    In a comment, kfp lists the keys of each parameter in an order that changes from process to
-    process.
-    """
-    lines = path.read_bytes().splitlines(keepends=True)
-    content = b"".join(line for line in lines if not line.startswith(b"#"))
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _pipeline_id(connection: Connection, name: str) -> str:

@@ -2,6 +2,7 @@
 
 import logging
 import tempfile
+from itertools import dropwhile
 from pathlib import Path
 
 from kfp import compiler
@@ -57,12 +58,17 @@ def compile_sweep(config: Config, output: Path, largest: int = _LARGEST) -> int:
 
 
 def _compiled(config: Config) -> bytes:
-    """Return the compiled pipeline, which kfp writes to a file only."""
+    """Return the compiled pipeline; the same configuration gives the same bytes.
+
+    kfp begins the file with comments, in which it lists the keys of each parameter in an order that
+    changes from process to process. They are left out.
+    """
     logging.getLogger("kfp").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(sweep_pipeline(config), str(path))
-        return path.read_bytes()
+        lines = path.read_bytes().splitlines(keepends=True)
+    return b"".join(dropwhile(lambda line: line.startswith(b"#"), lines))
 
 
 def _tasks(config: Config) -> int:

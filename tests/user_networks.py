@@ -82,7 +82,7 @@ class Breakable(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         if RECORD.broken:
             raise RuntimeError("disk on fire")
-        logits: Tensor = super().forward(images)
+        logits: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
         return logits
 
 
@@ -90,7 +90,8 @@ class Peeking(nn.Sequential):
     """A network whose computation depends on the values of the images."""
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = super().forward(images if images.sum() > 0 else -images)
+        shown = images if images.sum() > 0 else -images
+        logits: Tensor = super().forward(shown)  # type: ignore[no-untyped-call]
         return logits
 
 

@@ -33,7 +33,7 @@ from taylorglo.data.dataset import Dataset
 from taylorglo.evaluation.fitness import Assignment, attempts_wanted, evaluate, short_training
 from taylorglo.loss.functions import CrossEntropy, Loss, TaylorLoss
 from taylorglo.loss.polynomial import from_coefficients
-from taylorglo.results import Training
+from taylorglo.results import Evaluation, Training
 from taylorglo.search.study import Search
 from taylorglo.settings import DataSettings, SweepSettings
 from taylorglo.training.engine import Engine
@@ -292,10 +292,11 @@ def searched(search: Search, generation: int, engine: Engine) -> int:
     accepted = [c for c in search.screen(generation, engine.dataset.num_classes) if not c.rejected]
     thetas = {c.trial: c.theta for c in accepted}
     missing = dict.fromkeys(thetas, engine.settings.evaluation.attempts)
-    results, trainings = {}, 0
+    results: dict[int, Evaluation] = {}
+    trainings = 0
     while missing:
-        known = {t: len(results[t].accuracies) if t in results else 0 for t in missing}
-        trainings += sum(attempts - known[trial] for trial, attempts in missing.items())
+        done = sum(len(results[trial].accuracies) for trial in missing if trial in results)
+        trainings += sum(missing.values()) - done
         assignments = [Assignment(t, thetas[t], attempts) for t, attempts in missing.items()]
         results |= dict(evaluate(assignments, generation, engine, Nothing()))
         missing = attempts_wanted(results, engine.settings)

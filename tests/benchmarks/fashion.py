@@ -32,12 +32,14 @@ def fashion_mnist(
     def part(split: Split, number: int | None) -> Split:
         return Split(change(split.images[:number]), split.labels[:number])
 
-    parts = {"train": part(whole.train, train), "validation": part(whole.validation, validation)}
-    channels = parts["train"].images.shape[1]
+    shown, held_out = part(whole.train, train), part(whole.validation, validation)
+    fingerprint = digest_of(train=shown, validation=held_out)
+    channels = shown.images.shape[1]
     return replace(
         whole,
-        **parts,
+        train=shown,
+        validation=held_out,
         mean=whole.mean * channels,
         std=whole.std * channels,
-        provenance={**whole.provenance, "fingerprint": digest_of(**parts)},
+        provenance={**whole.provenance, "fingerprint": fingerprint},
     )

@@ -83,7 +83,8 @@ def expected_memory(engine: Engine, case: dict[str, Any]) -> float:
     splits = (dataset.train, dataset.validation)
     data = sum(split.images.nbytes + split.labels.nbytes for split in splits)
     chunk = min(engine.plan.chunk, case["population"])
-    return (PROCESS + data + chunk * footprint(network, shape, case["batch_size"]).training) / MIB
+    training = footprint(network, shape, case["batch_size"]).training
+    return float(PROCESS + data + chunk * training) / MIB
 
 
 def preparation(case: dict[str, Any]) -> Measurement:

@@ -192,7 +192,8 @@ class TestReadme:
 
     def test_the_tree_has_the_folders_that_there_are(self) -> None:
         tree = README.partition("## The repository")[2]
-        listed = set(re.findall(r"^(\w+)/ ", code_blocks(tree)[0], re.MULTILINE))
+        block = code_blocks(tree)[0]
+        listed = set(re.findall(r"^(\w+)/", block, re.MULTILINE))
         patterns = [line.strip("/") for line in (ROOT / ".gitignore").read_text().splitlines()]
         folders = {
             path.name
@@ -202,6 +203,13 @@ class TestReadme:
             and not any(fnmatch.fnmatch(path.name, pattern) for pattern in patterns)
         }
         assert listed == folders
+        rooms = {
+            room
+            for line in re.findall(r"^ +(\S+/.*?)   ", block, re.MULTILINE)
+            for room in re.findall(r"(\w+)/", line)
+        }
+        package = ROOT / "components/taylorglo"
+        assert rooms == {path.parent.name for path in package.glob("*/__init__.py")}
 
     def test_no_line_of_text_has_more_than_120_columns(self) -> None:
         text = re.sub(r"^```.*?^```$", "", README, flags=re.MULTILINE | re.DOTALL)

@@ -134,7 +134,8 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
 def in_protobuf(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values as a pipeline hands them over: every number is a double."""
     struct = json_format.ParseDict(values, struct_pb2.Struct())
-    return json_format.MessageToDict(struct)
+    doubles: dict[str, Any] = json_format.MessageToDict(struct)
+    return doubles
 
 
 def as_text(sweep: SweepSettings) -> dict[str, Any]:

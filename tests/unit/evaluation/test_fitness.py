@@ -78,7 +78,7 @@ def test_a_candidate_that_is_given_up_is_attacked_too(search_digits: Dataset) ->
 
 def test_fitness_in_one_program(search_digits: Dataset) -> None:
     thetas = [GOOD, BACKWARDS, OTHER, EXTREME]
-    options = {"give_up_step": 10, "attempts": 2, "adversarial_weight": 0.2}
+    options: dict[str, Any] = {"give_up_step": 10, "attempts": 2, "adversarial_weight": 0.2}
     expected = all_evaluated(thetas, search_digits, sweep(**options))
     fused = sweep(training={"engine": "fused"}, **options)
     for one, two in zip(all_evaluated(thetas, search_digits, fused), expected, strict=True):

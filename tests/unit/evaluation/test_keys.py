@@ -1,4 +1,4 @@
-"""The keys of recorded trainings: those that version 0.1.0 gave, so that its records are found.
+"""The keys of recorded trainings equal those of version 0.1.0, so its records stay in use.
 
 The expected keys were computed by version 0.1.0 with version 2.8.0 of PyTorch.
 """

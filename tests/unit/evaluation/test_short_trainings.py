@@ -127,13 +127,13 @@ def keys(search_digits: Dataset, monkeypatch: pytest.MonkeyPatch) -> Keys:
 
 def test_everything_that_decides_a_training_is_in_its_key(keys: Keys) -> None:
     other_data = datasets.without_test(datasets.load(DataSettings(), 1))
-    order_two: Changes = {"search": {"order": 2, "coordinates": "theta"}}
+    order_two = {"order": 2, "coordinates": "theta"}
     attacked = {"adversarial_weight": 0.5}
     _, second_attempt = keys.of_attempts(2)
-    found = {
+    key_by_change = {
         "default": keys.of(),
         "theta": keys.of(OTHER),
-        "order": keys.of([*GOOD[:4], 0.5], **order_two),
+        "order": keys.of([*GOOD[:4], 0.5], search=order_two),
         "generation": keys.of(generation=2),
         "attempt": second_attempt,
         "seed": keys.of(seed=1),
@@ -159,7 +159,7 @@ def test_everything_that_decides_a_training_is_in_its_key(keys: Keys) -> None:
         "cutmix": keys.of(augmentation={"cutmix": 0.5}),
     }
     names: dict[str, list[str]] = {}
-    for name, key in found.items():
+    for name, key in key_by_change.items():
         names.setdefault(key, []).append(name)
     assert [same for same in names.values() if len(same) > 1] == []
 
@@ -179,7 +179,7 @@ def test_everything_that_decides_a_training_is_in_its_key(keys: Keys) -> None:
 )
 def test_what_does_not_decide_a_training_is_not_in_its_key(keys: Keys, changes: Changes) -> None:
     """This is where, how and how often it is trained, and an attack that is not made."""
-    assert keys.of(**changes) == keys.of()
+    assert keys.of(GOOD, **changes) == keys.of()
 
 
 def test_further_attempts_do_not_change_the_key_of_the_first(keys: Keys) -> None:

@@ -27,9 +27,9 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def _user_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _factory_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a module of a user with good and bad factories on the path, and one that is broken."""
-    (tmp_path / "user_networks.py").write_text(
+    (tmp_path / "factory_networks.py").write_text(
         textwrap.dedent("""
         import torch
         from torch import nn
@@ -192,11 +192,11 @@ def test_gray_images_are_repeated_for_torchvision() -> None:
     torch.testing.assert_close(gray(images), colour(images.repeat(1, 3, 1, 1)))
 
 
-@pytest.mark.usefixtures("_user_networks")
+@pytest.mark.usefixtures("_factory_networks")
 def test_a_users_factory_is_built_from_the_seed() -> None:
-    factory.check("user_networks:linear", CIFAR, 7)
-    first = build("user_networks:linear", CIFAR, 7, seed=4).state_dict()
-    again = build("user_networks:linear", CIFAR, 7, seed=4).state_dict()
+    factory.check("factory_networks:linear", CIFAR, 7)
+    first = build("factory_networks:linear", CIFAR, 7, seed=4).state_dict()
+    again = build("factory_networks:linear", CIFAR, 7, seed=4).state_dict()
     assert all(torch.equal(first[key], again[key]) for key in first)
 
 
@@ -204,22 +204,22 @@ def test_a_users_factory_is_built_from_the_seed() -> None:
     ("name", "message"),
     [
         (
-            "user_networks:failing",
+            "factory_networks:failing",
             r"cannot be built for images \(3, 32, 32\): RuntimeError: no such layer$",
         ),
-        ("user_networks:no_module", r"should return a torch.nn.Module, returned str"),
+        ("factory_networks:no_module", r"should return a torch.nn.Module, returned str"),
         (
-            "user_networks:too_many",
+            "factory_networks:too_many",
             r"should return .* \(2, 10\) .* evaluation mode it returned torch.float32 \(2, 11\)",
         ),
-        ("user_networks:labels", r"evaluation mode it returned torch.int64 \(2, 10\)"),
-        ("user_networks:auxiliary", r"training mode it returned tuple"),
+        ("factory_networks:labels", r"evaluation mode it returned torch.int64 \(2, 10\)"),
+        ("factory_networks:auxiliary", r"training mode it returned tuple"),
         (
-            "user_networks:bad_forward",
+            "factory_networks:bad_forward",
             r"fails on images \(3, 32, 32\) in evaluation mode: RuntimeError: ",
         ),
-        ("user_networks:number", r"should be callable as factory\(image_shape, num_classes\)"),
-        ("user_networks:absent", r"cannot be imported: AttributeError: .*'absent'"),
+        ("factory_networks:number", r"should be callable as factory\(image_shape, num_classes\)"),
+        ("factory_networks:absent", r"cannot be imported: AttributeError: .*'absent'"),
         ("user_broken:network", r"cannot be imported: LookupError: half installed"),
         (
             "no_such_package.networks:linear",
@@ -230,7 +230,7 @@ def test_a_users_factory_is_built_from_the_seed() -> None:
             r"unknown; there are mlp, cnn, mnist-cnn, allcnn-c, alexnet, preresnet-20, wrn-16-8, "
             r"wrn-28-5, pyramidnet-110-48, torchvision:NAME and package.module:factory",
         ),
-        ("user_networks:", r"unknown; there are"),
+        ("factory_networks:", r"unknown; there are"),
         (":linear", r"unknown; there are"),
         ("torchvision:resnet19", r"there are alexnet, .*resnet18, resnet34"),
         ("torchvision:googlenet", r"no torchvision classifier with one output"),
@@ -238,7 +238,7 @@ def test_a_users_factory_is_built_from_the_seed() -> None:
         ("torchvision:vit_b_16", r"in evaluation mode: AssertionError: Wrong image height"),
     ],
 )
-@pytest.mark.usefixtures("_user_networks")
+@pytest.mark.usefixtures("_factory_networks")
 def test_a_network_that_cannot_be_used_is_refused_in_one_line(name: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
         factory.check(name, CIFAR, 10)

@@ -66,7 +66,12 @@ def test_processes_killed_at_every_write(tmp_path: Path, on_reject: str, generat
 
     Together they do what one process does.
     """
-    settings = {"popsize": 2, "mean": [0.0] * 4, "filters": ["learnable"], "on_reject": on_reject}
+    settings: dict[str, Any] = {
+        "popsize": 2,
+        "mean": [0.0] * 4,
+        "filters": ["learnable"],
+        "on_reject": on_reject,
+    }
     undisturbed = open_search(tmp_path / "undisturbed", seed=6, **settings)
     for generation in range(1, generations + 1):
         run_generation(undisturbed, generation)

@@ -4,6 +4,7 @@ import pickle
 import sqlite3
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import cmaes
 import numpy as np
@@ -58,7 +59,9 @@ def test_candidates_are_those_of_an_uninterrupted_cma_es(
         trials = range((generation - 1) * popsize, generation * popsize)
         expected = [seeded(optimizer, seed, trial).ask() for trial in trials]
         proposed = search.propose(generation)
-        points = [point(c.theta) if coordinates == "reduced" else c.theta for c in proposed]
+        points = np.array(
+            [point(c.theta) if coordinates == "reduced" else c.theta for c in proposed]
+        )
         np.testing.assert_allclose(points, expected, rtol=1e-9, atol=1e-9)
         optimizer.tell([(x, -value(x)) for x in expected])
         for candidate, x in zip(search.candidates(generation), expected, strict=True):
@@ -109,7 +112,8 @@ def test_the_order_of_telling_does_not_matter(tmp_path: Path) -> None:
 
 def test_a_process_for_each_generation_gives_the_candidates_of_one_process(tmp_path: Path) -> None:
     """Optuna does not print or warn meanwhile."""
-    path, settings = tmp_path / "processes", {"popsize": 2, "filters": ["learnable", "stable"]}
+    path = tmp_path / "processes"
+    settings: dict[str, Any] = {"popsize": 2, "filters": ["learnable", "stable"]}
     for generation in (1, 2):
         opened = f"open_search(Path({str(path)!r}), **{settings!r})"
         assert run_program(f"run_generation({opened}, {generation})") == ""

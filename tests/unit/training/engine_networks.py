@@ -29,7 +29,7 @@ class Mortal(Linear):
         trains = self.training and torch.is_grad_enabled() and images.device.type != "meta"
         if trains and _is_first("killed"):
             os.kill(os.getpid(), signal.SIGKILL)
-        logits: Tensor = super().forward(images)
+        logits: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
         return logits
 
 
@@ -40,7 +40,7 @@ class Visible(Linear):
         (FOLDER / f"pid-{os.getpid()}").touch()
         if not self.training:
             (FOLDER / "validated").touch()
-        logits: Tensor = super().forward(images)
+        logits: Tensor = super().forward(images)  # type: ignore[no-untyped-call]
         return logits
 
 

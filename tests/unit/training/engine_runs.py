@@ -30,11 +30,11 @@ def recipes(number: int = 6, **options: Any) -> dict[str, Recipe]:
 
 
 def results(
-    settings: SweepSettings, path: Path, wanted: Mapping[Key, Recipe]
+    settings: SweepSettings, path: Path, recipes: Mapping[Key, Recipe]
 ) -> dict[Key, TrainedNetwork]:
     """Run an engine on a saved data set."""
     with Engine.open(settings, path) as engine:
-        return dict(engine.run(wanted.items()))
+        return dict(engine.run(recipes.items()))
 
 
 def assert_same(

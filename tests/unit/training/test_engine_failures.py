@@ -1,4 +1,4 @@
-"""Failures of trainings, of worker processes and of the machine, and what the engine makes of them."""
+"""Failures of trainings, of workers and of the machine, and how the engine answers them."""
 
 import os
 import signal

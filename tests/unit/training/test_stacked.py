@@ -1,4 +1,4 @@
-"""Stacked trainings: each gives what it gives alone, whatever else is in the program."""
+"""Stacked trainings: the results of a training do not depend on the other ones."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -80,9 +80,7 @@ def assert_close_weights(weights: bytes, expected: bytes, rtol: float) -> None:
     values, others = load(weights), load(expected)
     assert values.keys() == others.keys()
     for name, value in values.items():
-        torch.testing.assert_close(
-            value, others[name], rtol=rtol, atol=rtol * 0.1, msg=lambda m, n=name: f"{n}: {m}"
-        )
+        torch.testing.assert_close({name: value}, {name: others[name]}, rtol=rtol, atol=rtol * 0.1)
 
 
 def assert_same(results: Sequence[TrainedNetwork], expected: Sequence[TrainedNetwork]) -> None:

@@ -71,6 +71,11 @@ def access_options(experiment: str) -> Callable[[Function], Function]:
             help="CA certificate that signed the server's certificate.",
         ),
     )
+    return _adding(options)
+
+
+def _adding(options: Sequence[Callable[[Function], Function]]) -> Callable[[Function], Function]:
+    """Return a decorator that adds options to a command, in their order in the help."""
 
     def add(function: Function) -> Function:
         for option in reversed(options):

@@ -67,8 +67,8 @@ def _compiled(config: Config) -> bytes:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(sweep_pipeline(config), str(path))
-        lines = path.read_bytes().splitlines(keepends=True)
-    return b"".join(dropwhile(lambda line: line.startswith(b"#"), lines))
+        lines = path.read_text().splitlines(keepends=True)
+    return "".join(dropwhile(lambda line: line.startswith("#"), lines)).encode()
 
 
 def _tasks(config: Config) -> int:

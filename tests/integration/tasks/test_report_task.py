@@ -1,4 +1,4 @@
-"""The record behind the report: where the time went, and what is compared.
+"""The record behind the report, from the candidates of a real study: what is compared.
 
 Time spans are in seconds after the start of the sweep.
 """
@@ -57,51 +57,6 @@ def record_of(sweep: Sweep, spans: Mapping[str, Spans], wall: float) -> SweepRec
         started=start,
         standing=None,
     )
-
-
-def test_time_is_counted_once_if_tasks_run_side_by_side(sweep: Sweep) -> None:
-    spans: dict[str, Spans] = {
-        "candidates": [(10, 20), (12, 22), (30, 35), (30, 34)],  # 12 s and 5 s
-        "tuning": [(40, 45), (50, 55)],
-        "finalists": [(60, 62)],
-        "final": [(62, 70), (69, 75)],
-        "attack": [(80, 90)],
-    }
-    record = record_of(sweep, spans, wall=100)
-    *stages, rest = record.seconds.values()
-    assert stages == pytest.approx([17, 10, 15, 10], abs=1e-3)
-    assert record.wall_seconds == pytest.approx(100, abs=2)
-    assert record.training_share == pytest.approx(42 / record.wall_seconds)
-    assert rest == pytest.approx(record.wall_seconds - 52)
-    assert record.generations[0].seconds == pytest.approx(17, abs=1e-3)
-
-
-def test_stages_may_overlap_as_on_a_cluster(sweep: Sweep) -> None:
-    # The baselines are tuned while candidates are trained.
-    spans: dict[str, Spans] = {
-        "candidates": [(0, 80)],
-        "tuning": [(10, 90)],
-        "finalists": [(90, 91)],
-        "final": [(91, 92), (92, 93)],
-        "attack": [(93, 94)],
-    }
-    record = record_of(sweep, spans, wall=100)
-    assert list(record.seconds.values())[:2] == pytest.approx([80, 80], abs=1e-3)
-    assert record.training_share == pytest.approx(93 / record.wall_seconds)
-    assert list(record.seconds.values())[-1] == pytest.approx(record.wall_seconds - 94)
-
-
-def test_the_trainings_of_an_earlier_run_take_no_time_of_this_one(sweep: Sweep) -> None:
-    spans: dict[str, Spans] = {
-        "candidates": [(-500, -400), (-5, 5)],
-        "tuning": [(-300, -200)],
-        "finalists": [(-100, -90)],
-        "final": [(10, 20), (20, 30)],
-        "attack": [(30, 40)],
-    }
-    record = record_of(sweep, spans, wall=50)
-    assert list(record.seconds.values())[:4] == pytest.approx([5, 0, 20, 10], abs=1e-3)
-    assert record.training_share == pytest.approx(25 / record.wall_seconds)
 
 
 def test_p_values_and_groups(sweep: Sweep) -> None:

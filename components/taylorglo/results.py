@@ -121,6 +121,8 @@ class Candidate(Record):
         fitness: the fitness that CMA-ES is told; None as long as it was told none.
         finished: whether the study has its last word on the candidate.
         ended: when the study was told, in ISO format, by the clock of the task that told it.
+        held_back: whether its training failed, and it is not known yet whether the candidate is to
+            blame.
     """
 
     trial: int
@@ -131,6 +133,7 @@ class Candidate(Record):
     fitness: float | None = None
     finished: bool = False
     ended: str | None = None
+    held_back: bool = False
 
     @property
     def rejected(self) -> bool:

@@ -1,4 +1,4 @@
-"""The command line: ``taylorglo run | compile | submit | schedule | inspect | attack``."""
+"""The command line: ``taylorglo run | compile | submit | wait | schedule | inspect | attack``."""
 
 import os
 import re
@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(2) from None
 
 # Each is a module of taylorglo_pipelines.commands, in the order of the help.
-COMMANDS = ("run", "compile", "submit", "schedule", "inspect", "attack")
+COMMANDS = ("run", "compile", "submit", "wait", "schedule", "inspect", "attack")
 # Packages whose name in an import is not the one they are installed by, or that come with another.
 _DISTRIBUTIONS = {
     "botocore": "boto3",

@@ -49,11 +49,16 @@ class PipelineSettings(Section):
     The requests have no effect on a laptop.
     """
 
+    layout: Literal["workers", "generations"] = Field(
+        "workers",
+        description="Tasks of the search. `workers`: `shards` tasks that share the whole search "
+        "through the study, however many generations there are. `generations`: in each generation, "
+        "a task that proposes, one that filters, and `shards` tasks that evaluate.",
+    )
     generations: int = Field(
         8,
         ge=1,
-        description="Number of generations of one run. Compiling unrolls them, and warns near "
-        "Argo's limit; see `search.generations`.",
+        description="Number of generations of one run; see `search.generations`.",
     )
     shards: int = Field(
         1,
@@ -107,8 +112,14 @@ class PipelineSettings(Section):
         2,
         ge=0,
         le=10,
-        description="Number of times that a failed task is tried again. The task of a shard is "
-        "tried again only if a service failed.",
+        description="Number of times that a task is tried again if its pod is lost. Kubeflow does "
+        "not try a task again that ended with an error, unless Argo's retry policy says so.",
+    )
+    service_timeout: int = Field(
+        900,
+        ge=0,
+        description="Seconds for which a task waits, inside, for a service that fails: the "
+        "study's database, the store, MLflow, or the host of the data.",
     )
     service_account: str = Field(
         "", description="Service account of the pods. Empty: the one that Kubeflow chooses."
@@ -129,7 +140,8 @@ class ServiceSettings(Section):
     """The places in which a local run keeps things.
 
     The environment gives an address that is empty here (`TAYLORGLO_STUDY_URL`,
-    `TAYLORGLO_STORE_URI`, `MLFLOW_TRACKING_URI`), or else it lies in `work_dir`.
+    `TAYLORGLO_STORE_URI`, and `TAYLORGLO_TRACKING_URI` or `MLFLOW_TRACKING_URI`), or else it lies
+    in `work_dir`.
     """
 
     work_dir: str = Field(
@@ -158,7 +170,9 @@ class ServiceSettings(Section):
             STUDY_URL: _first(self.study_url, STUDY_URL, f"sqlite:///{folder / 'study.db'}"),
             STORE_URI: _first(self.store_uri, STORE_URI, str(folder / "store")),
             TRACKING_URI: _first(
-                self.tracking_uri, TRACKING_URI, f"sqlite:///{folder / 'mlruns.db'}"
+                self.tracking_uri or os.environ.get(TRACKING_URI, ""),
+                "MLFLOW_TRACKING_URI",
+                f"sqlite:///{folder / 'mlruns.db'}",
             ),
         }
 
@@ -260,7 +274,8 @@ def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
     Args:
         content: sections, and their values by key.
-        overrides: ``section.key=value`` or ``key=value``, with the value in YAML.
+        overrides: ``section.key=value`` or ``key=value``, with the value in YAML; nothing after
+            the equals sign is the empty text.
 
     Raises:
         InputError: an override is malformed.
@@ -272,7 +287,7 @@ def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict
         if not equals or not section or (dot and not key):
             raise InputError(f"--set {override}: should be section.key=value")
         try:
-            value = yaml.safe_load(text)
+            value = yaml.safe_load(text) if text.strip() else ""
         except yaml.YAMLError:
             raise InputError(f"--set {override}: the value is not YAML") from None
         if not dot:

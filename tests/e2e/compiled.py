@@ -25,7 +25,7 @@ class Task:
 
     Attributes:
         name: unique in the pipeline run, with at most letters, digits and hyphens in it.
-        path: its place in the pipeline, such as ``generation-1/shards/0/evaluate-candidates``.
+        path: its name in the pipeline, such as ``search-candidates-2``.
         label: the label of its executor in the compiled pipeline.
         folder: where its outputs go.
         executor_input: with parameters, artifacts, and the paths of the outputs.
@@ -66,8 +66,27 @@ class CompiledPipeline(ABC):
         """Run a task; return the values of its output parameters."""
 
     def run(self, parameters: Mapping[str, Any] | None = None) -> None:
-        """Run the whole pipeline to its end; the error of the first task that fails ends it."""
-        self._dag(self.spec["root"], dict(parameters or {}), {}, "")
+        """Run all tasks, each after its predecessors; the error of the first that fails ends it."""
+        root = self.spec["root"]
+        declared = root.get("inputDefinitions", {}).get("parameters", {})
+        defaults = {
+            name: value["defaultValue"]
+            for name, value in declared.items()
+            if "defaultValue" in value
+        }
+        given = {**defaults, **(parameters or {})}
+        waiting = dict(root["dag"]["tasks"])
+        outputs: dict[str, Object] = {}
+        while waiting:
+            name = next(
+                name
+                for name, task in waiting.items()
+                if not set(task.get("dependentTasks", [])) & set(waiting)
+            )
+            task = waiting.pop(name)
+            component = self.spec["components"][task["componentRef"]["name"]]
+            inputs = _inputs(task.get("inputs", {}), given, outputs)
+            outputs[name] = self._container(component, *inputs, name)
 
     def container_of(self, task: Task) -> Object:
         """Return the container of a task as the compiled pipeline describes it."""
@@ -79,51 +98,8 @@ class CompiledPipeline(ABC):
         encoded = json.dumps(task.executor_input)
         return [encoded if word == "{{$}}" else word for word in self.container_of(task)["args"]]
 
-    def _dag(self, component: Object, parameters: Object, artifacts: Object, prefix: str) -> Object:
-        """Run the tasks of a DAG, each after its predecessors; return the DAG's outputs by name."""
-        declared = component.get("inputDefinitions", {}).get("parameters", {})
-        for name, declaration in declared.items():
-            if name not in parameters and "defaultValue" in declaration:
-                parameters[name] = declaration["defaultValue"]
-        waiting = dict(component["dag"]["tasks"])
-        outputs: dict[str, Object] = {}
-        while waiting:
-            name = next(
-                name
-                for name, task in waiting.items()
-                if not set(task.get("dependentTasks", [])) & set(waiting)
-            )
-            task = waiting.pop(name)
-            inputs = _inputs(task.get("inputs", {}), parameters, artifacts, outputs)
-            outputs[name] = self._task(task, *inputs, f"{prefix}{name}")
-        return _outputs(component["dag"].get("outputs", {}), outputs)
-
-    def _task(self, task: Object, parameters: Object, artifacts: Object, path: str) -> Object:
-        """Run a task or a nested DAG, once or for every item of a loop; return its outputs."""
-        if "triggerPolicy" in task:
-            raise ValueError(f"{path}: has a condition, which is for KFP to decide")
-        component = self.spec["components"][task["componentRef"]["name"]]
-        run = self._dag if "dag" in component else self._container
-        iterator = task.get("parameterIterator")
-        if iterator is None:
-            separator = "/" if "dag" in component else ""
-            return run(component, parameters, artifacts, path + separator)
-        items = iterator["items"]
-        values = json.loads(items["raw"]) if "raw" in items else parameters[items["inputParameter"]]
-        iterations = [
-            run(
-                component,
-                {**parameters, iterator["itemInput"]: value},
-                dict(artifacts),
-                f"{path}/{number}/",
-            )
-            for number, value in enumerate(values)
-        ]
-        names = iterations[0] if iterations else {}
-        return {name: [outputs[name] for outputs in iterations] for name in names}
-
     def _container(
-        self, component: Object, parameters: Object, artifacts: Object, path: str
+        self, component: Object, parameters: Object, artifacts: Object, name: str
     ) -> Object:
         """Run one task; return the outputs of its component: parameters and artifacts."""
         self._count += 1
@@ -144,10 +120,7 @@ class CompiledPipeline(ABC):
         executor_input = {
             "inputs": {
                 "parameterValues": _values(component, parameters),
-                "artifacts": {
-                    name: {"artifacts": value if isinstance(value, list) else [value]}
-                    for name, value in artifacts.items()
-                },
+                "artifacts": {name: {"artifacts": [value]} for name, value in artifacts.items()},
             },
             "outputs": {
                 "parameters": {name: {"outputFile": f"{folder}/{name}"} for name in declared},
@@ -155,49 +128,27 @@ class CompiledPipeline(ABC):
                 "outputFile": f"{folder}/executor_output.json",
             },
         }
-        name = re.sub("[^a-z0-9]+", "-", f"sweep-{self._count:02}-{stem}")
-        task = Task(name, path.strip("/"), label, folder, executor_input, list(declared))
+        job = re.sub("[^a-z0-9]+", "-", f"sweep-{self._count:02}-{stem}")
+        task = Task(job, name, label, folder, executor_input, list(declared))
         return {**outputs, **self.execute(task)}
 
 
-def _inputs(
-    inputs: Object, parameters: Object, artifacts: Object, outputs: Object
-) -> tuple[Object, Object]:
-    """Return the input parameters and the input artifacts of a task in a DAG."""
+def _inputs(inputs: Object, given: Object, outputs: Object) -> tuple[Object, Object]:
+    """Return the input parameters and the input artifacts of a task."""
     values: Object = {}
     for name, source in inputs.get("parameters", {}).items():
         if "runtimeValue" in source:
             values[name] = source["runtimeValue"]["constant"]
         elif "componentInputParameter" in source:
-            if source["componentInputParameter"] in parameters:
-                values[name] = parameters[source["componentInputParameter"]]
+            values[name] = given[source["componentInputParameter"]]
         else:
             produced = source["taskOutputParameter"]
             values[name] = outputs[produced["producerTask"]][produced["outputParameterKey"]]
     files: Object = {}
     for name, source in inputs.get("artifacts", {}).items():
-        if "componentInputArtifact" in source:
-            if source["componentInputArtifact"] in artifacts:
-                files[name] = artifacts[source["componentInputArtifact"]]
-        else:
-            produced = source["taskOutputArtifact"]
-            files[name] = outputs[produced["producerTask"]][produced["outputArtifactKey"]]
+        produced = source["taskOutputArtifact"]
+        files[name] = outputs[produced["producerTask"]][produced["outputArtifactKey"]]
     return values, files
-
-
-def _outputs(declared: Object, outputs: Mapping[str, Object]) -> Object:
-    """Return the outputs of a DAG from the outputs of its tasks."""
-    values: Object = {}
-    for name, output in declared.get("artifacts", {}).items():
-        chosen = [
-            outputs[selector["producerSubtask"]][selector["outputArtifactKey"]]
-            for selector in output["artifactSelectors"]
-        ]
-        values[name] = chosen[0] if len(chosen) == 1 else chosen
-    for name, output in declared.get("parameters", {}).items():
-        selector = output["valueFromParameter"]
-        values[name] = outputs[selector["producerSubtask"]][selector["outputParameterKey"]]
-    return values
 
 
 def _values(component: Object, parameters: Object) -> Object:

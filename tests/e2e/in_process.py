@@ -4,7 +4,7 @@ Most of the time of a small sweep is spent on the start of its tasks. So a test 
 processes runs its sweep here.
 """
 
-import importlib.util
+import importlib
 import io
 import json
 from collections.abc import Callable
@@ -37,16 +37,9 @@ class InProcess(CompiledPipeline):
     def execute(self, task: Task) -> Object:
         folder = Path(task.folder)
         folder.mkdir(parents=True)
-        # The command of a container ends with the source of the component.
-        source = folder / "ephemeral_component.py"
-        source.write_text(self.container_of(task)["command"][-1])
-        specification = importlib.util.spec_from_file_location(task.label, source)
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        specification.loader.exec_module(module)
         arguments = self.arguments_of(task)
         function = arguments[arguments.index("--function_to_execute") + 1]
+        module = importlib.import_module(f"taylorglo.components.{function}")
         Executor(task.executor_input, getattr(module, function)).execute()
         output = json.loads((folder / "executor_output.json").read_text())
         return {name: output["parameterValues"][name] for name in task.parameters}

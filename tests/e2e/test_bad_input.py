@@ -157,7 +157,7 @@ IN_A_TASK = {
     "MLflow refuses": Case(
         no_settings,
         lambda: {
-            "MLFLOW_TRACKING_URI": f"http://somebody:{SECRET}@{closed_address()}",
+            "TAYLORGLO_TRACKING_URI": f"http://somebody:{SECRET}@{closed_address()}",
             "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
         },
         r"^MLflow at http://127\.0\.0\.1:\d+: .*Connection refused",
@@ -262,15 +262,15 @@ class Tasks:
     def open(self, sections: Sections) -> None:
         """Run these tasks, and then the one that opens the sweep."""
         self.prepare(sections)
-        inputs = self.artifacts("settings", "description", "full_data", "sweep")
-        open_sweep.python_func(generations=2, **inputs)
+        names = ("settings", "description", "search_data", "full_data", "sweep")
+        open_sweep.python_func(generations=2, shards=1, **self.artifacts(*names))
 
 
 @pytest.fixture
 def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tasks]:
     monkeypatch.setenv("TAYLORGLO_STUDY_URL", f"sqlite:///{tmp_path / 'study.db'}")
     monkeypatch.setenv("TAYLORGLO_STORE_URI", str(tmp_path / "store"))
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlruns.db'}")
+    monkeypatch.setenv("TAYLORGLO_TRACKING_URI", f"sqlite:///{tmp_path / 'mlruns.db'}")
     for name in (LOCAL_RUN, "MLFLOW_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -409,7 +409,7 @@ def test_wrong_parameters_of_a_pipeline_run(
 
 
 @pytest.mark.parametrize(
-    "name", ["TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"]
+    "name", ["TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "TAYLORGLO_TRACKING_URI"]
 )
 def test_a_cluster_that_names_no_service(
     name: str, tasks: Tasks, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -432,8 +432,9 @@ def test_input_that_this_machine_cannot_train_is_refused_before_there_is_a_study
     monkeypatch.setenv(LOCAL_RUN, "1")
     checked = read_json(tmp_path / "settings", SweepSettings)
     description = read_json(tmp_path / "description", DatasetDescription)
+    data = opening.PreparedData(str(tmp_path / "search_data"), str(tmp_path / "full_data"))
     with pytest.raises(InputError, match=expected) as refused:
-        opening.open_sweep(checked, description, str(tmp_path / "full_data"), 2)
+        opening.open_sweep(checked, description, data, 2)
     assert "\n" not in str(refused.value)
     for name in ("study.db", "store", "mlruns.db"):
         assert not (tmp_path / name).exists()

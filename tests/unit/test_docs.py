@@ -130,11 +130,12 @@ class TestConfiguration:
         assert {name: int(number.replace(" ", "")) for name, number in rows} == counts
 
     def test_the_variables_of_a_cluster_are_those_of_its_secret_and_config_map(self) -> None:
+        services = resources.ALL_SERVICES
         expected = {
-            **dict.fromkeys(resources.CONFIG_KEYS, "ConfigMap"),
-            **dict.fromkeys(resources.OPTIONAL_CONFIG_KEYS, "ConfigMap, optional"),
-            **dict.fromkeys(resources.SECRET_KEYS, "Secret"),
-            **dict.fromkeys(resources.OPTIONAL_SECRET_KEYS, "Secret, optional"),
+            **dict.fromkeys(services.config.values(), "ConfigMap"),
+            **dict.fromkeys(services.optional_config.values(), "ConfigMap, optional"),
+            **dict.fromkeys(services.secret.values(), "Secret"),
+            **dict.fromkeys(services.optional_secret.values(), "Secret, optional"),
         }
         text = CONFIGURATION.read_text()
         rows = re.findall(r"^\| `([A-Z_]+)` \| ([^|]+) \|", text, re.MULTILINE)

@@ -171,14 +171,17 @@ def test_each_secret_goes_where_it_is_needed_and_nowhere_else(
 def test_a_pipeline_finds_the_keys_that_it_refers_to(rendered: Overlays, overlay: str) -> None:
     config = named(rendered[overlay], f"ConfigMap {PIPELINES}/taylorglo")["data"]
     secret = named(rendered[overlay], f"Secret {PIPELINES}/taylorglo")
-    assert set(config) == {*resources.CONFIG_KEYS, *resources.OPTIONAL_CONFIG_KEYS}
-    assert {*secret["data"], *secret["stringData"]} == set(resources.SECRET_KEYS)
+    services = resources.ALL_SERVICES
+    assert set(config) == {*services.config.values(), *services.optional_config.values()}
+    keys = {*secret["data"], *secret["stringData"]}
+    assert set(services.secret.values()) <= keys
+    assert keys - set(services.secret.values()) <= set(services.optional_secret.values())
     assert PipelineSettings().config_map == PipelineSettings().secret == "taylorglo"
-    services = named(rendered[overlay], f"ConfigMap {SERVICES}/services")["data"]
+    own = named(rendered[overlay], f"ConfigMap {SERVICES}/services")["data"]
     _, _, mlflow = config["MLFLOW_TRACKING_URI"].partition("//")
-    assert mlflow in services["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
-    assert config["TAYLORGLO_STORE_URI"].startswith(f"s3://{services['S3_BUCKET']}/")
-    assert services["MLFLOW_ARTIFACTS_DESTINATION"].startswith(f"s3://{services['S3_BUCKET']}/")
+    assert mlflow in own["MLFLOW_SERVER_ALLOWED_HOSTS"].split(",")
+    assert config["TAYLORGLO_STORE_URI"].startswith(f"s3://{own['S3_BUCKET']}/")
+    assert own["MLFLOW_ARTIFACTS_DESTINATION"].startswith(f"s3://{own['S3_BUCKET']}/")
 
 
 def test_the_network_policies_allow_the_needed_connections_alone(rendered: Overlays) -> None:
@@ -239,6 +242,8 @@ def test_rights_of_the_pipelines_account(rendered: Overlays) -> None:
             ("get", "secrets", "mlpipeline-minio-artifact"),
             ("get", "pods", "*"),
             ("list", "pods", "*"),
+            ("get", "scheduledworkflows", "*"),
+            ("list", "scheduledworkflows", "*"),
         }
         (binding,) = [
             thing for thing in objects if thing["kind"] in ("RoleBinding", "ClusterRoleBinding")

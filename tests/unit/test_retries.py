@@ -1,10 +1,14 @@
 """Retries: how often an action is tried, and which errors end it."""
 
+import logging
+
 import pytest
 from clocks import Clock
 
 from taylorglo import retries
-from taylorglo.retries import doubling, retry
+from taylorglo.errors import InputError, ServiceError
+from taylorglo.retries import doubling, retry, waiting, without_waiting
+from taylorglo.variables import SERVICE_TIMEOUT
 
 
 class Action:
@@ -70,26 +74,6 @@ def test_an_interrupt_is_never_retried() -> None:
     assert len(calls) == 1
 
 
-def test_each_error_is_reported_before_its_pause() -> None:
-    reports: list[str] = []
-    action = Action(OSError("first"), OSError("second"))
-    retry(
-        action,
-        [0, 0],
-        retryable=is_os_error,
-        before_pause=lambda error: reports.append(f"{error}, after {action.calls} calls"),
-    )
-    assert reports == ["first, after 1 calls", "second, after 2 calls"]
-
-
-def test_the_last_error_is_not_reported_but_raised() -> None:
-    reports: list[Exception] = []
-    action = Action(OSError("first"), OSError("second"))
-    with pytest.raises(OSError, match="second"):
-        retry(action, [0], retryable=is_os_error, before_pause=reports.append)
-    assert [str(error) for error in reports] == ["first"]
-
-
 def test_the_pauses_are_those_that_were_given(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     monkeypatch.setattr(retries, "time", clock)
@@ -113,3 +97,58 @@ def test_doubling_pauses(first: float, tries: int, longest: float, pauses: list[
 
 def test_doubling_pauses_are_unlimited_by_default() -> None:
     assert doubling(1, 12)[-1] == 2**10
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """A clock for the waiting, and fifteen minutes of patience."""
+    clock = Clock()
+    monkeypatch.setattr(retries, "time", clock)
+    monkeypatch.setenv(SERVICE_TIMEOUT, "900")
+    return clock
+
+
+def test_a_service_is_waited_for_with_a_line_a_minute(
+    clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    action = Action(*[ServiceError("it is away")] * 12)
+    with caplog.at_level(logging.WARNING):
+        assert waiting(action) == "done"
+    assert sum(clock.pauses) == 12 * 15
+    assert [record.getMessage() for record in caplog.records] == [
+        "it is away; waiting for it, up to 15 more minutes",
+        "it is away; waiting for it, up to 14 more minutes",
+        "it is away; waiting for it, up to 13 more minutes",
+    ]
+
+
+def test_the_waiting_ends_with_the_error_when_the_time_is_up(clock: Clock) -> None:
+    with pytest.raises(ServiceError, match="it is away"):
+        waiting(Action(*[ServiceError("it is away")] * 1000))
+    assert sum(clock.pauses) == 900
+
+
+def test_each_outage_has_the_whole_time(clock: Clock) -> None:
+    action = Action(*[ServiceError("it is away")] * 50)
+    assert [waiting(action), waiting(Action(*[ServiceError("again")] * 50))] == ["done"] * 2
+    assert sum(clock.pauses) == 2 * 50 * 15
+
+
+def test_nothing_is_waited_for_on_a_laptop(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SERVICE_TIMEOUT)
+    with pytest.raises(ServiceError, match="it is away"):
+        waiting(Action(ServiceError("it is away")))
+    assert clock.pauses == []
+
+
+def test_bad_input_is_not_waited_for(clock: Clock) -> None:
+    with pytest.raises(InputError, match="a wrong password"):
+        waiting(Action(InputError("a wrong password")))
+    assert clock.pauses == []
+
+
+def test_what_can_be_done_later_is_not_waited_for(clock: Clock) -> None:
+    with without_waiting(), pytest.raises(ServiceError, match="it is away"):
+        waiting(Action(ServiceError("it is away")))
+    assert clock.pauses == []
+    assert waiting(Action(ServiceError("it is away"))) == "done"

@@ -7,12 +7,9 @@ from taylorglo.components import component
 
 @component
 def attack(
-    sweep: Input[Artifact],
-    full_data: Input[Dataset],
-    comparison: Input[Artifact],
-    robustness: Output[Artifact],
+    full_data: Input[Dataset], comparison: Input[Artifact], robustness: Output[Artifact]
 ) -> None:
     """Write the accuracies under attack by loss, attack and epsilon (robustness)."""
     from taylorglo.tasks import attack
 
-    attack.run(sweep.path, full_data.path, comparison.path, robustness.path)
+    attack.run(full_data.path, comparison.path, robustness.path)

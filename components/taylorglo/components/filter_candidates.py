@@ -7,15 +7,11 @@ from taylorglo.components import component
 
 @component
 def filter_candidates(
-    sweep: Input[Artifact],
-    generation: int,
-    candidates: Input[Artifact],
-    screened: Output[Artifact],
-    metrics: Output[Metrics],
+    candidates: Input[Artifact], screened: Output[Artifact], metrics: Output[Metrics]
 ) -> None:
     """Write the candidates with their verdicts, and those drawn in place of rejected ones."""
     from taylorglo.tasks import screen
 
-    counts = screen.run(sweep.path, generation, candidates.path, screened.path)
+    counts = screen.run(candidates.path, screened.path)
     for name, count in counts.items():
         metrics.log_metric(name, count)

@@ -9,8 +9,10 @@ from taylorglo.components import component
 def open_sweep(
     settings: Input[Artifact],
     description: Input[Artifact],
+    search_data: Input[Dataset],
     full_data: Input[Dataset],
     generations: int,
+    shards: int,
     sweep: Output[Artifact],
 ) -> None:
     """Write the context that later tasks share (sweep): settings, study, MLflow run."""
@@ -19,7 +21,9 @@ def open_sweep(
     open.run(
         settings_path=settings.path,
         description_path=description.path,
+        search_data_path=search_data.path,
         full_data_path=full_data.path,
         generations=generations,
+        shards=shards,
         sweep_path=sweep.path,
     )

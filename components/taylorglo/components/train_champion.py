@@ -1,7 +1,5 @@
 """Trains the champion and the tuned baselines in full, over seeds, and tests them."""
 
-from typing import List  # noqa: UP035
-
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
 from taylorglo.components import component
@@ -9,11 +7,9 @@ from taylorglo.components import component
 
 @component
 def train_champion(
-    sweep: Input[Artifact],
     search_data: Input[Dataset],
     full_data: Input[Dataset],
     tuning: Input[Artifact],
-    results: Input[List[Artifact]],  # noqa: UP006
     comparison: Output[Artifact],
     loss: Output[Artifact],
     model: Output[Model],
@@ -23,7 +19,6 @@ def train_champion(
     from taylorglo.tasks import champion
 
     accuracy = champion.run(
-        sweep_path=sweep.path,
         search_data_path=search_data.path,
         full_data_path=full_data.path,
         tuning_path=tuning.path,
@@ -33,4 +28,3 @@ def train_champion(
     )
     metrics.log_metric("champion_test_accuracy", accuracy)
     model.metadata["accuracy"] = accuracy
-    comparison.metadata["follows"] = [shard.uri for shard in results]

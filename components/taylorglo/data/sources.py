@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from taylorglo.errors import InputError, ServiceError, described
-from taylorglo.retries import retry
+from taylorglo.retries import retry, waiting
 from taylorglo.settings import DataSettings
 
 DOWNLOAD_ATTEMPTS = 3
@@ -154,7 +154,7 @@ def _read_torchvision(name: str, root: Path, download: bool) -> tuple[Split, Spl
             folder = Path(temporary)
             _stage_idx(root, folder / dataset.__name__ / "raw")
         elif download:
-            _download(dataset, name, root, parts)
+            waiting(lambda: _download(dataset, name, root, parts))
         if missing := _missing(dataset, folder):
             raise InputError(
                 f"data.root: {root} lacks {missing[0]}, which {name} is read from; put it there, "

@@ -160,10 +160,48 @@ def attempts_wanted(results: Mapping[int, Evaluation], settings: SweepSettings) 
     in UH-CMA-ES (Hansen et al. 2009), the uncertainty is measured, and more trainings are spent
     only where the uncertainty matters.
 
+    The rounds so far are gone through again, each with the attempts that it knew. So the answer
+    does not depend on who asks, nor on how many trainings of the last round are there already.
+
     Args:
         results: the results of all trained candidates, by trial.
         settings: of the sweep.
     """
+    known = {
+        t: _first_attempts(result, settings.evaluation.attempts, settings)
+        for t, result in results.items()
+    }
+    while more := _next_round(known, settings):
+        lacking = {t: attempts for t, attempts in more.items() if _lacks(results[t], attempts)}
+        if lacking:
+            return lacking
+        for trial, attempts in more.items():
+            known[trial] = _first_attempts(results[trial], attempts, settings)
+    return {}
+
+
+def _lacks(result: Evaluation, attempts: int) -> bool:
+    """Return whether a candidate has fewer attempts, and could be trained again."""
+    return result.status == "ok" and len(result.accuracies) < attempts
+
+
+def _first_attempts(result: Evaluation, attempts: int, settings: SweepSettings) -> Evaluation:
+    """Return the result as it was after its first attempts."""
+    if len(result.accuracies) <= attempts:
+        return result
+    first = result.model_copy(
+        update={
+            "status": "ok",
+            "accuracies": result.accuracies[:attempts],
+            "robust_accuracies": result.robust_accuracies[:attempts],
+        }
+    )
+    fitness = fmean(_fitnesses(first, settings.evaluation.adversarial_weight))
+    return first.model_copy(update={"fitness": fitness})
+
+
+def _next_round(results: Mapping[int, Evaluation], settings: SweepSettings) -> dict[int, int]:
+    """Return what :func:`attempts_wanted` does, for results in which every round is complete."""
     short = settings.evaluation
     if not short.max_attempts:
         return {}

@@ -1,7 +1,7 @@
 """The verdict of a sweep in a sentence, and its comparison as a table."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
 from taylorglo.report.text import NOTHING, mean_and_deviation, number, sample_size
@@ -111,6 +111,39 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
         for row, p_value, adjusted in zip(record.comparison, p_values, holm(p_values), strict=True)
     ]
     return header, rows
+
+
+def headline(record: SweepRecord) -> dict[str, float]:
+    """Return the outcome in three numbers, as far as they are known.
+
+    These are the mean test accuracies in [0, 1] of the champion and of the best baseline, and the p
+    value of Welch's test between them, adjusted by Holm's method.
+    """
+    numbers: dict[str, float | None] = {}
+    best = best_baseline(record)
+    rows = {"champion_accuracy": 0, "best_baseline_accuracy": best}
+    for name, index in rows.items():
+        values = finite(record.comparison[index].accuracies) if index is not None else finite([])
+        numbers[name] = float(values.mean()) if values.size else None
+    numbers["p_value"] = holm(_p_values(record))[best] if best is not None else None
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def markdown(record: SweepRecord, links: Mapping[str, str]) -> str:
+    """Return a summary in Markdown, for a page of another system.
+
+    Args:
+        record: of the sweep.
+        links: where to read more, by name; an address that is not http(s) is shown as it is.
+    """
+    header, rows = comparison_cells(record)
+    lines = [f"## Sweep {record.name}", "", verdict(record), ""]
+    lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    lines.append("")
+    for name, address in links.items():
+        is_page = address.startswith(("http://", "https://"))
+        lines.append(f"- {name}: " + (f"[{address}]({address})" if is_page else f"`{address}`"))
+    return "\n".join(lines) + "\n"
 
 
 def best_baseline(record: SweepRecord) -> int | None:

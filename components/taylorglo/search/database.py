@@ -10,7 +10,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from taylorglo.errors import InputError, ServiceError, one_line
-from taylorglo.retries import doubling, retry
+from taylorglo.retries import doubling, retry, waiting
 
 TRIES = 4  # of an action on a database that fails
 SERVER_TRIES = 13  # of a server in the middle of a search: it has two minutes to start again
@@ -30,6 +30,7 @@ _HOPELESS = (
     "file is not a database",
     "unable to open database file",
     "attempt to write a readonly database",
+    "password authentication failed",
 )
 
 Result = TypeVar("Result")
@@ -77,8 +78,12 @@ def retried(action: Callable[[], Result], tries: int) -> Result:
 
     Raises:
         InputError: it fails in a way that no further try can mend.
-        ServiceError: it still fails after the last try.
+        ServiceError: it still fails after the last try, and after the waiting on a cluster.
     """
+    return waiting(lambda: _retried(action, tries))
+
+
+def _retried(action: Callable[[], Result], tries: int) -> Result:
     try:
         return retry(
             action,

@@ -11,7 +11,7 @@ warm-started from the one before it.
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any, Self, TypeVar
@@ -28,13 +28,15 @@ from taylorglo.search.locks import Claims
 from taylorglo.search.sampler import GenerationalCmaEs
 from taylorglo.search.space import Space
 from taylorglo.settings import Identity, SearchSettings
+from taylorglo.variables import service_timeout
 
 WORST_FITNESS = 0.0
 
 # The parts of a study that can be claimed; from the third on, its trials.
 DRAWING, REPORTING, _FIRST_TRIAL = 0, 1, 2
 
-_GENERATION, _VERDICT, _RESULT = "generation", "verdict", "result"  # attributes of a trial
+# Attributes of a trial.
+_GENERATION, _VERDICT, _RESULT, _HELD_BACK = "generation", "verdict", "result", "held back"
 _IDENTITY, _START, _FINISHED = "identity", "start", "finished"  # attributes of a study
 _EXCLUSIVE_SECONDS, _POLL_SECONDS = 120, 0.1
 
@@ -243,7 +245,8 @@ class Search:
         Raises:
             ServiceError: another process has had it for two minutes.
         """
-        deadline = time.monotonic() + self._exclusive_seconds
+        # The other process may be waiting for a service meanwhile.
+        deadline = time.monotonic() + self._exclusive_seconds + service_timeout()
         while not self._retried(lambda: self._claims.take(part)):
             if time.monotonic() > deadline:
                 raise ServiceError(
@@ -315,6 +318,13 @@ class Search:
                     )
                 self._draw(generation, len(drawn) + missing)
 
+    def is_screened(self, candidates: Sequence[Candidate]) -> bool:
+        """Return whether the candidates of a generation are drawn and judged, all of them."""
+        judged = all(c.finished if c.rejected else c.verdict is not None for c in candidates)
+        penalize = self.settings.on_reject == "penalize"
+        counted = [c for c in candidates if penalize or not c.rejected]
+        return judged and len(counted) >= self.settings.popsize
+
     def _judge_all(self, generation: int, num_classes: int) -> None:
         """Judge the candidates that have no verdict, and finish those that are rejected."""
         judge = all_of(self.settings.filters)
@@ -328,6 +338,11 @@ class Search:
         """Record what is known of a candidate so far, before its fitness is told."""
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._set(trial, _RESULT, result.to_json())
+
+    def hold_back(self, trial: int, held_back: bool = True) -> None:
+        """Note that the training of a candidate failed, and that the reason is not known yet."""
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._set(trial, _HELD_BACK, held_back)
 
     def tell(self, trial: int, result: Evaluation) -> None:
         """Record the result of a candidate and tell CMA-ES its fitness.
@@ -394,6 +409,7 @@ class Search:
             result=trial.user_attrs.get(_RESULT),
             fitness=trial.value if trial.state == TrialState.COMPLETE else None,
             finished=trial.state.is_finished(),
+            held_back=trial.user_attrs.get(_HELD_BACK, False),
             ended=finished.isoformat() if finished else None,
         )
 

@@ -16,6 +16,14 @@ def dataset(sweep: str) -> str:
     return f"{sweep}/data.safetensors"
 
 
+def search_data(sweep: str, fingerprint: str) -> str:
+    """Return the key of a sweep's data without the test split.
+
+    Each content has a key of its own: a run that goes on with former data must not get new ones.
+    """
+    return f"{sweep}/search-data/{fingerprint[:12]}.safetensors"
+
+
 def champion(sweep: str, name: str = LOSS) -> str:
     """Return the key of a file of a sweep's champion, ``LOSS`` or ``NETWORK``."""
     return f"{sweep}/champion/{name}"

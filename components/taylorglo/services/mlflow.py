@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 from taylorglo.errors import MAX_REASON, InputError, ServiceError, first_line, shortened
-from taylorglo.retries import retry
+from taylorglo.retries import retry, waiting
 from taylorglo.services import layout
 
 if TYPE_CHECKING:
@@ -41,6 +41,15 @@ _ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+# MLflow's codes of errors that no further try can mend.
+_REFUSALS = (
+    "RESOURCE_DOES_NOT_EXIST",
+    "RESOURCE_ALREADY_EXISTS",
+    "INVALID_PARAMETER_VALUE",
+    "UNAUTHENTICATED",
+    "PERMISSION_DENIED",
+)
 
 # The first line matches user:password@. The second one matches the same with a slash in the
 # password, but not host:port/path@.
@@ -98,9 +107,13 @@ class Connection:
         """Call a method of the client.
 
         Raises:
-            InputError: MLflow says that the arguments are wrong.
-            ServiceError: the server or the database still fails after the last try.
+            InputError: MLflow says that the arguments or the credentials are wrong.
+            ServiceError: the server or the database still fails after the last try, and after the
+                waiting on a cluster.
         """
+        return waiting(lambda: self._call(method, *args, **kwargs))
+
+    def _call(self, method: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
@@ -127,7 +140,7 @@ class Connection:
         # urllib3 ends its long message with the cause.
         cause = line.rpartition("(Caused by ")[2]
         message = f"MLflow at {self.name}: {redacted(cause)[:MAX_REASON]}"
-        if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+        if code in _REFUSALS:
             return InputError(message)
         return ServiceError(message)
 
@@ -170,7 +183,7 @@ class Connection:
                 return self.call(
                     self.client.create_experiment, name, artifact_location=artifact_location
                 )
-            except ServiceError:
+            except InputError:
                 # Another process may have created it in between.
                 experiment = self.call(self.client.get_experiment_by_name, name)
                 if experiment is None:
@@ -236,11 +249,14 @@ class Connection:
         if not files:
             return
         with _staged(files) as folder:
-            try:
-                self.client.log_artifacts(run_id, str(folder))
-            except Exception as error:
-                # Every artifact store (S3, ...) raises the errors of another library.
-                raise self.error(error) from None
+            waiting(lambda: self._upload(run_id, folder))
+
+    def _upload(self, run_id: str, folder: Path) -> None:
+        try:
+            self.client.log_artifacts(run_id, str(folder))
+        except Exception as error:
+            # Every artifact store (S3, ...) raises the errors of another library.
+            raise self.error(error) from None
 
 
 def _check_uri(uri: str) -> Path | None:

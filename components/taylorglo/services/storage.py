@@ -9,19 +9,25 @@ boto3 is imported when a bucket is first opened, so that a folder needs no boto3
 """
 
 import errno
+import functools
 import hashlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Concatenate, ParamSpec, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo.extras import missing
 from taylorglo.files import replacing
+from taylorglo.retries import waiting
+
+_Self = TypeVar("_Self")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 _TRIES = 4
 _CONNECT_SECONDS = 5
@@ -104,6 +110,18 @@ class FolderStore:
         return self._folder / _checked(key)
 
 
+def _waits(
+    method: Callable[Concatenate[_Self, _P], _T],
+) -> Callable[Concatenate[_Self, _P], _T]:
+    """Let a method wait for a service that fails, as :func:`taylorglo.retries.waiting` does."""
+
+    @functools.wraps(method)
+    def patient(self: _Self, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return waiting(lambda: method(self, *args, **kwargs))
+
+    return patient  # type: ignore[return-value]
+
+
 class S3Store:
     """A :class:`Store` in a bucket, under a prefix."""
 
@@ -138,11 +156,13 @@ class S3Store:
             # and not into the host name.
             self._client: Any = boto3.session.Session().client("s3", config=config)
 
+    @_waits
     def read(self, key: str) -> bytes | None:
         """See :meth:`Store.read`."""
         buffer = BytesIO()
         return buffer.getvalue() if self._fetch(key, buffer) else None
 
+    @_waits
     def write(self, key: str, content: bytes) -> str:
         """See :meth:`Store.write`."""
         name = self._name(key)
@@ -150,18 +170,21 @@ class S3Store:
             self._client.put_object(Bucket=self._bucket, Key=name, Body=content)
         return f"s3://{self._bucket}/{name}"
 
+    @_waits
     def exists(self, key: str) -> bool:
         """See :meth:`Store.exists`."""
         name = self._name(key)
         with self._explained():
             return self._found(name)
 
+    @_waits
     def download(self, key: str, path: Path) -> None:
         """See :meth:`Store.download`."""
         with _local(path), _replacing_file(path) as file:
             if not self._fetch(key, file):
                 raise InputError(f"s3://{self._bucket}/{self._name(key)}: no such object")
 
+    @_waits
     def upload(self, path: Path, key: str) -> str:
         """See :meth:`Store.upload`."""
         name = self._name(key)
@@ -186,13 +209,14 @@ class S3Store:
             if selected(entry["Key"])
         ]
 
-    def _entries(self, prefix: str) -> Iterator[dict[str, Any]]:
-        """Yield the entry of each object under a prefix, without folder markers."""
+    @_waits
+    def _entries(self, prefix: str) -> list[dict[str, Any]]:
+        """Return the entry of each object under a prefix, without folder markers."""
         with self._explained():
             paginator = self._client.get_paginator("list_objects_v2")
-            for page in paginator.paginate(Bucket=self._bucket, Prefix=prefix):
-                entries = page.get("Contents", [])
-                yield from (entry for entry in entries if not entry["Key"].endswith("/"))
+            pages = list(paginator.paginate(Bucket=self._bucket, Prefix=prefix))
+        entries = (entry for page in pages for entry in page.get("Contents", []))
+        return [entry for entry in entries if not entry["Key"].endswith("/")]
 
     def _name(self, key: str) -> str:
         return self._prefix + _checked(key)

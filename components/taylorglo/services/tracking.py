@@ -66,9 +66,8 @@ class Tracker:
     ) -> "Tracker":
         """Find or create the parent run, at the start of a pipeline run.
 
-        The parent is the run that the environment injects as ``MLFLOW_RUN_ID`` (Kubeflow Pipelines
-        does so), in any experiment; else ``resume_run_id``, which is set to running again; else a
-        new run in ``experiment``.
+        The parent is the run that the environment names in ``MLFLOW_RUN_ID``, in any experiment;
+        else ``resume_run_id``, which is set to running again; else a new run in ``experiment``.
 
         Args:
             tracking_uri: ``http(s)://host[:port]``, or ``sqlite:///FILE`` in an existing folder.
@@ -107,6 +106,14 @@ class Tracker:
         connection = Connection(tracking_uri)
         run = connection.run(run_id, "parent run")
         return cls(connection, run.info.experiment_id, run.info.run_id)
+
+    @property
+    def page(self) -> str:
+        """Address of the run's page in MLflow, or the URI of MLflow if it is no server."""
+        name = self._connection.name.rstrip("/")
+        if not name.startswith("http"):
+            return name
+        return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
 
     @property
     def _owns_run(self) -> bool:

@@ -14,23 +14,21 @@ from taylorglo.results import (
     write_json,
 )
 from taylorglo.tasks.console import say, task
-from taylorglo.tasks.context import Sweep
+from taylorglo.tasks.context import Passed, Sweep
 from taylorglo.training.engine import read_resident
 
 
 @task
-def run(sweep_path: str, full_data_path: str, comparison_path: str, robustness_path: str) -> None:
+def run(full_data_path: str, comparison_path: str, robustness_path: str) -> None:
     """Attack networks of every contender and write the accuracy that is left.
 
     Args:
-        sweep_path: the context of the sweep.
         full_data_path: the data with the test split.
         comparison_path: the trainings whose networks are attacked.
         robustness_path: where to write the accuracies by loss, attack and epsilon.
     """
-    sweep = Sweep.read(sweep_path)
-    trainings = read_json(comparison_path, Comparison).trainings
-    write_json(robustness_path, attack_networks(sweep, full_data_path, trainings))
+    sweep, comparison = read_json(comparison_path, Passed[Comparison]).both
+    write_json(robustness_path, attack_networks(sweep, full_data_path, comparison.trainings))
 
 
 def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraining]) -> Robustness:

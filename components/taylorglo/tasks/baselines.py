@@ -1,7 +1,6 @@
 """The task that tunes the learning rate of every baseline on the validation split."""
 
 from taylorglo.evaluation.comparison import tune_baselines
-from taylorglo.results import write_json
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Sweep
 from taylorglo.training.engine import Engine
@@ -20,4 +19,4 @@ def run(sweep_path: str, search_data_path: str, tuning_path: str) -> None:
     with Engine.open(sweep.settings, search_data_path) as engine:
         trainings = tune_baselines(engine, sweep.full_trainings)
         say(f"baselines tuned: {len(trainings)} trainings in full ({engine.plan})")
-    write_json(tuning_path, trainings)
+    sweep.write(tuning_path, trainings)

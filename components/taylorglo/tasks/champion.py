@@ -17,11 +17,10 @@ from taylorglo.results import (
     FullTraining,
     StandingChampion,
     read_json,
-    write_json,
 )
 from taylorglo.services import layout
 from taylorglo.tasks.console import say, task
-from taylorglo.tasks.context import Sweep, software
+from taylorglo.tasks.context import Passed, Sweep, software
 from taylorglo.training.engine import Engine
 
 
@@ -50,7 +49,6 @@ class Outcome:
 @task
 def run(
     *,
-    sweep_path: str,
     search_data_path: str,
     full_data_path: str,
     tuning_path: str,
@@ -61,7 +59,6 @@ def run(
     """Choose, train and test the champion, and write the comparison, its loss and a network.
 
     Args:
-        sweep_path: the context of the sweep.
         search_data_path: the data without the test split.
         full_data_path: the data with the test split.
         tuning_path: the trainings that tuned the baselines.
@@ -72,10 +69,9 @@ def run(
     Returns:
         The champion's test accuracy in [0, 1], the mean over its seeds.
     """
-    sweep = Sweep.read(sweep_path)
-    tuning = read_json(tuning_path, list[FullTraining])
+    sweep, tuning = read_json(tuning_path, Passed[list[FullTraining]]).both
     outcome = crown(sweep, search_data_path, full_data_path, tuning)
-    write_json(comparison_path, outcome.comparison)
+    sweep.write(comparison_path, outcome.comparison)
     outcome.loss.save(loss_path)
     outcome.save_network(model_path)
     return outcome.mean_accuracy

@@ -1,6 +1,7 @@
 """How a task talks to the terminal: lines with a prefix, which the local runner passes on."""
 
 import functools
+import logging
 import os
 import select
 import sys
@@ -29,6 +30,20 @@ def say(text: str) -> None:
     """Print lines of progress."""
     for line in text.splitlines():
         print(f"{PREFIX} {line}", flush=True)
+
+
+class _Speaker(logging.Handler):
+    """Prints log records as lines of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+def say_waiting() -> None:
+    """Let a person see that a service is waited for, which :mod:`taylorglo.retries` logs."""
+    logger = logging.getLogger("taylorglo.retries")
+    logger.handlers = [_Speaker()]
+    logger.propagate = False
 
 
 def parse(line: str) -> Line | None:

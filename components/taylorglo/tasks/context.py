@@ -2,28 +2,39 @@
 
 import os
 import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Self
+from typing import Any, Generic, TypeVar
 
 from taylorglo.results import Record, StandingChampion, read_json, write_json
 from taylorglo.search.study import Search
+from taylorglo.services import layout
 from taylorglo.services.memo import FullTrainings, RunState, ShortTrainings
-from taylorglo.services.storage import Store, open_store
+from taylorglo.services.storage import Store, fetch, open_store
 from taylorglo.services.tracking import Tracker
 from taylorglo.settings import SweepSettings
 from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI, required
 
+Content = TypeVar("Content")
+
 
 class Sweep(Record):
     """One pipeline run of a sweep, as the task ``open`` begins it and later tasks find it.
+
+    Each task passes it on together with its own results, in one file. So a task needs the file of
+    the task before it alone, and Kubeflow's graph shows the way of the results.
 
     Attributes:
         settings: the settings of the sweep.
         study: name of the study that it searches in.
         generations: number of generations that the search has in all.
         first: number of the search's generation with which this run begins.
+        last: number of the search's generation with which this run ends.
+        shards: number of tasks that share the candidates of a generation.
         num_classes: number of classes of the data.
         fingerprint: checksum of the training and validation images.
         provenance: where the images come from.
@@ -36,6 +47,8 @@ class Sweep(Record):
     study: str
     generations: int
     first: int
+    last: int
+    shards: int
     num_classes: int
     fingerprint: str
     provenance: dict[str, str]
@@ -43,14 +56,19 @@ class Sweep(Record):
     started: float
     standing: StandingChampion | None = None
 
-    def write(self, path: str | Path) -> None:
-        """Write the context as JSON."""
-        write_json(path, self)
+    def write(self, path: str | Path, content: Any = None) -> None:
+        """Write the context as JSON, with the results that a task passes on.
 
-    @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read what :meth:`write` wrote."""
-        return read_json(path, cls)
+        Args:
+            path: where to write.
+            content: a record, or a list of records.
+        """
+        write_json(path, {"sweep": self, "content": content})
+
+    @staticmethod
+    def read(path: str | Path) -> "Sweep":
+        """Read the context that :meth:`write` wrote, whatever results are beside it."""
+        return read_json(path, Passed[Any]).sweep
 
     @cached_property
     def search(self) -> Search:
@@ -67,6 +85,13 @@ class Sweep(Record):
     def tracker(self) -> Tracker:
         """The parent run in MLflow."""
         return Tracker.attach(required(TRACKING_URI), self.run_id)
+
+    @contextmanager
+    def search_data(self) -> Iterator[str]:
+        """Yield the path of the data without the test split, from the store."""
+        key = layout.search_data(self.settings.name, self.fingerprint)
+        with tempfile.TemporaryDirectory() as folder:
+            yield str(fetch(f"{self.store.uri}/{key}", Path(folder)))
 
     @property
     def full_trainings(self) -> FullTrainings:
@@ -104,6 +129,18 @@ class Sweep(Record):
         # Last: a run that is killed before this line can go on with the search.
         if search:
             self.search.finish()
+
+
+class Passed(Record, Generic[Content]):
+    """What a task passes on: the context, and its results."""
+
+    sweep: Sweep
+    content: Content
+
+    @property
+    def both(self) -> tuple[Sweep, Content]:
+        """The context and the results."""
+        return self.sweep, self.content
 
 
 def software() -> dict[str, str]:

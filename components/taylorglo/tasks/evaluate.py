@@ -1,61 +1,42 @@
-"""The task that trains a shard of a generation's candidates, and tells the study each result."""
+"""The training of a generation's candidates; the study gets each result at once.
+
+The task ``evaluate`` trains one shard of a generation. A worker of the task ``search`` trains its
+share of every generation, and what nobody else trains.
+"""
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 
-from taylorglo.errors import InputError, ServiceError, TaylorgloError
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.evaluation.fitness import Assignment, attempts_wanted, evaluate
-from taylorglo.results import Candidate, Evaluation, read_json, write_json
-from taylorglo.retries import retry
+from taylorglo.results import Candidate, Evaluation, read_json
 from taylorglo.search.study import Search
 from taylorglo.tasks.console import say, task
-from taylorglo.tasks.context import Sweep
+from taylorglo.tasks.context import Passed, Sweep
 from taylorglo.tasks.progress import report_generation
 from taylorglo.training.engine import Engine
 
-_RETRY_SECONDS = 10
-_POLL_SECONDS = 1.0  # between looks at what another run is training
+_POLL_SECONDS = 0.5  # between looks at what another process is training
 
 
 @task
-def run(
-    *,
-    sweep_path: str,
-    search_data_path: str,
-    generation: int,
-    screened_path: str,
-    shard: int,
-    shards: int,
-    retries: int,
-    results_path: str,
-) -> None:
-    """Evaluate every ``shards``-th accepted candidate from number ``shard`` on, and write them.
-
-    Kubeflow does not retry the tasks of a loop, so this task retries by itself if a service fails.
+def run(screened_path: str, shard: int) -> None:
+    """Evaluate a shard: every ``shards``-th accepted candidate from number ``shard`` on.
 
     Args:
-        sweep_path: the context of the sweep.
-        search_data_path: the data without the test split.
-        generation: number of the generation within this run, from 1.
         screened_path: all candidates of the generation, with the verdicts of the filters.
         shard: number of this shard, from 0.
-        shards: number of shards.
-        retries: how often the task is tried again if a service fails.
-        results_path: where to write the candidates of the shard with their results.
     """
-    sweep = Sweep.read(sweep_path)
-    screened = read_json(screened_path, list[Candidate])
-    accepted = [c.trial for c in screened if c.verdict is not None and c.verdict.accepted]
-    number = sweep.generation(generation)
-    tries = iter(range(1, retries + 1))
-    evaluated = retry(
-        lambda: evaluate_shard(sweep, number, accepted[shard::shards], search_data_path),
-        [_RETRY_SECONDS] * retries,
-        retryable=lambda error: isinstance(error, ServiceError),
-        before_pause=lambda error: say(f"{error}; trying again ({next(tries)} of {retries})"),
-    )
-    write_json(results_path, evaluated)
+    sweep, screened = read_json(screened_path, Passed[list[Candidate]]).both
+    trials = accepted(screened)[shard :: sweep.shards]
+    with sweep.search_data() as search_data:
+        evaluate_shard(sweep, screened[0].generation, trials, search_data)
+
+
+def accepted(screened: Sequence[Candidate]) -> list[int]:
+    """Return the candidates that the filters accepted."""
+    return [c.trial for c in screened if c.verdict is not None and c.verdict.accepted]
 
 
 def evaluate_shard(
@@ -89,7 +70,7 @@ def evaluate_shard(
             attempts = dict.fromkeys(trials, settings.evaluation.attempts)
             Shard(sweep, generation, attempts, engine).run()
             if settings.evaluation.max_attempts:
-                _train_leaders(sweep, generation, own, engine)
+                train_leaders(sweep, generation, own, engine)
     candidates = search.candidates(generation)
     trained = [c for c in candidates if c.result is not None]
     last = max(trained, key=lambda c: c.ended or "", default=None)
@@ -98,10 +79,16 @@ def evaluate_shard(
     return [c for c in candidates if c.trial in own]
 
 
-def _train_leaders(sweep: Sweep, generation: int, own: set[int], engine: Engine) -> None:
+def train_leaders(sweep: Sweep, generation: int, own: set[int], engine: Engine) -> None:
     """Train the leaders of a complete generation more often, then report all of its results.
 
     Nothing is done as long as another shard has not recorded all of its results.
+
+    Args:
+        sweep: the context of the sweep.
+        generation: number of the generation in the search, from 1.
+        own: the candidates whose results are reported last.
+        engine: that trains them.
     """
     search = sweep.search
     while True:
@@ -127,11 +114,22 @@ class Shard:
         generation: number of the generation in the search, from 1.
         attempts: number of attempts that each candidate should have, by trial.
         engine: that trains them.
+        share: the candidates to train before the others, if several workers have all in common.
+
+    Attributes:
+        trained: the candidates whose results came from here.
     """
 
     def __init__(
-        self, sweep: Sweep, generation: int, attempts: Mapping[int, int], engine: Engine
+        self,
+        sweep: Sweep,
+        generation: int,
+        attempts: Mapping[int, int],
+        engine: Engine,
+        share: Sequence[int] | None = None,
     ) -> None:
+        self.trained: set[int] = set()
+        self._share = share
         self._sweep = sweep
         self._search = sweep.search
         self._generation = generation
@@ -141,31 +139,36 @@ class Shard:
         self._final = not sweep.settings.evaluation.max_attempts
         self._claims: dict[int, ExitStack] = {}
         self._held_back: dict[int, Evaluation] = {}
-        self._something_trained = False
 
     def run(self) -> None:
-        """Train every candidate, or wait for the run that is training it.
+        """Train every candidate, or wait for the process that is training it.
 
         Raises:
             InputError: the search was trained in another precision so far.
             TaylorgloError: every training failed.
         """
-        announced = False
+        # Workers wait for each other all the time, and say nothing of it.
+        announced = self._share is not None
         if self._pending():
             _check_precision(self._search, self._engine.plan.precision)
-        while True:
-            self._evaluate()
-            self._tell_recorded()
-            pending = self._pending()
-            if not pending:
-                return
-            if not announced:
-                say(
-                    f"generation {self._generation}: waiting for {len(pending)} candidates that "
-                    "another run is training"
-                )
-            announced = True
-            time.sleep(_POLL_SECONDS)
+        try:
+            self._evaluate(self._share or [])
+            while True:
+                self._evaluate(list(self._attempts))
+                self._tell_recorded()
+                pending = self._pending()
+                if not pending:
+                    return
+                if not announced:
+                    say(
+                        f"generation {self._generation}: waiting for {len(pending)} candidates "
+                        "that another run is training"
+                    )
+                announced = True
+                time.sleep(_POLL_SECONDS)
+        finally:
+            for claim in self._claims.values():
+                claim.close()
 
     def _candidates(self) -> list[Candidate]:
         """Return the candidates of the shard as the study has them now."""
@@ -185,41 +188,35 @@ class Shard:
         wanted = self._attempts[candidate.trial]
         return result.status == "ok" and len(result.accuracies) < wanted
 
-    def _evaluate(self) -> None:
-        """Train the candidates that no other run claims, and keep their results."""
+    def _evaluate(self, trials: Sequence[int]) -> None:
+        """Train those of the candidates that no other process claims, and keep their results."""
+        claimed = self._claimed(trials)
         cache = self._sweep.short_trainings
-        try:
-            for trial, evaluation in evaluate(
-                self._claimed(), self._generation, self._engine, cache
-            ):
-                result = evaluation.model_copy(update={"run": self._sweep.run_id})
-                if result.status == "failed" and not self._something_trained:
-                    # Whether the candidate or the machine is to blame is not known yet.
-                    self._held_back[trial] = result
-                    continue
-                self._something_trained = True
-                self._keep_held_back()
-                self._keep(trial, result)
-            _check_failures(
-                self._generation, self._held_back, self._search.candidates(self._generation)
-            )
+        for trial, evaluation in evaluate(claimed, self._generation, self._engine, cache):
+            result = evaluation.model_copy(update={"run": self._sweep.run_id})
+            if result.status == "failed" and not self.trained:
+                # Whether the candidate or the machine is to blame is not known yet.
+                self._held_back[trial] = result
+                continue
+            self._keep(trial, result)
             self._keep_held_back()
-        finally:
-            for claim in self._claims.values():
-                claim.close()
-            self._claims.clear()
+        self._settle_failures()
 
-    def _claimed(self) -> Iterator[Assignment]:
+    def _claimed(self, trials: Sequence[int]) -> Iterator[Assignment]:
         """Claim the candidates that have to be trained, one by one as the engine has room."""
-        for trial, attempts in self._attempts.items():
+        for trial in trials:
             with ExitStack() as claim:
                 candidate = claim.enter_context(self._search.claimed(trial))
                 if candidate and self._is_pending(candidate):
                     self._claims[trial] = claim.pop_all()
-                    yield Assignment(trial, candidate.theta, attempts)
+                    if candidate.held_back:
+                        # By a process that is gone.
+                        self._search.hold_back(trial, False)
+                    yield Assignment(trial, candidate.theta, self._attempts[trial])
 
     def _keep(self, trial: int, result: Evaluation) -> None:
         """Give a result to the study, and the claim on its candidate back."""
+        self.trained.add(trial)
         if self._final:
             self._search.tell(trial, result)
         else:
@@ -229,6 +226,35 @@ class Shard:
     def _keep_held_back(self) -> None:
         for trial in list(self._held_back):
             self._keep(trial, self._held_back.pop(trial))
+
+    def _settle_failures(self) -> None:
+        """Blame candidates for their failed trainings, unless the machine may be the reason.
+
+        A candidate is to blame only if another candidate of the generation trained successfully. If
+        every re-trained leader fails, the machine is to blame: the leaders trained successfully
+        before. As long as another process may still train a candidate, nothing is decided.
+
+        Raises:
+            TaylorgloError: every training failed.
+        """
+        if not self._held_back:
+            return
+        failed = self._held_back.keys()
+        candidates = self._search.candidates(self._generation)
+        results = {c.trial: c.result for c in candidates if c.result is not None}
+        trained = {trial for trial, result in results.items() if result.status != "failed"}
+        if trained and not failed <= trained:
+            self._keep_held_back()
+            return
+        if any(not c.held_back for c in self._pending() if c.trial not in failed):
+            for trial in failed:
+                self._search.hold_back(trial)
+            return
+        reason = next(iter(self._held_back.values())).reason
+        raise TaylorgloError(
+            f"generation {self._generation}: every training failed, the first with: {reason}; none "
+            "of them counts, so put that right and run the sweep again, which goes on from here"
+        )
 
     def _tell_recorded(self) -> None:
         """Tell the study results that a process recorded before it was killed."""
@@ -248,21 +274,4 @@ def _check_precision(search: Search, precision: str) -> None:
             f"this machine would train in {precision}, which cannot be compared: set "
             "training.precision to the former, if the machine has arithmetic for it, or give the "
             "new sweep another name"
-        )
-
-
-def _check_failures(
-    generation: int, failed: Mapping[int, Evaluation], candidates: Sequence[Candidate]
-) -> None:
-    """Refuse to blame the candidates if the network or the machine may be the reason.
-
-    A candidate is to blame only if another candidate of the generation trained successfully. If
-    every re-trained leader fails, the machine is to blame: the leaders trained successfully before.
-    """
-    trained = {c.trial for c in candidates if c.result is not None and c.result.status != "failed"}
-    if failed and (not trained or failed.keys() <= trained):
-        reason = next(iter(failed.values())).reason
-        raise TaylorgloError(
-            f"generation {generation}: every training failed, the first with: {reason}; none of "
-            "them counts, so put that right and run the sweep again, which goes on from here"
         )

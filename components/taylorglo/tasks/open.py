@@ -3,6 +3,7 @@
 import os
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from taylorglo.errors import InputError
 from taylorglo.results import DatasetDescription, read_json
@@ -31,8 +32,10 @@ def run(
     *,
     settings_path: str,
     description_path: str,
+    search_data_path: str,
     full_data_path: str,
     generations: int,
+    shards: int,
     sweep_path: str,
 ) -> None:
     """Open the study and the MLflow run, and write the context of all later tasks.
@@ -40,19 +43,33 @@ def run(
     Args:
         settings_path: the checked settings.
         description_path: the description of the prepared data.
+        search_data_path: the data without the test split, which the store keeps.
         full_data_path: the data with the test split, which the store keeps.
         generations: number of generations of the pipeline.
+        shards: number of tasks that share the candidates of a generation.
         sweep_path: where to write the context.
     """
     settings = read_json(settings_path, SweepSettings)
     description = read_json(description_path, DatasetDescription)
-    open_sweep(settings, description, full_data_path, generations).write(sweep_path)
+    data = PreparedData(search_data_path, full_data_path)
+    open_sweep(settings, description, data, generations, shards).write(sweep_path)
+
+
+class PreparedData(NamedTuple):
+    """The paths of the data without (``search``) and with the test split (``full``)."""
+
+    search: str
+    full: str
 
 
 def open_sweep(
-    settings: SweepSettings, description: DatasetDescription, full_data: str, generations: int
+    settings: SweepSettings,
+    description: DatasetDescription,
+    data: PreparedData,
+    generations: int,
+    shards: int = 1,
 ) -> Sweep:
-    """Open the study and the MLflow run of a pipeline run.
+    """Open the study and the MLflow run of a pipeline run; arguments as for :func:`run`.
 
     Raises:
         InputError: the data are smaller than a batch, the machine cannot train as configured, or
@@ -62,25 +79,29 @@ def open_sweep(
     started = float(os.environ.get(STARTED) or time.time())
     settings.training.check_data(description.splits["train"])
     if os.environ.get(LOCAL_RUN):
-        _check_machine(settings, description, full_data)
+        _check_machine(settings, description, data.full)
     search = begin_search(settings, description.fingerprint)
     total = max(settings.search.generations, generations)
     # A run begins where the last one stopped, but it ends no later than the search: generations
     # that are known already are shown again.
     first = min(search.complete_generations() + 1, max(1, total - generations + 1))
+    last = min(first + generations - 1, total)
     store = open_store(required(STORE_URI))
-    store.upload(Path(full_data), layout.dataset(settings.name))
+    store.upload(Path(data.full), layout.dataset(settings.name))
+    search_data = layout.search_data(settings.name, description.fingerprint)
+    if not store.exists(search_data):
+        store.upload(Path(data.search), search_data)
     tracker = open_tracker(store, settings.name, search.study)
     tracker.log_settings({**settings.flat(), "study": search.study, "generations": total})
     tracker.log_dataset(description)
-    _announce(
-        settings, description, search, range(first, min(first + generations, total + 1)), total
-    )
+    _announce(settings, description, search, range(first, last + 1), total)
     return Sweep(
         settings=settings,
         study=search.study,
         generations=total,
         first=first,
+        last=last,
+        shards=shards,
         num_classes=description.num_classes,
         fingerprint=description.fingerprint,
         provenance=description.provenance,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from taylorglo.errors import ServiceError
 from taylorglo.loss.dynamics import collapse_rate, learning_drive
 from taylorglo.results import Candidate, GenerationSummary
+from taylorglo.retries import without_waiting
 from taylorglo.stats import covered
 from taylorglo.tasks.console import say
 from taylorglo.tasks.context import Sweep
@@ -42,7 +43,8 @@ def report_generation(
         reason = next(result.reason for result in results if result.status == "failed")
         say(f"the first training that failed: {reason}")
     try:
-        track_generations(sweep, generation, patience=_PATIENCE)
+        with without_waiting():
+            track_generations(sweep, generation, patience=_PATIENCE)
     except ServiceError as error:
         # The study has the results; the next task that logs to MLflow logs these too.
         say(f"{error}; the results are kept, and MLflow is told of them once it answers")

@@ -6,7 +6,14 @@ from statistics import fmean
 
 from taylorglo.report.page import render
 from taylorglo.report.record import SweepRecord, sweep_record
-from taylorglo.report.verdict import beats_standing, standing_verdict, table, verdict
+from taylorglo.report.verdict import (
+    beats_standing,
+    headline,
+    markdown,
+    standing_verdict,
+    table,
+    verdict,
+)
 from taylorglo.results import (
     Comparison,
     FullTraining,
@@ -17,40 +24,51 @@ from taylorglo.results import (
 )
 from taylorglo.services import layout
 from taylorglo.tasks.console import say, task
-from taylorglo.tasks.context import Sweep, software
+from taylorglo.tasks.context import Passed, Sweep, software
 from taylorglo.tasks.progress import track_generations
 
 
 @task
 def run(
     *,
-    sweep_path: str,
     tuning_path: str,
     comparison_path: str,
     robustness_path: str,
     loss_path: str,
     model_path: str,
     page_path: str,
-) -> None:
-    """Write the report, log the outcome to MLflow, and print the table.
+    summary_path: str,
+) -> dict[str, float]:
+    """Write the report and a summary, log the outcome to MLflow, and print the table.
 
     Args:
-        sweep_path: the context of the sweep.
         tuning_path: the trainings that tuned the baselines.
         comparison_path: the trainings of champion and baselines.
         robustness_path: the accuracies under attack.
         loss_path: the champion's loss.
         model_path: a network trained with the champion's loss.
         page_path: where to write the report.
+        summary_path: where to write the summary, in Markdown.
+
+    Returns:
+        The outcome in three numbers; see :func:`taylorglo.report.verdict.headline`.
     """
-    write_report(
-        Sweep.read(sweep_path),
-        tuning=read_json(tuning_path, list[FullTraining]),
-        comparison=read_json(comparison_path, Comparison),
+    sweep, comparison = read_json(comparison_path, Passed[Comparison]).both
+    record = write_report(
+        sweep,
+        tuning=read_json(tuning_path, Passed[list[FullTraining]]).content,
+        comparison=comparison,
         robustness=read_json(robustness_path, Robustness),
         champion={layout.LOSS: Path(loss_path), layout.NETWORK: Path(model_path)},
         page=Path(page_path),
     )
+    links = {
+        "MLflow": sweep.tracker.page,
+        "report": f"{sweep.store.uri}/{layout.report(sweep.settings.name)}",
+        "champion": f"{sweep.store.uri}/{layout.champion(sweep.settings.name)}",
+    }
+    Path(summary_path).write_text(markdown(record, links))
+    return headline(record)
 
 
 def write_report(
@@ -61,7 +79,7 @@ def write_report(
     robustness: Robustness,
     champion: Mapping[str, Path],
     page: Path,
-) -> None:
+) -> SweepRecord:
     """Write the report, keep it in the store, log the outcome to MLflow, and print the table.
 
     Args:
@@ -91,11 +109,12 @@ def write_report(
     with sweep.search.exclusively():
         run_id = _track_contenders(sweep, comparison.trainings, champion)
         sweep.tracker.log_files({"report.html": page})
-        sweep.tracker.log_metrics(_headline(record))
+        sweep.tracker.log_metrics(_metrics(record))
         ending = _ending(sweep, record, run_id, complete=comparison.complete)
     sweep.finish(search=comparison.complete)
     say("\n" + "\n\n".join([table(record), verdict(record), ending]))
     say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
+    return record
 
 
 def _ending(sweep: Sweep, record: SweepRecord, run_id: str, *, complete: bool) -> str:
@@ -109,7 +128,7 @@ def _ending(sweep: Sweep, record: SweepRecord, run_id: str, *, complete: bool) -
     return "\n".join(filter(None, sentences))
 
 
-def _headline(record: SweepRecord) -> dict[str, float]:
+def _metrics(record: SweepRecord) -> dict[str, float]:
     """Return the metrics of the parent run in MLflow."""
     robust = {
         f"robust_accuracy/{row.loss}/{row.attack}/{row.epsilon:g}": fmean(row.accuracies)

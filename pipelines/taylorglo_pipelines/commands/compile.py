@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from taylorglo_pipelines.commands.options import FILE, load_for_kubeflow, sweep_options
+from taylorglo_pipelines.commands.options import FILE, sweep_options
 
 
 @click.command("compile")
@@ -18,7 +18,13 @@ def command(path: Path, overrides: Sequence[str], output: Path) -> None:
 
     CONFIG is a YAML file, such as pipelines/configs/digits.yaml.
     """
+    from taylorglo_pipelines import config
     from taylorglo_pipelines.pipeline.compile import compile_sweep
+    from taylorglo_pipelines.pipeline.size import LIMIT
 
-    size = compile_sweep(load_for_kubeflow(path, overrides), output)
-    click.echo(f"{output}: {size / 1000:.0f} kB")
+    content, size = compile_sweep(config.load(path, overrides), output)
+    click.echo(
+        f"{output}: {len(content) / 1000:.0f} kB; Argo's state of a run will be about "
+        f"{size.plain / 1000:.0f} kB, compressed {size.packed / 1000:.0f} kB "
+        f"(at most {LIMIT / 1000:.0f} kB)"
+    )

@@ -107,9 +107,5 @@ def load_for_kubeflow(path: Path, overrides: Sequence[str]) -> "Config":
         InputError: listing every problem by its path, a line each.
     """
     from taylorglo_pipelines import config
-    from taylorglo_pipelines.pipeline.compile import warnings
 
-    settings = config.load(path, overrides)
-    for warning in warnings(settings):
-        click.echo(f"taylorglo: warning: {warning}", err=True)
-    return settings
+    return config.load(path, overrides)

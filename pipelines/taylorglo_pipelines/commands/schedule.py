@@ -39,7 +39,8 @@ def _schedule_options(function: Function) -> Function:
 @click.option(
     "--cron",
     metavar="FIELDS",
-    help='When it fires, in UTC: six fields, seconds first, such as "0 0 3 * * *"; or five.',
+    help='When it fires: six fields, seconds first, such as "0 0 3 * * *"; or five. In UTC, unless '
+    "Kubeflow's scheduler has another CRON_SCHEDULE_TIMEZONE.",
 )
 @click.option("--every", metavar="TIME", help="Time between firings, such as 30m, 12h or 2d.")
 @access_options(experiment="the sweep's name")
@@ -77,7 +78,7 @@ def create(
 @command.command("list")
 @access_options(experiment="any")
 def list_schedules(experiment: str, **access: Any) -> None:
-    """List all schedules, and when they fire next."""
+    """List all schedules, which are running now, and when they fire next."""
     from taylorglo_pipelines.kubeflow import schedules
 
     click.echo("\n".join(schedules.listing(connect(access), experiment)))
@@ -86,7 +87,7 @@ def list_schedules(experiment: str, **access: Any) -> None:
 @command.command("show")
 @_schedule_options
 def show(name: str, experiment: str, **access: Any) -> None:
-    """Show a schedule and its next firings."""
+    """Show a schedule, its next firings and its last runs."""
     from taylorglo_pipelines.kubeflow import schedules
 
     click.echo("\n".join(schedules.show(connect(access), name, experiment)))
@@ -95,17 +96,17 @@ def show(name: str, experiment: str, **access: Any) -> None:
 @command.command("pause")
 @_schedule_options
 def pause(name: str, experiment: str, **access: Any) -> None:
-    """Stop firing until resumed."""
+    """Stop firing until resumed; a run that has begun goes on."""
     from taylorglo_pipelines.kubeflow import schedules
 
-    schedules.pause(connect(access), name, experiment)
-    click.echo(f"schedule {name!r} is paused")
+    lines = schedules.pause(connect(access), name, experiment)
+    click.echo("\n".join([f"schedule {name!r} is paused", *lines]))
 
 
 @command.command("resume")
 @_schedule_options
 def resume(name: str, experiment: str, **access: Any) -> None:
-    """Fire again, without the firings that were missed."""
+    """Fire again from the next time on, without the firings that were missed."""
     from taylorglo_pipelines.kubeflow import schedules
 
     click.echo("\n".join(schedules.resume(connect(access), name, experiment)))
@@ -114,11 +115,11 @@ def resume(name: str, experiment: str, **access: Any) -> None:
 @command.command("delete")
 @_schedule_options
 def delete(name: str, experiment: str, **access: Any) -> None:
-    """Delete a schedule; its runs stay."""
+    """Delete a schedule; its runs stay, and one that has begun goes on."""
     from taylorglo_pipelines.kubeflow import schedules
 
-    schedules.delete(connect(access), name, experiment)
-    click.echo(f"schedule {name!r} is deleted")
+    lines = schedules.delete(connect(access), name, experiment)
+    click.echo("\n".join([f"schedule {name!r} is deleted", *lines]))
 
 
 @command.command("run-now")

@@ -1,6 +1,7 @@
 """``taylorglo submit``: a run of a sweep on Kubeflow Pipelines."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from taylorglo_pipelines.commands.options import (
     load_for_kubeflow,
     sweep_options,
 )
+from taylorglo_pipelines.commands.wait import errors_as_events, follow, json_option
 
 
 @click.command("submit")
@@ -23,20 +25,36 @@ from taylorglo_pipelines.commands.options import (
     is_flag=True,
     help="Follow the run to its end; the exit status is 1 unless it succeeds.",
 )
+@json_option
 def command(
-    path: Path, overrides: Sequence[str], experiment: str, waiting: bool, **access: Any
+    path: Path,
+    overrides: Sequence[str],
+    experiment: str,
+    waiting: bool,
+    as_json: bool,
+    **access: Any,
 ) -> None:
     """Run a sweep on Kubeflow Pipelines.
 
     CONFIG is a YAML file, such as pipelines/configs/digits.yaml.
     """
     from taylorglo_pipelines.kubeflow.runs import submit
-    from taylorglo_pipelines.kubeflow.wait import wait
 
-    settings = load_for_kubeflow(path, overrides)
-    connection = connect(access)
-    run = submit(settings, connection, experiment)
-    click.echo(connection.link(f"runs/details/{run.run_id}"))
-    if waiting:
-        wait(connection, run.run_id, click.echo)
-        click.echo("the run has succeeded")
+    if as_json and not waiting:
+        raise click.UsageError("--json is only for --wait", click.get_current_context())
+    with errors_as_events(as_json):
+        settings = load_for_kubeflow(path, overrides)
+        connection = connect(access)
+        run_id = str(submit(settings, connection, experiment).run_id)
+        _say_submitted(run_id, connection.link(f"runs/details/{run_id}"), as_json)
+        if waiting:
+            follow(connection, run_id, as_json)
+
+
+def _say_submitted(run_id: str, link: str, as_json: bool) -> None:
+    if as_json:
+        from taylorglo_pipelines.kubeflow import progress
+
+        event = progress.Event(datetime.now(UTC), "submitted", message=link, run=run_id)
+        link = progress.as_json(event)
+    click.echo(link)

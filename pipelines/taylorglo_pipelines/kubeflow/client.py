@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import kfp_server_api
 from kfp_server_api import ApiException
@@ -226,6 +226,8 @@ class _Server:
             # The token could not be read.
             raise
         except ApiException as error:
+            if 300 <= (error.status or 0) < 400:
+                raise self._redirect(error) from None
             raise self._refusal(error.status, error.body or error.reason) from None
         except HTTPError as error:
             raise self._failure(error) from None
@@ -241,6 +243,23 @@ class _Server:
                 "needed (--token-file)"
             )
         return answer
+
+    def _redirect(self, error: ApiException) -> InputError:
+        """Return the error for an answer that sends the caller elsewhere, which nobody follows."""
+        here = self.api.configuration.host
+        location = urlsplit(urljoin(here, (error.headers or {}).get("location") or ""))
+        # Only the part that names the server: the rest may have secrets in it.
+        there = f"{location.scheme}://{location.netloc.rpartition('@')[2]}"
+        is_secured = (urlsplit(here).scheme, location.scheme) == ("http", "https")
+        if is_secured and urlsplit(here).hostname == location.hostname:
+            return InputError(
+                f"{self._name}: redirects to {there} ({error.status}); give an address of https, "
+                "and if a login is needed, --token-file"
+            )
+        return InputError(
+            f"{self._name}: redirects to {there} ({error.status}); a login is needed "
+            "(--token-file), or the address is wrong"
+        )
 
     def _refusal(self, status: int, body: str | None) -> InputError | ServiceError:
         """Return the error for an answer that is not 2xx."""
@@ -319,8 +338,9 @@ def _configuration(access: Access) -> Any:
         if not access.ca_cert.is_file():
             raise InputError(f"--ca-cert {access.ca_cert}: there is no such file")
         configuration.ssl_ca_cert = str(access.ca_cert)
-    # Calls are retried here; urllib3 would multiply the tries.
-    configuration.retries = Retry(0)
+    # Calls are retried here; urllib3 would multiply the tries. It would also follow a redirect to a
+    # page to log in on.
+    configuration.retries = Retry(0, raise_on_redirect=False)
     return configuration
 
 

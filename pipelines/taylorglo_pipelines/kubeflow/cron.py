@@ -1,18 +1,22 @@
 """When a schedule fires: cron expressions as Kubeflow's scheduler reads them, and intervals.
 
-Kubeflow reads cron with robfig/cron 1: six fields in UTC, seconds first. ``?`` is ``*``, names are
-English and three letters long, and ``N/STEP`` goes on to the end of the range. If both day fields
-are restricted, one of them has to match; if there is a ``*`` or ``?`` in either, both have to.
+Kubeflow reads cron with robfig/cron 1: six fields, seconds first. ``?`` is ``*``, names are English
+and three letters long, and ``N/STEP`` goes on to the end of the range. If both day fields are
+restricted, one of them has to match; if there is a ``*`` or ``?`` in either, both have to.
 The library cronsim finds the times. It reads lists of numbers as Kubeflow does, so each field is
 rewritten as a list.
+
+The fields are in the time zone of Kubeflow's scheduler: UTC, unless CRON_SCHEDULE_TIMEZONE of the
+scheduler is another one. Kubeflow's API does not tell.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice, takewhile
 from typing import NamedTuple
+from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
@@ -60,15 +64,26 @@ class Cron:
     expression: str
     numbers: str
 
-    def firing_times(self, after: datetime) -> Iterator[datetime]:
-        """Return every firing after a time, in order, as far as Kubeflow looks ahead."""
-        after = after.astimezone(UTC)
+    def firing_times(self, after: datetime, zone: tzinfo = UTC) -> Iterator[datetime]:
+        """Return every firing after a time, in order and in UTC, as far as Kubeflow looks ahead.
+
+        The times end before the first one that the zone's clocks skip or show twice.
+
+        Args:
+            after: the firings after this time are returned.
+            zone: of Kubeflow's scheduler.
+        """
+        local = after.astimezone(zone).replace(tzinfo=None)
         try:
-            times = CronSim(self.numbers, after)
+            times = CronSim(self.numbers, local)
         except CronSimError:
             # cronsim refuses a day that none of the months has.
-            return iter(())
-        return takewhile(lambda time: time.year <= after.year + _HORIZON, times)
+            return
+        for time in takewhile(lambda time: time.year <= local.year + _HORIZON, times):
+            fires = time.replace(tzinfo=zone)
+            if fires.utcoffset() != fires.replace(fold=1).utcoffset():
+                return
+            yield fires.astimezone(UTC)
 
 
 def parse(text: str, now: datetime | None = None) -> Cron:
@@ -126,6 +141,30 @@ def next_times(
     step = timedelta(seconds=trigger)
     past = max(0, (now - created) // step)
     return [created + step * (past + count) for count in range(1, number + 1)]
+
+
+def following_times(cron: Cron, after: datetime, first: datetime, number: int) -> list[datetime]:
+    """Return a firing, and those that follow it in whatever time zone the scheduler has.
+
+    Every zone in which the expression fires at ``first`` may be the scheduler's. The times go on
+    as long as all these zones agree.
+
+    Args:
+        cron: the expression.
+        after: the time after which ``first`` is the first firing.
+        first: the firing, as the scheduler has announced it.
+        number: how many firings to return at most.
+    """
+    if number == 1:
+        return [first]
+    agreed: list[datetime] | None = None
+    for zone in {UTC, *map(ZoneInfo, available_timezones())}:
+        times = list(islice(cron.firing_times(after, zone), number))
+        if times and times[0] != first:
+            continue
+        pairs = zip(times if agreed is None else agreed, times, strict=False)
+        agreed = [time for time, _ in takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    return agreed or [first]
 
 
 def _numbers(word: str, field: _Field) -> str:

@@ -3,11 +3,12 @@
 A schedule is found by its name, among the recurring runs that this module made. An experiment has
 one schedule of a name. After a change that was cut off it may have two, one of them disabled, until
 the next change deletes one.
+
+Kubeflow cannot change a recurring run, and starts a run at once if one is enabled that has missed a
+time while it was disabled. So another recurring run takes its place in both cases.
 """
 
-import contextlib
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kfp_server_api import (
@@ -19,24 +20,25 @@ from kfp_server_api import (
     V2beta1Trigger,
 )
 
-from taylorglo.errors import InputError, ServiceError, TaylorgloError
+from taylorglo.errors import ServiceError, TaylorgloError
 from taylorglo_pipelines.config import Config
-from taylorglo_pipelines.kubeflow.client import Connection, MissingError
-from taylorglo_pipelines.kubeflow.cron import Cron, next_times, parse
+from taylorglo_pipelines.kubeflow import recurring
+from taylorglo_pipelines.kubeflow.client import Connection
+from taylorglo_pipelines.kubeflow.cron import Cron
+from taylorglo_pipelines.kubeflow.firings import IF_UTC, RUN_NOW, Firings, is_running
+from taylorglo_pipelines.kubeflow.recurring import is_enabled
 from taylorglo_pipelines.kubeflow.runs import (
+    create_without_plugin,
+    description,
     experiment_name,
     experiment_of,
-    find_experiment,
-    named,
+    parameters,
     start_run,
     upload,
 )
 
-_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))  # seconds
-# The description of a recurring run that this module made begins with it.
-_MARK = "taylorglo schedule"
-# Kubeflow fills one of these in if a recurring run names no service account.
-_DEFAULT_ACCOUNTS = (None, "", "pipeline-runner", "default-editor")
+_SHOWN_RUNS = 5
+_SHOWN_TIMES = 3
 
 
 def create(
@@ -44,7 +46,7 @@ def create(
 ) -> tuple[str, list[str]]:
     """Create a schedule, or change the one of this name; a schedule that was paused stays paused.
 
-    Kubeflow cannot change a recurring run, so another one replaces it. At most one is ever enabled.
+    At most one schedule of a name is ever enabled, and the running runs go on.
 
     Args:
         config: the sweep.
@@ -58,112 +60,147 @@ def create(
 
     Raises:
         InputError: Kubeflow refuses.
-        ServiceError: Kubeflow is away; the message says so if no schedule may be active now.
+        ServiceError: Kubeflow is away; the message says so if the schedule may be paused now.
     """
     name = name or config.name
     version = upload(config, connection)
     experiment_id = experiment_of(connection, experiment_name(experiment, config.name))
     draft = _recurring_run(config, name, experiment_id, version, trigger)
-    replaced = _schedules(connection, name, experiment_id)
-    if len(replaced) == 1 and _content(replaced[0]) == _content(draft):
-        return "unchanged", describe(connection, replaced[0])
-    draft.mode = "DISABLE" if replaced else "ENABLE"
-    old_ids = {schedule.recurring_run_id for schedule in replaced}
+    replaced = recurring.schedules_of(connection, name, experiment_id)
+    if len(replaced) == 1 and recurring.content(replaced[0]) == recurring.content(draft):
+        return "unchanged", _described(connection, Firings(connection), replaced[0])
+    is_paused = bool(replaced) and not any(map(is_enabled, replaced))
+    draft.mode = "DISABLE" if is_paused else "ENABLE"
+    lines = _replace(connection, replaced, draft)
+    return "updated" if replaced else "created", lines
+
+
+def _replace(connection: Connection, replaced: Sequence[Any], draft: Any) -> list[str]:
+    """Create a schedule in place of others, which are disabled before and deleted afterwards.
+
+    What fails on the way is undone.
+
+    Args:
+        connection: to Kubeflow.
+        replaced: the others: all those of the same name and experiment.
+        draft: the schedule, as a V2beta1RecurringRun.
+
+    Returns:
+        Lines that describe the schedule, and the runs of the others that go on.
+    """
+    beside = ", and the next one does not wait for it" if is_enabled(draft) else ""
+    going_on = Firings(connection).still_running(replaced[0], beside) if replaced else []
+    old_ids = {other.recurring_run_id for other in replaced}
 
     def find() -> Any:
-        schedules = _schedules(connection, name, experiment_id)
-        return next((s for s in schedules if s.recurring_run_id not in old_ids), None)
+        schedules = recurring.schedules_of(connection, draft.display_name, draft.experiment_id)
+        made = [schedule for schedule in schedules if schedule.recurring_run_id not in old_ids]
+        return next((s for s in made if recurring.content(s) == recurring.content(draft)), None)
 
     api = connection.recurring_runs
-    schedule = connection.create(find, api.recurring_run_service_create_recurring_run, draft)
-    if replaced:
-        _replace(connection, replaced, schedule)
-    return (
-        "updated" if replaced else "created",
-        describe(connection, _get(connection, schedule)),
-    )
-
-
-def _replace(connection: Connection, replaced: Sequence[Any], schedule: Any) -> None:
-    """Enable a schedule in place of others, which are disabled before and deleted afterwards.
-
-    What fails on the way is undone. If all of the others are paused, the schedule stays disabled.
-    """
-    active = [other for other in replaced if _is_enabled(other)]
+    active = [other for other in replaced if is_enabled(other)]
     try:
         for other in active:
-            _disable(connection, other)
-        if active:
-            _enable(connection, schedule)
+            recurring.disable(connection, other)
+        schedule = create_without_plugin(
+            connection, find, api.recurring_run_service_create_recurring_run, draft
+        )
     except (TaylorgloError, KeyboardInterrupt) as error:
-        _undo(connection, active, schedule, error)
+        _undo(connection, active, find, error)
         raise
     for other in replaced:
-        _delete(connection, other)
+        recurring.delete(connection, other)
+    schedule = recurring.get(connection, schedule)
+    return [*_described(connection, Firings(connection), schedule), *going_on]
 
 
 def _undo(
-    connection: Connection, active: Sequence[Any], schedule: Any, error: BaseException
+    connection: Connection, active: Sequence[Any], find: Callable[[], Any], error: BaseException
 ) -> None:
-    """Delete a schedule that could not be enabled, and enable again the ones that were active."""
+    """Enable again the schedules that were active, in place of one that could not be created."""
     try:
-        # This one first: it may have been enabled although the answer was lost.
-        _delete(connection, schedule)
+        # It may have been created although the answer was lost.
+        if schedule := find():
+            recurring.delete(connection, schedule)
         for other in active:
-            _enable(connection, other)
+            recurring.enable(connection, other)
     except TaylorgloError:
         raise ServiceError(
-            f"{str(error) or 'interrupted'}; schedule {schedule.display_name!r} may not be "
-            "active now: repeat the command"
+            f"{str(error) or 'interrupted'}; taylorglo schedule show tells whether the schedule is "
+            "active or paused now"
         ) from None
 
 
 def listing(connection: Connection, experiment: str) -> list[str]:
-    """Return all schedules as a table, a line each.
+    """Return all schedules as a table, a line each, and remarks on them.
 
     Args:
         connection: to Kubeflow.
         experiment: name of the experiment to look in, or empty for all.
     """
-    schedules = _schedules(connection, "", _experiment_id(connection, experiment))
+    experiment_id = recurring.experiment_id_of(connection, experiment)
+    schedules = recurring.schedules_of(connection, "", experiment_id)
     if not schedules:
         return ["there are no schedules"]
+    firings = Firings(connection)
     width = max(len(schedule.display_name) for schedule in schedules)
-    lines = [f"{'NAME':{width}}  STATE    NEXT (UTC)           WHEN"]
+    lines = [f"{'NAME':{width}}  STATE    NOW      NEXT (UTC)           WHEN"]
+    remarks = []
     for schedule in sorted(schedules, key=lambda schedule: schedule.display_name):
-        times = _next_times(schedule, 1)
-        upcoming = f"{times[0]:%Y-%m-%d %H:%M:%S}" if times else "-"
+        upcoming = firings.upcoming(schedule, 1)
+        first = f"{upcoming.times[0]:%Y-%m-%d %H:%M:%S}" if upcoming.times else "-"
+        is_busy = any(map(is_running, firings.runs(schedule)))
         lines.append(
-            f"{schedule.display_name:{width}}  {_state(schedule):7}  {upcoming:19}  "
-            f"{_when(schedule)}"
+            f"{schedule.display_name:{width}}  {recurring.state(schedule):7}  "
+            f"{'running' if is_busy else '-':7}  {'due' if upcoming.due else first:19}  "
+            f"{recurring.when(schedule)}"
         )
-    return lines
+        if upcoming.remark == IF_UTC:
+            remarks.append(f"NEXT holds for a cron expression {IF_UTC}")
+        problems = firings.never_ending(schedule)
+        remarks += [f"schedule {schedule.display_name!r}: {problem}" for problem in problems]
+    return [*lines, *dict.fromkeys(remarks)]
 
 
 def show(connection: Connection, name: str, experiment: str) -> list[str]:
-    """Return lines that describe a schedule, with its next firings."""
-    return describe(connection, _find(connection, name, experiment)[0])
+    """Return lines that describe a schedule, with its next firings and its last runs."""
+    schedule = recurring.find(connection, name, experiment)[0]
+    firings = Firings(connection)
+    runs = firings.table(firings.runs(schedule)[:_SHOWN_RUNS])
+    return [
+        *_described(connection, firings, schedule),
+        *_labelled("runs", runs or ["none yet"]),
+        *firings.never_ending(schedule),
+    ]
 
 
-def pause(connection: Connection, name: str, experiment: str) -> None:
-    """Stop firing until resumed; a run that has begun goes on."""
-    for schedule in _find(connection, name, experiment):
-        _disable(connection, schedule)
+def pause(connection: Connection, name: str, experiment: str) -> list[str]:
+    """Stop firing until resumed, and return a line for each run that goes on."""
+    schedules = recurring.find(connection, name, experiment)
+    lines = Firings(connection).still_running(schedules[0])
+    for schedule in schedules:
+        recurring.disable(connection, schedule)
+    return lines
 
 
 def resume(connection: Connection, name: str, experiment: str) -> list[str]:
-    """Fire again, without catching up, and return lines that describe the schedule."""
-    first, *others = _find(connection, name, experiment)
-    for other in filter(_is_enabled, others):
-        _disable(connection, other)
-    _enable(connection, first)
-    return describe(connection, _get(connection, first))
+    """Fire again, from the next time on, and return lines that describe the schedule."""
+    schedules = recurring.find(connection, name, experiment)
+    first, *others = schedules
+    if not is_enabled(first):
+        return _replace(connection, schedules, recurring.enabled_copy(first))
+    for other in filter(is_enabled, others):
+        recurring.disable(connection, other)
+    return _described(connection, Firings(connection), first)
 
 
-def delete(connection: Connection, name: str, experiment: str) -> None:
-    """Delete a schedule; its runs and their results stay."""
-    for schedule in _find(connection, name, experiment):
-        _delete(connection, schedule)
+def delete(connection: Connection, name: str, experiment: str) -> list[str]:
+    """Delete a schedule, but not its runs, and return a line for each run that goes on."""
+    schedules = recurring.find(connection, name, experiment)
+    lines = Firings(connection).still_running(schedules[0])
+    for schedule in schedules:
+        recurring.delete(connection, schedule)
+    return lines
 
 
 def run_now(connection: Connection, name: str, experiment: str) -> Any:
@@ -172,11 +209,12 @@ def run_now(connection: Connection, name: str, experiment: str) -> Any:
     Returns:
         The run as Kubeflow describes it.
     """
-    schedule = _find(connection, name, experiment)[0]
+    schedule = recurring.find(connection, name, experiment)[0]
     return start_run(
         connection,
         name,
         V2beta1Run(
+            description=f"{RUN_NOW}{schedule.description}",
             experiment_id=schedule.experiment_id,
             pipeline_version_reference=schedule.pipeline_version_reference,
             runtime_config=schedule.runtime_config,
@@ -185,19 +223,28 @@ def run_now(connection: Connection, name: str, experiment: str) -> Any:
     )
 
 
-def describe(connection: Connection, schedule: Any) -> list[str]:
-    """Return lines that describe a schedule."""
-    lines = [
-        f"state     {_state(schedule)}",
-        f"when      {_when(schedule)}",
+def _described(connection: Connection, firings: Firings, schedule: Any) -> list[str]:
+    """Return lines that describe a schedule, with its next firings."""
+    upcoming = firings.upcoming(schedule, _SHOWN_TIMES)
+    times = [f"{time:%Y-%m-%d %H:%M:%S} UTC" for time in upcoming.times]
+    if upcoming.due:
+        times.append(f"due since {upcoming.due:%Y-%m-%d %H:%M:%S} UTC")
+    if is_enabled(schedule) and firings.is_busy(schedule):
+        times.append("(a firing waits until the run of the last one has ended)")
+    if upcoming.remark:
+        times.append(f"({upcoming.remark})")
+    return [
+        f"state     {recurring.state(schedule)}",
+        f"when      {recurring.when(schedule)}",
         f"pipeline  version {schedule.pipeline_version_reference.pipeline_version_id}",
         f"page      {connection.link(f'recurringrun/details/{schedule.recurring_run_id}')}",
+        *_labelled("next", times),
     ]
-    label = "next"
-    for time in _next_times(schedule, 3):
-        lines.append(f"{label:8}  {time:%Y-%m-%d %H:%M:%S} UTC")
-        label = ""
-    return lines
+
+
+def _labelled(label: str, lines: Sequence[str]) -> list[str]:
+    """Return lines below one another, with a label before the first one."""
+    return [f"{'' if number else label:8}  {line}" for number, line in enumerate(lines)]
 
 
 def _recurring_run(
@@ -215,128 +262,12 @@ def _recurring_run(
         when = V2beta1Trigger(periodic_schedule=period)
     return V2beta1RecurringRun(
         display_name=name,
-        description=f"{_MARK} of sweep {config.name}",
+        description=description(config, f"{recurring.MARK} of sweep {config.name}"),
         experiment_id=experiment_id,
         pipeline_version_reference=version,
-        runtime_config=V2beta1RuntimeConfig(parameters={"search": search}),
+        runtime_config=V2beta1RuntimeConfig(parameters={**parameters(config), "search": search}),
         service_account=config.pipeline.service_account or None,
         max_concurrency="1",
         no_catchup=True,
         trigger=when,
     )
-
-
-def _content(schedule: Any) -> tuple[Any, ...]:
-    """Return the fields that two schedules have in common if one need not replace the other."""
-    version = schedule.pipeline_version_reference
-    account = schedule.service_account
-    return (
-        _when(schedule),
-        (version.pipeline_id, version.pipeline_version_id),
-        schedule.runtime_config.parameters,
-        "" if account in _DEFAULT_ACCOUNTS else account,
-        schedule.description,
-    )
-
-
-def _schedules(connection: Connection, name: str, experiment_id: str) -> list[Any]:
-    """Return the schedules, the enabled ones first, and the newest first among equals.
-
-    Args:
-        connection: to Kubeflow.
-        name: of the schedules, or empty for any.
-        experiment_id: of the experiment, or empty for any.
-    """
-    conditions: dict[str, str] = {}
-    if name:
-        conditions["filter"] = named(name)
-    if experiment_id:
-        conditions["experiment_id"] = experiment_id
-    elif connection.tenant:
-        conditions["namespace"] = connection.tenant
-    recurring_runs = connection.pages(
-        connection.recurring_runs.recurring_run_service_list_recurring_runs,
-        "recurring_runs",
-        **conditions,
-    )
-    schedules = [run for run in recurring_runs if (run.description or "").startswith(_MARK)]
-    return sorted(schedules, key=lambda s: (_is_enabled(s), s.created_at), reverse=True)
-
-
-def _find(connection: Connection, name: str, experiment: str) -> list[Any]:
-    """Return the schedules of a name in one experiment, the one to show first.
-
-    Raises:
-        InputError: there is none, or there are some in several experiments.
-    """
-    schedules = _schedules(connection, name, _experiment_id(connection, experiment))
-    if not schedules:
-        raise InputError(
-            f"there is no schedule {name!r}; taylorglo schedule list shows those that there are"
-        )
-    if len({schedule.experiment_id for schedule in schedules}) > 1:
-        raise InputError(
-            f"there are schedules {name!r} in several experiments; choose one with --experiment"
-        )
-    return schedules
-
-
-def _experiment_id(connection: Connection, name: str) -> str:
-    """Return the id of the experiment of this name, or nothing for no name."""
-    if not name:
-        return ""
-    experiment = find_experiment(connection, name)
-    if experiment is None:
-        raise InputError(f"there is no experiment {name!r}")
-    return str(experiment.experiment_id)
-
-
-def _get(connection: Connection, schedule: Any) -> Any:
-    api = connection.recurring_runs
-    return connection.call(api.recurring_run_service_get_recurring_run, schedule.recurring_run_id)
-
-
-def _enable(connection: Connection, schedule: Any) -> None:
-    api = connection.recurring_runs
-    connection.call(api.recurring_run_service_enable_recurring_run, schedule.recurring_run_id)
-
-
-def _disable(connection: Connection, schedule: Any) -> None:
-    api = connection.recurring_runs
-    connection.call(api.recurring_run_service_disable_recurring_run, schedule.recurring_run_id)
-
-
-def _delete(connection: Connection, schedule: Any) -> None:
-    api = connection.recurring_runs
-    # A try whose answer was lost has deleted it, or another process has.
-    with contextlib.suppress(MissingError):
-        connection.call(api.recurring_run_service_delete_recurring_run, schedule.recurring_run_id)
-
-
-def _trigger(schedule: Any) -> Cron | int:
-    if schedule.trigger.cron_schedule:
-        return parse(schedule.trigger.cron_schedule.cron)
-    return int(schedule.trigger.periodic_schedule.interval_second)
-
-
-def _when(schedule: Any) -> str:
-    trigger = _trigger(schedule)
-    if isinstance(trigger, Cron):
-        return trigger.expression
-    unit, seconds = next(unit for unit in _UNITS if trigger % unit[1] == 0)
-    return f"every {trigger // seconds}{unit}"
-
-
-def _next_times(schedule: Any, number: int) -> list[datetime]:
-    """Return the next firings, none of them if the schedule is paused."""
-    if not _is_enabled(schedule):
-        return []
-    return next_times(_trigger(schedule), schedule.created_at, number)
-
-
-def _is_enabled(schedule: Any) -> bool:
-    return bool(schedule.mode == "ENABLE")
-
-
-def _state(schedule: Any) -> str:
-    return "active" if _is_enabled(schedule) else "paused"

@@ -1,38 +1,40 @@
-"""Follow a run on Kubeflow to its end, and find out why it failed or does not start."""
+"""Follow a run on Kubeflow to its end, or until it cannot go on by itself."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
-from kubernetes import client, config
-from kubernetes.client.exceptions import ApiException
-from urllib3.exceptions import HTTPError
-
-from taylorglo.errors import TaylorgloError, shortened
-from taylorglo.tasks import console
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo_pipelines.kubeflow.client import Connection
+from taylorglo_pipelines.kubeflow.cluster import Cluster
+from taylorglo_pipelines.kubeflow.failures import was_cancelled, why
+from taylorglo_pipelines.kubeflow.names import Names
+from taylorglo_pipelines.kubeflow.nodes import moment, tasks_of, workflow_of
+from taylorglo_pipelines.kubeflow.progress import ENDED, Event, Progress, as_text
+from taylorglo_pipelines.kubeflow.stalls import Stalls
 
 _POLL = 5.0  # seconds
 # Five minutes without an answer.
 _PATIENCE = (1.0, 2.0, 4.0, 8.0, 15.0, *(30.0 for _ in range(9)))  # seconds
 _START = 120.0  # seconds
-_TIMEOUT = (3, 10)  # seconds to connect to Kubernetes, and for its answer
-_ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
-_UNSTARTABLE = (
-    "CreateContainerConfigError",
-    "CreateContainerError",
-    "ErrImageNeverPull",
-    "ErrImagePull",
-    "ImagePullBackOff",
-    "InvalidImageName",
-)
-_LOG_LINES = 100
+_QUIET = 300.0  # seconds
+_KUBEFLOW = "kubeflow"  # the namespace of Kubeflow Pipelines, if each user has another one
 
 
 class RunFailedError(TaylorgloError):
-    """The run ended without success, or cannot start."""
+    """The run ended without success, or cannot go on by itself.
+
+    Attributes:
+        event: the outcome.
+    """
 
     exit_status = 1
+
+    def __init__(self, event: Event) -> None:
+        super().__init__(event.message)
+        self.event = event
 
 
 def wait(
@@ -40,199 +42,121 @@ def wait(
     run_id: str,
     say: Callable[[str], None],
     *,
+    written: Callable[[Event], str] = as_text,
     poll: float = _POLL,
     patience: Sequence[float] = _PATIENCE,
     start: float = _START,
-) -> None:
+    quiet: float = _QUIET,
+) -> Event:
     """Follow a run to its end, and say each change of a task's state once.
 
     Args:
         connection: to Kubeflow.
         run_id: id of the run.
         say: prints a line.
+        written: makes the line of an event.
         poll: seconds between one look at the run and the next.
         patience: seconds between the tries of a call while Kubeflow is away.
-        start: seconds that a pod may wait for its image or its Secret before the waiting ends.
+        start: seconds that a pod may wait for its image, its Secret or a node before the waiting
+            ends.
+        quiet: seconds without any news after which this is said.
+
+    Returns:
+        The outcome of the run, which is success.
 
     Raises:
-        RunFailedError: the run failed or was cancelled, or a pod of it does not start.
+        RunFailedError: the run failed or was cancelled, or cannot go on by itself.
         InputError: the token has expired, or the run was deleted.
         ServiceError: Kubeflow is away for longer than the patience lasts.
         KeyboardInterrupt: the user interrupted the waiting; the message is that the run goes on.
     """
     connection = connection.with_delays(patience)
-    pods = Pods(connection.namespace, run_id)
-    states: set[tuple[str, str]] = set()
-    stuck_since: dict[str, float] = {}
+
+    def tell(event: Event) -> None:
+        say(written(replace(event, run=run_id)))
+
     try:
-        while True:
-            run = connection.call(connection.runs.run_service_get_run, run_id)
-            _say_changes(run, states, say)
-            if run.state == "SUCCEEDED":
-                return
-            problems = pods.problems()
-            if run.state in _ENDED:
-                raise RunFailedError(_why(run, problems, pods))
-            now = time.monotonic()
-            stuck_since = {pod: stuck_since.get(pod, now) for pod in problems}
-            stuck = [pod for pod, since in stuck_since.items() if now - since >= start]
-            if stuck:
-                raise RunFailedError(
-                    f"{problems[stuck[0]]}; no longer waiting, but the run goes on: it starts by "
-                    "itself once that is mended, or end it in the user interface"
-                )
+        run = connection.call(connection.runs.run_service_get_run, run_id)
+        names = Names(_specification(connection, run))
+        kubeflow = _KUBEFLOW if connection.tenant else connection.namespace
+        cluster = Cluster(connection.namespace, run_id, kubeflow)
+        progress = Progress(names)
+        stalls = Stalls(cluster, names, start=start, quiet=quiet)
+        cluster.look(("Failed", "Succeeded"))
+        while run.state not in ENDED:
+            _tell_news(run, cluster, progress, stalls, tell)
             time.sleep(poll)
+            run = connection.call(connection.runs.run_service_get_run, run_id)
+            # A pod that was seen before is found by its name, even if it has succeeded.
+            cluster.look(("Failed",) if run.state in ENDED else ())
+        for event in progress.news(tasks_of(run), cluster.attempts()):
+            tell(event)
+        return _outcome(run, cluster, progress, names)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("the run goes on") from None
 
 
-def _tasks(run: Any) -> list[Any]:
-    return (run.run_details and run.run_details.task_details) or []
+def _tell_news(
+    run: Any,
+    cluster: Cluster,
+    progress: Progress,
+    stalls: Stalls,
+    tell: Callable[[Event], None],
+) -> None:
+    """Tell what is new about a run that has not ended.
 
-
-def _say_changes(run: Any, states: set[tuple[str, str]], say: Callable[[str], None]) -> None:
-    """Say the states of tasks that are not in ``states`` yet, and add them to it."""
-    for task in sorted(_tasks(run), key=_start_time):
-        state = (task.task_id, task.state)
-        if task.state and state not in states and not _is_internal(task.display_name):
-            say(f"{task.state.lower():<10} {task.display_name}")
-            states.add(state)
-
-
-def _why(run: Any, problems: Mapping[str, str], pods: "Pods") -> str:
-    """Return the one line about a run that did not succeed.
-
-    Args:
-        run: the run.
-        problems: why pods of it cannot start.
-        pods: its pods.
+    Raises:
+        RunFailedError: nothing goes on by itself.
     """
-    if run.state == "CANCELED":
-        return "the run was cancelled"
-    if run.state != "FAILED":
-        return f"the run was {run.state.lower()}"
-    # Latest first: the tasks around a failed one fail too, and began earlier.
-    failed = [task for task in _tasks(run) if task.state == "FAILED"]
-    failed.sort(key=_start_time, reverse=True)
-    named = [task for task in failed if not _is_internal(task.display_name)] or failed
-    errors = [_error_of(task) for task in failed]
-    reasons = [*problems.values(), *pods.failures(), *errors, _message(run.error)]
-    reason = next(filter(None, reasons), "Kubeflow gives no reason; see the log of the task")
-    task_name = f"task {named[0].display_name}: " if named else ""
-    return f"the run failed: {task_name}{reason}"
+    tasks = tasks_of(run)
+    finding = stalls.look(tasks, workflow_of(run), time.monotonic())
+    attempts = cluster.attempts()
+    if stalls.workflow:
+        attempts = [*attempts, *stalls.workflow.attempts()]
+    for event in progress.news(tasks, attempts):
+        tell(event)
+    now = datetime.now(UTC)
+    for notice in finding.notices:
+        tell(Event(now, "notice", message=notice))
+    if finding.stop:
+        message = finding.stop
+        raise RunFailedError(
+            Event(now, "outcome", state=run.state, message=message, run=run.run_id)
+        )
 
 
-def _error_of(task: Any) -> str:
-    history = [_message(status.error) for status in task.state_history or ()]
-    return next(filter(None, [_message(task.error), *reversed(history)]), "")
+def _outcome(run: Any, cluster: Cluster, progress: Progress, names: Names) -> Event:
+    """Return the outcome of a run that has ended with success.
 
-
-def _message(error: Any) -> str:
-    return shortened(error.message) if error and error.message else ""
-
-
-def _start_time(task: Any) -> float:
-    return float(task.start_time.timestamp()) if task.start_time else 0.0
-
-
-def _is_internal(name: str | None) -> bool:
-    """Return whether a node is Argo's: the whole workflow, or the driver or executor of a task."""
-    return (
-        not name
-        or name in ("root", "driver", "executor")
-        or name.startswith("taylorglo-")
-        or name.endswith("-driver")
+    Raises:
+        RunFailedError: it has ended otherwise.
+    """
+    end = moment(run.finished_at) or datetime.now(UTC)
+    event = Event(
+        time=end,
+        event="outcome",
+        state="CANCELED" if was_cancelled(run) else run.state,
+        seconds=(end - run.created_at).total_seconds() if run.created_at else None,
+        message="the run has succeeded",
+        run=run.run_id,
     )
+    if run.state == "SUCCEEDED":
+        return event
+    raise RunFailedError(replace(event, message=why(run, cluster, progress, names)))
 
 
-class Pods:
-    """The pods of a run, which show why a task does not start and what it printed last.
-
-    Kubeflow's API shows neither. The Kubernetes API is asked with the service account of the pod
-    that this process runs in, or else with the kubeconfig. Without both, no pods are shown.
-    """
-
-    def __init__(self, namespace: str, run_id: str) -> None:
-        self._namespace = namespace
-        self._selector = f"pipeline/runid={run_id}"
-        self._api: Any = None
-        configuration = client.Configuration()
-        try:
-            try:
-                config.load_incluster_config(configuration)
-            except config.ConfigException:
-                config.load_kube_config(client_configuration=configuration)
-        except Exception:
-            # There is no kubeconfig, or it is wrong, in one of many ways.
-            return
-        configuration.retries = False
-        self._api = client.CoreV1Api(client.ApiClient(configuration))
-
-    def problems(self) -> dict[str, str]:
-        """Return the pods that cannot start as they are: by name, a line about the reason."""
-        lines = {}
-        for pod in self._list("Pending"):
-            containers = [
-                *(pod.status.init_container_statuses or ()),
-                *(pod.status.container_statuses or ()),
-            ]
-            waiting = [container.state and container.state.waiting for container in containers]
-            for state in waiting:
-                if state and state.reason in _UNSTARTABLE:
-                    reason = shortened(": ".join(filter(None, [state.reason, state.message])))
-                    lines[pod.metadata.name] = f"task {_task_of(pod)} does not start: {reason}"
-        return lines
-
-    def failures(self) -> list[str]:
-        """Return the last words of each pod that failed: its error line, or its exit status."""
-        return [words for pod in self._list("Failed") if (words := self._last_words(pod))]
-
-    def _last_words(self, pod: Any) -> str:
-        for printed in reversed(self._log(pod).splitlines()):
-            # Kubernetes may put a time stamp before the line that the task printed.
-            line = console.parse(printed[max(0, printed.find(console.PREFIX)) :])
-            if line and line.is_error:
-                return line.text
-        for container in pod.status.container_statuses or ():
-            end = container.state and container.state.terminated
-            if end and end.exit_code:
-                return f"{end.reason} (exit status {end.exit_code})"
-        return ""
-
-    def _list(self, phase: str) -> list[Any]:
-        if self._api is None:
-            return []
-        try:
-            pods = self._api.list_namespaced_pod(
-                self._namespace,
-                label_selector=self._selector,
-                field_selector=f"status.phase={phase}",
-                _request_timeout=_TIMEOUT,
-            )
-        except (ApiException, HTTPError):
-            # The run is followed without its pods.
-            return []
-        return list(pods.items)
-
-    def _log(self, pod: Any) -> str:
-        try:
-            log = self._api.read_namespaced_pod_log(
-                pod.metadata.name,
-                self._namespace,
-                container="main",
-                tail_lines=_LOG_LINES,
-                _request_timeout=_TIMEOUT,
-            )
-        except (ApiException, HTTPError):
-            return ""
-        return str(log)
-
-
-def _task_of(pod: Any) -> str:
-    """Return the task of a pod, or the pod's name if Argo does not give the task.
-
-    Argo notes the path to the pod's node: workflow.task.executor.
-    """
-    annotations = pod.metadata.annotations or {}
-    path = annotations.get("workflows.argoproj.io/node-name", "").split(".")[1:]
-    return str(next((part for part in reversed(path) if not _is_internal(part)), pod.metadata.name))
+def _specification(connection: Connection, run: Any) -> Mapping[str, Any] | None:
+    """Return the compiled pipeline of a run, or None if it cannot be had."""
+    reference = run.pipeline_version_reference
+    if run.pipeline_spec or not (reference and reference.pipeline_version_id):
+        return run.pipeline_spec or None
+    try:
+        version = connection.call(
+            connection.pipelines.pipeline_service_get_pipeline_version,
+            reference.pipeline_id,
+            reference.pipeline_version_id,
+        )
+    except InputError:
+        # It was deleted, or this user may not read it.
+        return None
+    return version.pipeline_spec or None

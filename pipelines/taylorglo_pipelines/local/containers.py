@@ -36,7 +36,14 @@ _VARIABLES = (
     "MLFLOW_RUN_ID",
     "MLFLOW_EXPERIMENT_ID",
 )
-_CREDENTIALS = ("AWS_", "PG", "MLFLOW_TRACKING_")
+_CREDENTIALS = (
+    "AWS_",
+    "PG",
+    "MLFLOW_TRACKING_",
+    "TAYLORGLO_S3_",
+    "TAYLORGLO_STUDY_",
+    "TAYLORGLO_TRACKING_",
+)
 
 
 @contextlib.contextmanager

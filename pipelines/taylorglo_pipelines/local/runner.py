@@ -25,15 +25,12 @@ from taylorglo.services.mlflow import redacted
 from taylorglo.services.storage import open_store
 from taylorglo.services.tracking import Tracker
 from taylorglo.tasks import console
-from taylorglo.training.machine import cpus
-from taylorglo.variables import CPUS, LOCAL_RUN, STARTED, STORE_URI, TRACKING_URI, required
+from taylorglo.variables import LOCAL_RUN, STARTED, STORE_URI, TRACKING_URI, required
 from taylorglo_pipelines.config import Config
 from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
 Runner = Literal["subprocess", "docker"]
 
-# kfp's local runner runs this many tasks of a loop at a time, whatever the loop asks for.
-_PARALLEL_TASKS = 2
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
@@ -90,13 +87,7 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
 
 def _variables(config: Config) -> dict[str, str]:
     """Return the environment variables of the tasks."""
-    parallel_tasks = min(_PARALLEL_TASKS, config.pipeline.shards)
-    return {
-        **config.services.variables(),
-        LOCAL_RUN: "1",
-        STARTED: str(time.time()),
-        CPUS: str(max(1, cpus() // parallel_tasks)),
-    }
+    return {**config.services.variables(), LOCAL_RUN: "1", STARTED: str(time.time())}
 
 
 @contextlib.contextmanager
@@ -127,8 +118,8 @@ def _run_pipeline(config: Config, kfp_runner: Any, root: Path, output: "_TaskOut
     shutil.rmtree(root, ignore_errors=True)
     # A container engine would create the folder for its own user.
     _folder(root)
-    # Bad input should be reported at once, and a person at a terminal can repeat the command.
-    layout = config.pipeline.model_copy(update={"retries": 0})
+    # An error should be reported at once, and a person at a terminal can repeat the command.
+    layout = config.pipeline.model_copy(update={"retries": 0, "service_timeout": 0})
     with (
         contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(output),

@@ -4,60 +4,61 @@ import logging
 import tempfile
 from itertools import dropwhile
 from pathlib import Path
+from typing import NamedTuple
 
+import yaml
 from kfp import compiler
 
 from taylorglo.errors import InputError
 from taylorglo.files import replacing
 from taylorglo_pipelines.config import Config
+from taylorglo_pipelines.pipeline.size import LIMIT, Size, workflow_size
 from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
-# Argo keeps a workflow in one Kubernetes object, which a larger pipeline does not fit into.
-_LARGEST = 700_000  # bytes
-# Argo keeps the state of every task in that object too. 475 iterations of a loop were too many
-# (kubeflow/pipelines issue 12131), whatever the size of the compiled file.
-_MOST_TASKS = 400
+# A prediction may be too low by this part.
+_MARGIN = 0.05
 # The time to compile a pipeline grows with the square of its tasks. A pipeline with more tasks than
-# these is refused before it is compiled.
-_HOPELESS = 5 * _MOST_TASKS
+# these cannot fit, and is refused before it is compiled.
+_MOST_TASKS = 1_000
 
 
-def warnings(config: Config) -> list[str]:
-    """Return a line for each problem that Kubeflow may have with a valid configuration."""
-    return [_advice(config)] if _tasks(config) > _MOST_TASKS else []
+class Compiled(NamedTuple):
+    """A compiled pipeline: the file's content, and the size of its Workflow in Argo."""
+
+    content: bytes
+    size: Size
 
 
-def compile_sweep(config: Config, output: Path, largest: int = _LARGEST) -> int:
-    """Compile the sweep to a file, which appears whole or not at all, and return its size in bytes.
+def compile_sweep(config: Config, output: Path) -> Compiled:
+    """Compile the sweep to a file, which appears whole or not at all.
 
     Args:
         config: the sweep.
         output: the file, ``.yaml``.
-        largest: a larger pipeline, in bytes, is refused.
 
     Raises:
         InputError: the file cannot be written, or the pipeline is too large for Argo.
     """
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"{output}: a compiled pipeline should be a .yaml file")
-    if _tasks(config) > _HOPELESS:
-        raise InputError(_advice(config))
-    content = _compiled(config)
-    if len(content) > largest:
+    layout = config.pipeline
+    if layout.layout == "generations" and layout.generations * (layout.shards + 2) > _MOST_TASKS:
+        raise InputError(f"{_described(config)} are more tasks than Argo can keep; {_cure(config)}")
+    compiled = _compiled(config)
+    if compiled.size.packed > LIMIT * (1 - _MARGIN):
         raise InputError(
-            f"the pipeline is {len(content) / 1000:.0f} kB, and Argo takes about "
-            f"{largest / 1000:.0f}; lower pipeline.generations ({config.pipeline.generations}), "
-            "and chain runs with search.generations"
+            f"{_described(config)} would need about {compiled.size.packed / 1000:.0f} kB of Argo's "
+            f"state, which holds {LIMIT / 1000:.0f} kB; {_cure(config)}"
         )
     try:
         with replacing(output) as file:
-            file.write(content)
+            file.write(compiled.content)
     except OSError as error:
         raise InputError(f"{output}: cannot be written: {error.strerror}") from None
-    return len(content)
+    return compiled
 
 
-def _compiled(config: Config) -> bytes:
+def _compiled(config: Config) -> Compiled:
     """Return the compiled pipeline; the same configuration gives the same bytes.
 
     kfp begins the file with comments, in which it lists the keys of each parameter in an order that
@@ -68,21 +69,20 @@ def _compiled(config: Config) -> bytes:
         path = Path(folder) / "pipeline.yaml"
         compiler.Compiler().compile(sweep_pipeline(config), str(path))
         lines = path.read_text().splitlines(keepends=True)
-    return "".join(dropwhile(lambda line: line.startswith("#"), lines)).encode()
+    text = "".join(dropwhile(lambda line: line.startswith("#"), lines))
+    pipeline, platform = yaml.load_all(text, yaml.CSafeLoader)
+    kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
+    return Compiled(text.encode(), workflow_size(pipeline, kubernetes))
 
 
-def _tasks(config: Config) -> int:
-    """Return the number of tasks of all generations: propose, filter, and one for each shard."""
-    return config.pipeline.generations * (config.pipeline.shards + 2)
-
-
-def _advice(config: Config) -> str:
+def _described(config: Config) -> str:
     layout = config.pipeline
-    generations = max(config.search.generations, layout.generations)
-    generations_of_a_run = max(1, _MOST_TASKS // (layout.shards + 2))
-    return (
-        f"{layout.generations} generations of {layout.shards} shards are {_tasks(config)} tasks, "
-        f"and Argo fails at about {_MOST_TASKS}: chain runs with "
-        f"search.generations={generations} and pipeline.generations={generations_of_a_run}; each "
-        "run of the pipeline then goes on where the last one stopped"
-    )
+    if layout.layout == "workers":
+        return f"{layout.shards} workers"
+    return f"{layout.generations} generations of {layout.shards} shards"
+
+
+def _cure(config: Config) -> str:
+    if config.pipeline.layout == "workers":
+        return "lower pipeline.shards"
+    return "set pipeline.layout to workers, whose tasks do not grow with the generations"

@@ -2,9 +2,8 @@
 
 kfp writes a component and an executor for every task. The format lets tasks share a component, and
 components an executor. Both readers of the format support this: kfp's local runner, and the
-backend, which visits each component once (backend/src/v2/compiler/visitor.go). Loops are the
-exception. The backend makes templates for each task that is a loop, and names them after its
-component (argocompiler/dag.go, iteratorTask), so two loops cannot share a component.
+backend, which visits each component once (backend/src/v2/compiler/visitor.go). The exception are
+loops, which need a component each (argocompiler/dag.go, iteratorTask); a sweep has none.
 """
 
 from collections.abc import Hashable, Iterable, Mapping
@@ -20,7 +19,6 @@ def deduplicated(pipeline: Any) -> Any:
     spec = pipeline.pipeline_spec
     _merge_executors(spec, pipeline.platform_spec.platforms.values())
     _merge_components(spec)
-    _separate_loops(spec)
     return pipeline
 
 
@@ -52,21 +50,6 @@ def _merge_components(spec: Any) -> None:
                 task.component_ref.name = substitutes.get(name, name)
         for name in substitutes:
             del spec.components[name]
-
-
-def _separate_loops(spec: Any) -> None:
-    """Give each task that is a loop a component that no other such task has."""
-    used: set[str] = set()
-    for parent, component in (("root", spec.root), *sorted(spec.components.items())):
-        for task in component.dag.tasks.values():
-            if not task.WhichOneof("iterator"):
-                continue
-            loop = task.component_ref.name
-            if loop in used:
-                copy = f"{loop}-of-{parent.removeprefix('comp-')}"
-                spec.components[copy].CopyFrom(spec.components[loop])
-                task.component_ref.name = copy
-            used.add(task.component_ref.name)
 
 
 def _substitutes(contents: Mapping[str, Hashable]) -> dict[str, str]:

@@ -1,14 +1,18 @@
 """The sweep as a Kubeflow pipeline: wiring only, from top to bottom.
 
 check -> prepare (cached) -> open -> baselines, tuned
-        -> generation 1..G: propose -> filter -> shards: evaluate
+        -> layout "workers": shards x search
+        -> layout "generations": generation 1..G: propose -> filter -> shards x evaluate
         -> champion -> attack -> report
+
+All tasks are in one graph, because each nested graph and each loop costs pods and a part of Argo's
+state. The context of the sweep goes from task to task with the results.
 """
 
-from typing import Any, List, NamedTuple  # noqa: UP035
+from collections.abc import Sequence
+from typing import Any
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input
 
 from taylorglo.components.attack import attack as attack_networks
 from taylorglo.components.check_inputs import check_inputs
@@ -19,17 +23,22 @@ from taylorglo.components.open_sweep import open_sweep
 from taylorglo.components.prepare_dataset import prepare_dataset
 from taylorglo.components.propose_candidates import propose_candidates
 from taylorglo.components.report import report
+from taylorglo.components.search_candidates import search_candidates
 from taylorglo.components.train_champion import train_champion
 from taylorglo_pipelines.config import Config, PipelineSettings
 from taylorglo_pipelines.pipeline.deduplicate import deduplicated
-from taylorglo_pipelines.pipeline.resources import place, place_training, uncached
+from taylorglo_pipelines.pipeline.resources import (
+    ALL_SERVICES,
+    STORE,
+    STUDY,
+    place,
+    place_training,
+)
 
 
 def sweep_pipeline(config: Config) -> Any:
     """Return the pipeline of a sweep; its parameters are the sections of the settings."""
     layout = config.pipeline
-    # kfp does not allow a pipeline to be defined while another one is built.
-    generations = _generations(layout)
     default = config.sweep.model_dump(mode="json")
 
     @dsl.pipeline(
@@ -62,121 +71,78 @@ def sweep_pipeline(config: Config) -> Any:
             attack=attack,
         )
         # Not retried: what this task finds is mostly bad input, which is as bad a minute later.
-        place(checked, "Check inputs", layout, retried=False)
+        place(checked, "Check inputs", layout, ALL_SERVICES, retried=False)
         version = checked.outputs["Output"]
         prepared = prepare_dataset(version=version, seed=seed, data=data, model=model)
-        place(prepared, "Prepare data set", layout, cached=True)
-        _search_and_compare(checked.outputs, prepared.outputs, generations, layout)
+        place(prepared, "Prepare data set", layout, STORE, cached=True)
+        _search_and_compare(checked.outputs, prepared.outputs, layout)
 
     return deduplicated(sweep)
 
 
-def _search_and_compare(
-    checked: Any, prepared: Any, generations: "_Generations", layout: PipelineSettings
-) -> None:
+def _search_and_compare(checked: Any, prepared: Any, layout: PipelineSettings) -> None:
     """Add the tasks that follow on checked settings and prepared data, from top to bottom."""
     search_data, full_data = prepared["search_data"], prepared["full_data"]
     opened = open_sweep(
         settings=checked["settings"],
         description=prepared["description"],
-        full_data=full_data,
-        generations=layout.generations,
-    )
-    context = place(opened, "Open study and MLflow run", layout).outputs["sweep"]
-    tuned = evaluate_baselines(sweep=context, search_data=search_data)
-    tuning = place_training(tuned, "Tune baselines", layout).outputs["tuning"]
-    results = _search(context, search_data, generations, layout.generations)
-    crowned = train_champion(
-        sweep=context,
         search_data=search_data,
         full_data=full_data,
-        tuning=tuning,
-        results=results,
+        generations=layout.generations,
+        shards=layout.shards,
     )
+    context = place(opened, "Open study and MLflow run", layout, ALL_SERVICES).outputs["sweep"]
+    tuned = evaluate_baselines(sweep=context, search_data=search_data)
+    tuning = place_training(tuned, "Tune baselines", layout).outputs["tuning"]
+    if layout.layout == "workers":
+        searched = _add_workers(context, search_data, layout)
+    else:
+        searched = _add_generations(context, layout)
+    crowned = train_champion(search_data=search_data, full_data=full_data, tuning=tuning)
+    crowned.after(*searched)
     champion = place_training(crowned, "Train champion and baselines", layout).outputs
-    attacked = attack_networks(
-        sweep=context, full_data=full_data, comparison=champion["comparison"]
-    )
+    attacked = attack_networks(full_data=full_data, comparison=champion["comparison"])
     robustness = place_training(attacked, "Attack", layout).outputs["robustness"]
     reported = report(
-        sweep=context,
         tuning=tuning,
         comparison=champion["comparison"],
         robustness=robustness,
         loss=champion["loss"],
         model=champion["model"],
     )
-    place(reported, "Report", layout)
+    place(reported, "Report", layout, ALL_SERVICES)
 
 
-def _search(context: Any, search_data: Any, generations: "_Generations", number: int) -> Any:
-    """Add ``number`` generations, one after another; return the results of the last one."""
-    task = generations.first(sweep=context, search_data=search_data, number=1)
-    uncached(task, "Generation 1")
-    for generation in range(2, number + 1):
-        task = generations.next(
-            sweep=context, search_data=search_data, number=generation, previous=task.output
-        )
-        uncached(task, f"Generation {generation}")
-    return task.output
+def _add_workers(
+    context: Any, search_data: Any, layout: PipelineSettings
+) -> Sequence[dsl.PipelineTask]:
+    """Add the tasks that share the whole search, and return them."""
+    workers = []
+    for worker in range(layout.shards):
+        task = search_candidates(sweep=context, search_data=search_data, worker=worker)
+        of = f": worker {worker + 1} of {layout.shards}" if layout.shards > 1 else ""
+        workers.append(place_training(task, f"Search{of}", layout))
+    return workers
 
 
-class _Generations(NamedTuple):
-    """A generation as a sub-pipeline: the first one, and one that follows another."""
+def _add_generations(context: Any, layout: PipelineSettings) -> Sequence[dsl.PipelineTask]:
+    """Add the tasks of each generation, one generation after another; return those of the last.
 
-    first: Any
-    next: Any
-
-
-def _generations(layout: PipelineSettings) -> _Generations:
-    """Return the sub-pipelines of a layout."""
-
-    @dsl.pipeline(name="first-generation")
-    def first_generation(
-        sweep: Input[Artifact], search_data: Input[Dataset], number: int
-    ) -> List[Artifact]:  # noqa: UP006
-        proposed = propose_candidates(sweep=sweep, generation=number)
-        results: List[Artifact] = _evaluate(  # noqa: UP006
-            proposed, sweep, search_data, number, layout
-        )
-        return results
-
-    @dsl.pipeline(name="next-generation")
-    def next_generation(
-        sweep: Input[Artifact],
-        search_data: Input[Dataset],
-        number: int,
-        previous: Input[List[Artifact]],  # noqa: UP006
-    ) -> List[Artifact]:  # noqa: UP006
-        proposed = propose_candidates(sweep=sweep, generation=number, previous=previous)
-        results: List[Artifact] = _evaluate(  # noqa: UP006
-            proposed, sweep, search_data, number, layout
-        )
-        return results
-
-    return _Generations(first_generation, next_generation)
-
-
-def _evaluate(
-    proposed: dsl.PipelineTask,
-    sweep: Any,
-    search_data: Any,
-    number: Any,
-    layout: PipelineSettings,
-) -> Any:
-    """Add the tasks of a generation; return the results of all its shards."""
-    candidates = place(proposed, "Propose candidates", layout).outputs["candidates"]
-    filtered = filter_candidates(sweep=sweep, generation=number, candidates=candidates)
-    screened = place(filtered, "Filter candidates", layout).outputs["screened"]
-    with dsl.ParallelFor(items=list(range(layout.shards)), name="shards") as shard:
-        evaluated = evaluate_candidates(
-            sweep=sweep,
-            search_data=search_data,
-            generation=number,
-            screened=screened,
-            shard=shard,
-            shards=layout.shards,
-            retries=layout.retries,
-        )
-        place_training(evaluated, "Evaluate candidates", layout)
-    return dsl.Collected(evaluated.outputs["results"])
+    The data for the shards come from the store: Kubeflow's graph would have an edge for each.
+    """
+    previous = context
+    shards: list[dsl.PipelineTask] = []
+    for generation in range(1, layout.generations + 1):
+        name = f"generation {generation}"
+        proposed = propose_candidates(previous=previous, generation=generation).after(*shards)
+        candidates = place(proposed, f"Propose candidates: {name}", layout, STUDY).outputs
+        filtered = filter_candidates(candidates=candidates["candidates"])
+        place(filtered, f"Filter candidates: {name}", layout, STUDY)
+        screened = filtered.outputs["screened"]
+        shards = []
+        for shard in range(layout.shards):
+            task = evaluate_candidates(screened=screened, shard=shard)
+            of = f", shard {shard + 1} of {layout.shards}" if layout.shards > 1 else ""
+            shards.append(place_training(task, f"Evaluate candidates: {name}{of}", layout))
+        previous = screened
+    return shards

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 from clocks import Clock
-from kfp_samples import SHORT, TOKEN, Cli
+from kfp_samples import SHORT, TOKEN, Cli, Follow, write_kubeconfig
 from kfp_server import KubeflowServer
 
 from taylorglo_pipelines.cli import main
 from taylorglo_pipelines.config import Config, load
 from taylorglo_pipelines.kubeflow.client import Access, Connection
+from taylorglo_pipelines.kubeflow.runs import submit
+from taylorglo_pipelines.kubeflow.wait import wait
 
 
 @pytest.fixture(autouse=True)
@@ -72,3 +74,34 @@ def cli(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
         return status, captured.out, captured.err
 
     return run
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of the waiting, whose pauses take no time."""
+    clock = Clock()
+    monkeypatch.setattr("taylorglo_pipelines.kubeflow.wait.time", clock)
+    return clock
+
+
+@pytest.fixture
+def kubeconfig(server: KubeflowServer, tmp_path: Path) -> Path:
+    """A kubeconfig of the cluster that the test server stands for."""
+    path = tmp_path / "kubeconfig"
+    write_kubeconfig(path, server.url)
+    return path
+
+
+@pytest.fixture
+def follow(connection: Connection, config: Config, clock: Clock) -> Follow:
+    """Wait for a run, or for a new one, and return the lines that are said."""
+
+    def start_and_wait(
+        run_id: str = "", connection: Connection = connection, lines: list[str] | None = None
+    ) -> list[str]:
+        lines = [] if lines is None else lines
+        run_id = run_id or submit(config, connection, "").run_id
+        wait(connection, run_id, lines.append, poll=30.0, patience=(0.01,) * 5)
+        return lines
+
+    return start_and_wait

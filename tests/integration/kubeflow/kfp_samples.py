@@ -1,6 +1,7 @@
 """What the tests give to the test server, and to the programs that call it."""
 
 import ipaddress
+import json
 import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,11 @@ import yaml
 TOKEN = "eyJhbGciOi.a-token-that-nobody.may-see"
 # Called with the words of a command, it returns exit status, output and errors.
 Cli = Callable[..., tuple[int, str, str]]
+# Called with the id of a run, it returns the lines that are said.
+Follow = Callable[..., list[str]]
 SHORT = (0.01, 0.01, 0.01)  # seconds between the tries of a call
+NODE_NAME = "workflows.argoproj.io/node-name"
+_RECORDED = Path(__file__).parent / "recorded"
 
 
 def only(things: dict[str, Any]) -> dict[str, Any]:
@@ -20,6 +25,29 @@ def only(things: dict[str, Any]) -> dict[str, Any]:
     assert len(things) == 1
     thing: dict[str, Any] = next(iter(things.values()))
     return thing
+
+
+def recorded(name: str) -> Any:
+    """Return what Kubeflow Pipelines 2.17 or its Argo answered; see recorded/README.md."""
+    return json.loads((_RECORDED / f"{name}.json").read_text())
+
+
+def show(server: Any, *names: str, **changes: Any) -> str:
+    """Let the test server have a recorded run, and return the run's id.
+
+    Args:
+        server: the test server.
+        names: of the recorded answers, from one look at the run to the next; the last one stays.
+        changes: of all answers.
+    """
+    answers = [{**recorded(name), **changes} for name in names]
+    run_id: str = answers[0]["run_id"]
+    reference = answers[0]["pipeline_version_reference"]
+    version = {**reference, "pipeline_spec": recorded("pipeline-0.1.0"), "display_name": "0.1.0"}
+    server.versions[reference["pipeline_version_id"]] = version
+    server.runs[run_id] = dict(answers[0])
+    server.script = answers
+    return run_id
 
 
 def tasks(**states: str) -> dict[str, Any]:
@@ -41,8 +69,25 @@ def tasks(**states: str) -> dict[str, Any]:
     return {"run_details": {"task_details": details}}
 
 
-def pod(phase: str, **state: Any) -> dict[str, Any]:
-    """Return a pod of prepare-dataset, as Argo makes it, whose main container is in a state."""
+def pod(
+    phase: str,
+    *,
+    node: str = "taylorglo-tiny-x7(0).root(0).prepare-dataset(0).executor(0)",
+    name: str = "pod-1",
+    run_id: str = "",
+    status: dict[str, Any] | None = None,
+    **state: Any,
+) -> dict[str, Any]:
+    """Return a pod as Argo makes it.
+
+    Args:
+        phase: of the pod.
+        node: Argo's, the executor of prepare-dataset unless given.
+        name: of the pod.
+        run_id: of its run; empty: the next run that is created.
+        status: more of the pod's status.
+        state: of its main container.
+    """
     container = {
         "name": "main",
         "ready": False,
@@ -53,14 +98,13 @@ def pod(phase: str, **state: Any) -> dict[str, Any]:
     }
     return {
         "metadata": {
-            "name": "pod-1",
+            "name": name,
             "namespace": "kubeflow",
-            "labels": {},
-            "annotations": {
-                "workflows.argoproj.io/node-name": "taylorglo-tiny-x7.prepare-dataset.executor"
-            },
+            "labels": {"pipeline/runid": run_id},
+            "annotations": {NODE_NAME: node},
+            "creationTimestamp": "2026-11-24T21:30:00Z",
         },
-        "status": {"phase": phase, "containerStatuses": [container]},
+        "status": {"phase": phase, "containerStatuses": [container], **(status or {})},
     }
 
 

@@ -23,6 +23,8 @@ import kfp_server_api
 import yaml
 from google.protobuf import json_format, struct_pb2
 from kfp.pipeline_spec import pipeline_spec_pb2
+from kfp_cluster import NO_RESOURCE, Kubernetes, KubernetesError
+from kfp_scheduler import Scheduler
 
 PREFIX = "/apis/v2beta1"
 PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
@@ -115,13 +117,17 @@ class KubeflowServer:
         token: that every call has to bring, except for the question after the server's health.
         multi_user: whether each thing belongs to a namespace.
         login_page: whether a page to log in on is the only answer.
+        redirect: status and place of the only answer, as of a proxy that wants a login.
         page_size: largest number of things on a page.
+        unknown_fields: of runs and recurring runs, which an older server does not know.
         faults: failures to come.
         script: what a run becomes, from one look at it to the next; the last state stays.
         pods: of the next run.
         logs: what pods printed, by the pod's name.
         requests: that came so far.
         enabled: number of enabled recurring runs after each request.
+        scheduler: starts the runs of recurring runs.
+        cluster: what Kubernetes has of the runs, besides their pods.
         specs: the parsed pipelines, by the version's id.
         broken: requests or answers that the models refuse.
         tls: for a server that speaks HTTPS.
@@ -130,7 +136,9 @@ class KubeflowServer:
     token: str | None = None
     multi_user: bool = False
     login_page: bool = False
+    redirect: tuple[int, str] | None = None
     page_size: int = 2
+    unknown_fields: tuple[str, ...] = ()
     faults: list[Fault] = field(default_factory=list)
     script: list[dict[str, Any]] = field(default_factory=list)
     pods: list[dict[str, Any]] = field(default_factory=list)
@@ -143,6 +151,8 @@ class KubeflowServer:
     runs: Store = field(default_factory=dict)
     recurring_runs: Store = field(default_factory=dict)
     specs: dict[str, Any] = field(default_factory=dict)
+    scheduler: Scheduler = field(default_factory=Scheduler)
+    cluster: Kubernetes = field(default_factory=Kubernetes)
     broken: list[str] = field(default_factory=list)
     tls: ssl.SSLContext | None = None
 
@@ -206,6 +216,8 @@ class KubeflowServer:
             return "V2beta1PipelineVersion", self._upload(request)
         if parts[:2] == ["pipelines", "names"]:
             return "V2beta1Pipeline", self._by_name(parts[2], request.query.get("namespace", ""))
+        if len(parts) == 4 and parts[2] == "versions":
+            return "V2beta1PipelineVersion", self._get(self.versions, parts[3])
         if len(parts) == 3 and parts[2] == "versions":
             self._get(self.pipelines, parts[1])
             versions = [v for v in self.versions.values() if v["pipeline_id"] == parts[1]]
@@ -233,8 +245,13 @@ class KubeflowServer:
         thing = self._get(store, identity)
         if verb in ("enable", "disable"):
             thing["mode"], thing["status"] = verb.upper(), f"{verb.upper()}D"
+            if verb == "enable":
+                self.scheduler.enable(self, thing)
             return "object", {}
         if request.method == "DELETE":
+            policy = request.query.get("propagation_policy", "BACKGROUND")
+            check(policy, "V2beta1DeletePropagationPolicy")
+            self.scheduler.delete(self, identity, policy)
             del store[identity]
             return "object", {}
         if resource == "runs" and self.script:
@@ -272,6 +289,10 @@ class KubeflowServer:
         return things
 
     def _page(self, request: Request, items: str, things: list[Thing]) -> Thing:
+        key, _, order = request.query.get("sort_by", "").partition(" ")
+        if key:
+            times = {id(thing): datetime.fromisoformat(thing[key]) for thing in things}
+            things = sorted(things, key=lambda thing: times[id(thing)], reverse=order == "desc")
         start = int(request.query.get("page_token") or 0)
         end = start + min(self.page_size, int(request.query["page_size"]))
         more = {"next_page_token": str(end)} if end < len(things) else {}
@@ -280,12 +301,16 @@ class KubeflowServer:
     def _create(self, resource: str, store: Store, body: Thing) -> Thing:
         if not body.get("display_name"):
             raise Refusal(400, "display_name is empty")
-        thing = {**body, "created_at": datetime.now(UTC).isoformat()}
+        for name in filter(body.get, self.unknown_fields):
+            raise Refusal(400, f'proto: (line 1:321): unknown field "{name}"')
+        thing = {**body, "created_at": self.scheduler.now().isoformat()}
         identity = secrets.token_hex(8)
         if resource in ("experiments", "pipelines"):
             self._check_name(store, body, "name" if resource == "pipelines" else "display_name")
         elif resource == "runs":
             thing |= {**self._checked(body), "state": "PENDING"}
+            thing |= {"scheduled_at": thing["created_at"], "finished_at": "1970-01-01T00:00:00Z"}
+            self.scheduler.workflows.add(identity)
             for pod in self.pods:
                 pod["metadata"]["labels"]["pipeline/runid"] = identity
         else:
@@ -333,8 +358,8 @@ class KubeflowServer:
             assert int(trigger["periodic_schedule"]["interval_second"]) >= 1, trigger
         assert 1 <= int(body["max_concurrency"]) <= 10
         experiment = self.experiments[body["experiment_id"]]
-        namespace = {"namespace": experiment["namespace"]} if self.multi_user else {}
-        return {"status": f"{body['mode']}D", **namespace}
+        namespace = experiment.get("namespace") or "kubeflow"
+        return {"status": f"{body['mode']}D", "namespace": namespace}
 
     def _upload(self, request: Request) -> Thing:
         pipeline_id, name = request.query["pipelineid"], request.query["name"]
@@ -352,32 +377,31 @@ class KubeflowServer:
         assert spec.pipeline_info.name == self.pipelines[pipeline_id]["name"]
         identity = secrets.token_hex(8)
         self.specs[identity] = spec
+        parts = dict(zip(("pipeline_spec", "platform_spec"), documents, strict=False))
         self.versions[identity] = {
             "pipeline_id": pipeline_id,
             "pipeline_version_id": identity,
             "name": name,
             "display_name": request.query.get("display_name", name),
             "created_at": datetime.now(UTC).isoformat(),
+            "pipeline_spec": parts if len(parts) == 2 else documents[0],
         }
         return self.versions[identity]
 
+    def objects(self, request: Request) -> Thing:
+        """Return what the Kubernetes API has of schedules and workflows."""
+        accept = request.headers.get("accept", "")
+        answer = self.scheduler.objects(self, request.path, request.query, accept)
+        if isinstance(answer, int):
+            raise Refusal(answer, "the Kubernetes API refuses")
+        return answer
+
     def kubernetes(self, path: str, query: dict[str, str]) -> Any:
-        """Return the pods that a request to the Kubernetes API asks for, or the log of one."""
-        match = re.fullmatch(r"/api/v1/namespaces/([\w-]+)/pods(?:/([\w-]+)/log)?", path)
-        if not match:
-            raise Refusal(404, "no such resource")
-        if match[2]:
-            return self.logs[match[2]]
-        key, _, value = query["labelSelector"].partition("=")
-        phase = query["fieldSelector"].removeprefix("status.phase=")
-        pods = [
-            pod
-            for pod in self.pods
-            if pod["metadata"]["namespace"] == match[1]
-            and pod["metadata"]["labels"].get(key) == value
-            and pod["status"]["phase"] == phase
-        ]
-        return {"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods}
+        """Return what the Kubernetes API has of the runs: an object, or the log of a pod."""
+        try:
+            return self.cluster.answer(self, path, query)
+        except KubernetesError as error:
+            raise Refusal(error.status, str(error)) from None
 
 
 # The names of a model and of the server's attribute, by the path of the resource.
@@ -425,8 +449,13 @@ class _Handler(BaseHTTPRequestHandler):
         fault = server.fault(request.method, request.path)
         if fault and not fault.done:
             self._fail(fault)
+        elif server.redirect:
+            status, place = server.redirect
+            self._send(status, b"", "text/html", location=place)
         elif server.login_page:
             self._send(200, b"<!doctype html><title>Log in</title>", "text/html")
+        elif request.proxied and "services" in server.cluster.forbidden:
+            self._send(403, b'{"message": "services is forbidden: you cannot proxy"}')
         elif not self._is_allowed(request):
             problem = "Request header error: there is no user identity header."
             self._send(401, json.dumps({"code": 16, "message": problem}).encode())
@@ -445,9 +474,14 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             if request.path.startswith(PREFIX):
                 answer = server.answer(request)
+            elif server.scheduler.knows(request.path, request.headers.get("accept", "")):
+                answer = server.objects(request)
             else:
                 answer = server.kubernetes(request.path, request.query)
         except Refusal as refusal:
+            if str(refusal) == NO_RESOURCE:
+                self._send(refusal.status, str(refusal).encode(), "text/plain")
+                return
             self._send(refusal.status, json.dumps({"code": 3, "message": str(refusal)}).encode())
             return
         except Exception as error:
@@ -478,8 +512,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self.connection.close()
 
-    def _send(self, status: int, content: bytes, kind: str = "application/json") -> None:
+    def _send(
+        self, status: int, content: bytes, kind: str = "application/json", location: str = ""
+    ) -> None:
         self.send_response(status)
+        if location:
+            self.send_header("Location", location)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from kfp_samples import SHORT, TOKEN, certificate, only, write_kubeconfig
 from kfp_server import Fault, KubeflowServer
+from kfp_server_api import V2beta1Experiment
 
 from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo_pipelines.config import Config
@@ -360,6 +361,35 @@ def test_a_page_to_log_in_on(server: KubeflowServer) -> None:
     server.login_page = True
     assert error_of(lambda: connect(Access(server.url))).endswith(
         "answers with a web page; the address is wrong, or a login is needed (--token-file)"
+    )
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307])
+def test_a_proxy_that_redirects_to_a_page_to_log_in_on(
+    status: int, server: KubeflowServer, connection: Connection
+) -> None:
+    """Nobody follows, and no try is repeated, whether something is read or created."""
+    with KubeflowServer() as login:
+        server.redirect = (status, f"{login.url}/dex/auth?state=secret")
+        problem = (
+            f"Kubeflow Pipelines at {server.url}: redirects to {login.url} ({status}); a login is "
+            "needed (--token-file), or the address is wrong"
+        )
+        assert error_of(lambda: connect(Access(server.url))) == problem
+        asked = len(server.requests)
+        assert error_of(lambda: find_experiment(connection, "none")) == problem
+        experiment = V2beta1Experiment(display_name="mine")
+        create = connection.experiments.experiment_service_create_experiment
+        assert error_of(lambda: connection.create(lambda: None, create, experiment)) == problem
+        assert len(server.requests) - asked == 2
+        assert login.requests == []
+
+
+def test_a_server_that_has_moved_to_https(server: KubeflowServer) -> None:
+    server.redirect = (301, "https://127.0.0.1/pipeline/")
+    assert error_of(lambda: connect(Access(server.url))).endswith(
+        "redirects to https://127.0.0.1 (301); give an address of https, and if a login is needed, "
+        "--token-file"
     )
 
 

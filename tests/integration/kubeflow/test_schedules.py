@@ -1,13 +1,16 @@
 """``taylorglo schedule``: sweeps that recur, created, changed, paused and deleted by their name."""
 
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from google.protobuf import json_format
-from kfp_samples import Cli, only
+from kfp.pipeline_spec import pipeline_spec_pb2
+from kfp_samples import Cli, only, recorded
 from kfp_server import Fault, KubeflowServer
+
+from taylorglo_pipelines.kubeflow.firings import IF_UTC
 
 SECONDS_OF_2_DAYS = "172800"
 
@@ -23,6 +26,8 @@ def old_schedule(schedule: Cli, server: KubeflowServer, config_path: Path) -> di
     """A schedule of taylorglo 0.1.0, whose pipeline had a scalar parameter for each setting."""
     schedule("create", config_path, "--every", "12h")
     recurring_run = only(server.recurring_runs)
+    recurring_run["description"] = "taylorglo schedule of sweep tiny"
+    del recurring_run["plugins_input"]
     recurring_run["runtime_config"] = {"parameters": {"search_renew": True}}
     version = only(server.versions)
     version["name"] = version["display_name"] = "0" * 32
@@ -41,6 +46,11 @@ def default_of_search(server: KubeflowServer, recurring_run: dict[str, Any]) -> 
     return default
 
 
+def missed(server: KubeflowServer) -> None:
+    """Let a day and an hour pass for the server."""
+    server.scheduler.now = lambda: datetime.now(UTC) + timedelta(hours=25)
+
+
 def modes(server: KubeflowServer) -> list[str]:
     return sorted(recurring_run["mode"] for recurring_run in server.recurring_runs.values())
 
@@ -57,7 +67,8 @@ def test_create_with_a_cron_expression(
     lines = out.splitlines()
     assert lines[:3] == ["schedule 'tiny' created", "state     active", "when      0 0 3 * * *"]
     assert f"page      {server.url}/#/recurringrun/details/{made['recurring_run_id']}" in lines
-    times = [line[10:] for line in lines[-3:]]
+    assert lines[-1] == f"{'':10}({IF_UTC})"
+    times = [line[10:] for line in lines[-4:-1]]
     assert all(time.endswith(" 03:00:00 UTC") for time in times)
     first, second, third = (datetime.fromisoformat(time.removesuffix(" UTC")) for time in times)
     assert third - second == second - first == timedelta(days=1)
@@ -81,7 +92,8 @@ def test_each_run_of_a_schedule_renews_the_search(
     made = only(server.recurring_runs)
     default = default_of_search(server, made)
     assert (default["popsize"], default["renew"]) == (7, False)
-    assert made["runtime_config"] == {"parameters": {"search": {**default, "renew": True}}}
+    search = {**default, "renew": True}
+    assert made["runtime_config"] == {"parameters": {"name": "tiny", "search": search}}
 
 
 def test_create_again_changes_the_schedule(
@@ -104,32 +116,38 @@ def test_create_again_changes_the_schedule(
     assert after["pipeline_version_reference"] != before["pipeline_version_reference"]
 
 
+def test_the_description_alone_is_no_change(
+    schedule: Cli, server: KubeflowServer, config_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule("create", config_path, "--every", "12h")
+    before = only(server.recurring_runs)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://mlflow.example.org")
+    assert "unchanged" in schedule("create", config_path, "--every", "12h")[1]
+    assert only(server.recurring_runs) is before
+
+
 def test_a_paused_schedule_stays_paused(
     schedule: Cli, server: KubeflowServer, config_path: Path
 ) -> None:
     schedule("create", config_path, "--every", "12h")
     schedule("pause", "tiny")
+    missed(server)
     assert "state     paused" in schedule("create", config_path, "--every", "2d")[1]
     assert only(server.recurring_runs)["mode"] == "DISABLE"
+    assert server.runs == {}
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("POST", "/recurringruns"),
-        ("POST", "/recurringruns/.*:disable"),
-        ("POST", "/recurringruns/.*:enable"),
-    ],
-)
+@pytest.mark.parametrize("path", ["/recurringruns", "/recurringruns/.*:disable"])
 @pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
 def test_a_change_that_fails_leaves_the_old_schedule(
-    method: str, path: str, done: bool, schedule: Cli, server: KubeflowServer, config_path: Path
+    path: str, done: bool, schedule: Cli, server: KubeflowServer, config_path: Path
 ) -> None:
     schedule("create", config_path, "--every", "12h")
     before = dict(only(server.recurring_runs))
-    server.faults = [Fault(method, path, 403, done=done)]
+    server.faults = [Fault("POST", path, 403, done=done)]
     status, _, err = schedule("create", config_path, "--every", "2d")
     assert (status, err.count("\n")) == (2, 1)
+    assert max(server.enabled) == 1
     enabled = [
         recurring_run_id
         for recurring_run_id, recurring_run in server.recurring_runs.items()
@@ -153,28 +171,84 @@ def test_an_old_schedule_that_could_not_be_deleted_is_disabled(
     only(server.recurring_runs)
 
 
-def test_resume_enables_one_of_two(
-    schedule: Cli, server: KubeflowServer, config_path: Path
-) -> None:
+def test_resume_leaves_one_of_two(schedule: Cli, server: KubeflowServer, config_path: Path) -> None:
     schedule("create", config_path, "--every", "12h")
     server.faults = [Fault("DELETE", "/recurringruns/.*", 500, 4)]
     schedule("create", config_path, "--every", "2d")
     schedule("pause", "tiny")
     assert modes(server) == ["DISABLE", "DISABLE"]
     assert "when      every 2d" in schedule("resume", "tiny")[1]
-    assert modes(server) == ["DISABLE", "ENABLE"]
-    schedule("delete", "tiny")
-    assert server.recurring_runs == {}
+    assert only(server.recurring_runs)["mode"] == "ENABLE"
+
+
+@pytest.mark.parametrize("trigger", [["--every", "12h"], ["--cron", "0 3 * * *"]])
+def test_resume_starts_nothing_that_was_missed(
+    trigger: list[str], schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    schedule("create", config_path, *trigger)
+    schedule("pause", "tiny")
+    before = only(server.recurring_runs)
+    missed(server)
+    server.enabled.clear()
+    status, out, err = schedule("resume", "tiny")
+    after = only(server.recurring_runs)
+    assert (status, err, server.runs) == (0, "", {})
+    assert out.startswith("state     active\n")
+    assert max(server.enabled) == 1
+    own = {"recurring_run_id", "created_at", "mode", "status"}
+    assert {k: v for k, v in after.items() if k not in own} == {
+        k: v for k, v in before.items() if k not in own
+    }
+    assert after["recurring_run_id"] != before["recurring_run_id"]
+    assert (after["mode"], after["status"]) == ("ENABLE", "ENABLED")
+    # The schedule would have started a run if it had been enabled.
+    server.scheduler.enable(server, before)
+    only(server.runs)
+
+
+def test_an_interval_is_counted_anew_after_resume(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    schedule("create", config_path, "--every", "12h")
+    schedule("pause", "tiny")
+    missed(server)
+    out = schedule("resume", "tiny")[1]
+    created = datetime.fromisoformat(only(server.recurring_runs)["created_at"])
+    assert f"next      {created + timedelta(hours=12):%Y-%m-%d %H:%M:%S} UTC\n" in out
+
+
+def test_resume_of_an_active_schedule_changes_nothing(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    schedule("create", config_path, "--every", "12h")
+    before = dict(only(server.recurring_runs))
+    assert schedule("resume", "tiny")[1].startswith("state     active\n")
+    assert only(server.recurring_runs) == before
+
+
+@pytest.mark.parametrize("done", [False, True], ids=["not done", "done"])
+def test_a_resume_that_fails_leaves_the_schedule_paused(
+    done: bool, schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    schedule("create", config_path, "--every", "12h")
+    schedule("pause", "tiny")
+    server.faults = [Fault("POST", "/recurringruns", 403, done=done)]
+    assert schedule("resume", "tiny")[0] == 2
+    assert only(server.recurring_runs)["mode"] == "DISABLE"
+    assert schedule("resume", "tiny")[0] == 0
+    assert only(server.recurring_runs)["mode"] == "ENABLE"
 
 
 def test_a_server_that_goes_away_during_a_change_is_reported(
     schedule: Cli, server: KubeflowServer, config_path: Path
 ) -> None:
     schedule("create", config_path, "--every", "12h")
-    server.faults = [Fault("POST", "/recurringruns/.*:enable", 503, 10**6)]
+    server.faults = [Fault("POST", "/recurringruns(/.*:enable)?", 503, 10**6)]
     status, _, err = schedule("create", config_path, "--every", "2d")
     assert (status, err.count("\n")) == (2, 1)
-    assert err.endswith("(503); schedule 'tiny' may not be active now: repeat the command\n")
+    assert err.endswith(
+        "(503); taylorglo schedule show tells whether the schedule is active or paused now\n"
+    )
 
 
 @pytest.mark.parametrize("status", [0, 502], ids=["dropped", "502"])
@@ -183,17 +257,45 @@ def test_a_server_that_goes_away_during_a_change_is_reported(
     [
         ("POST", "/recurringruns"),
         ("POST", "/recurringruns/.*:disable"),
-        ("POST", "/recurringruns/.*:enable"),
         ("DELETE", "/recurringruns/.*"),
     ],
 )
+@pytest.mark.parametrize("verb", ["create", "resume"])
 def test_lost_answers(
-    method: str, path: str, status: int, schedule: Cli, server: KubeflowServer, config_path: Path
+    verb: str,
+    method: str,
+    path: str,
+    status: int,
+    schedule: Cli,
+    server: KubeflowServer,
+    config_path: Path,
 ) -> None:
     schedule("create", config_path, "--every", "12h")
+    if verb == "resume":
+        schedule("pause", "tiny")
     server.faults = [Fault(method, path, status, done=True)]
-    assert schedule("create", config_path, "--every", "2d")[0] == 0
+    words = [config_path, "--every", "2d"] if verb == "create" else ["tiny"]
+    assert schedule(verb, *words)[0] == 0
     assert only(server.recurring_runs)["mode"] == "ENABLE"
+
+
+def test_a_change_leaves_the_running_run_alone(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    """The server deletes the workflow with a schedule, unless it is told not to."""
+    schedule("create", config_path, "--every", "12h")
+    run = server.scheduler.fire(server, only(server.recurring_runs))
+    server.scheduler.fire(server, only(server.recurring_runs), "SUCCEEDED", minutes=720)
+    page = f"{server.url}/#/runs/details/{run['run_id']}\n"
+    beside = f"run {run['display_name']} is still running, and the next one does not wait for it"
+    alone = f"run {run['display_name']} is still running"
+    assert schedule("create", config_path, "--every", "1d")[1].endswith(f"\n{beside}: {page}")
+    assert schedule("pause", "tiny")[1].endswith(f"\n{alone}: {page}")
+    assert schedule("create", config_path, "--every", "2d")[1].endswith(f"\n{alone}: {page}")
+    assert schedule("resume", "tiny")[1].endswith(f"\n{beside}: {page}")
+    assert schedule("delete", "tiny")[1] == f"schedule 'tiny' is deleted\n{alone}: {page}"
+    assert run["run_id"] in server.scheduler.workflows
+    assert server.recurring_runs == {}
 
 
 def test_list(schedule: Cli, server: KubeflowServer, config_path: Path) -> None:
@@ -211,15 +313,16 @@ def test_list(schedule: Cli, server: KubeflowServer, config_path: Path) -> None:
         "description": "of others",
     }
     lines = schedule("list")[1].splitlines()
-    assert lines[0] == "NAME         STATE    NEXT (UTC)           WHEN"
-    assert [line.split()[:2] for line in lines[1:]] == [
+    assert lines[0] == "NAME         STATE    NOW      NEXT (UTC)           WHEN"
+    assert lines[5:] == [f"NEXT holds for a cron expression {IF_UTC}"]
+    assert [line.split()[:2] for line in lines[1:5]] == [
         ["a", "active"],
         ["b", "paused"],
         ["c", "active"],
         ["rather-long", "active"],
     ]
     assert lines[1].endswith(" 03:00:00  0 0 3 * * *")
-    assert lines[2] == "b            paused   -                    0 0 3 * * *"
+    assert lines[2] == "b            paused   -        -                    0 0 3 * * *"
     assert lines[4].endswith("  every 90m")
     assert schedule("list", "--experiment", "other")[1].count("\n") == 2
 
@@ -249,6 +352,38 @@ def test_run_now(schedule: Cli, server: KubeflowServer, config_path: Path) -> No
     ):
         assert run[key] == made[key]
     assert run["runtime_config"]["parameters"]["search"]["renew"] is True
+    assert run["description"] == f"run-now of {made['description']}"
+
+
+def test_kubeflows_mlflow_plugin_is_left_out(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    schedule("create", config_path, "--every", "12h")
+    schedule("pause", "tiny")
+    schedule("resume", "tiny")
+    schedule("run-now", "tiny")
+    for thing in (only(server.recurring_runs), only(server.runs)):
+        assert thing["plugins_input"] == {"mlflow": {"disabled": True}}
+
+
+def test_an_older_kubeflow_has_no_plugins(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    server.unknown_fields = ("plugins_input",)
+    assert schedule("create", config_path, "--every", "12h")[::2] == (0, "")
+    assert schedule("create", config_path, "--every", "2d")[::2] == (0, "")
+    assert schedule("run-now", "tiny")[::2] == (0, "")
+    assert "plugins_input" not in only(server.recurring_runs) | only(server.runs)
+
+
+def test_a_schedule_has_a_description(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    schedule("create", config_path, "--every", "12h")
+    assert only(server.recurring_runs)["description"] == (
+        "taylorglo schedule of sweep tiny: data digits, network mlp, layout workers, 1 generation "
+        "x 12 candidates"
+    )
 
 
 def test_a_schedule_of_0_1_0_is_shown_paused_resumed_run_and_deleted(
@@ -259,11 +394,30 @@ def test_a_schedule_of_0_1_0_is_shown_paused_resumed_run_and_deleted(
     assert schedule("pause", "tiny")[0] == 0
     assert old_schedule["mode"] == "DISABLE"
     assert schedule("resume", "tiny")[0] == 0
-    assert old_schedule["mode"] == "ENABLE"
+    assert only(server.recurring_runs)["mode"] == "ENABLE"
     assert schedule("run-now", "tiny")[0] == 0
     assert only(server.runs)["runtime_config"] == {"parameters": {"search_renew": True}}
-    assert schedule("delete", "tiny") == (0, "schedule 'tiny' is deleted\n", "")
+    status, out, _ = schedule("delete", "tiny")
+    assert (status, out.splitlines()[0]) == (0, "schedule 'tiny' is deleted")
     assert server.recurring_runs == {}
+
+
+def test_a_schedule_of_0_1_0_of_a_real_kubeflow(schedule: Cli, server: KubeflowServer) -> None:
+    recurring_run = recorded("schedule-shown")
+    reference = recurring_run["pipeline_version_reference"]
+    server.versions[reference["pipeline_version_id"]] = reference
+    spec = server.specs[reference["pipeline_version_id"]] = pipeline_spec_pb2.PipelineSpec()
+    parameters = spec.root.input_definitions.parameters
+    json_format.ParseDict({"parameterType": "BOOLEAN"}, parameters["search_renew"])
+    server.experiments[recurring_run["experiment_id"]] = {}
+    server.recurring_runs[recurring_run["recurring_run_id"]] = recurring_run
+    assert schedule("show", "quick")[1].startswith("state     active\nwhen      every 1m\n")
+    assert schedule("pause", "quick")[::2] == (0, "")
+    assert schedule("resume", "quick")[::2] == (0, "")
+    assert server.runs == {}
+    kept = ("display_name", "description", "trigger", "service_account", "runtime_config", "mode")
+    made = only(server.recurring_runs)
+    assert [made[key] for key in kept] == [recorded("schedule-shown")[key] for key in kept]
 
 
 def test_a_schedule_of_0_1_0_is_replaced(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from clocks import Clock
+from google.protobuf import json_format
 from kfp_samples import TOKEN, Cli, certificate, only, tasks
 from kfp_server import Fault, KubeflowServer
 
@@ -22,12 +23,14 @@ def test_the_sweep_is_uploaded_and_run(cli: Cli, server: KubeflowServer, config_
     assert out == f"{server.url}/#/runs/details/{run['run_id']}\n"
     assert re.fullmatch(r"tiny 20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}", run["display_name"])
     assert run["service_account"] == "taylorglo"
-    assert run["runtime_config"] == {"parameters": {}}
+    assert run["runtime_config"] == {"parameters": {"name": "tiny"}}
+    assert run["plugins_input"] == {"mlflow": {"disabled": True}}
     assert (
         run["pipeline_version_reference"]["pipeline_version_id"] == version["pipeline_version_id"]
     )
     assert only(server.pipelines)["name"] == "taylorglo-tiny"
-    assert re.fullmatch("[0-9a-f]{32}", version["name"])
+    assert re.fullmatch("tiny-workers-[0-9a-f]{24}", version["name"])
+    assert version["display_name"] == f"tiny workers {version['name'][-24:-16]}"
     assert only(server.experiments)["display_name"] == "trials"
 
 
@@ -44,6 +47,90 @@ def test_the_same_sweep_is_uploaded_once(
     assert len(server.versions) == len(server.asked("POST", "/pipelines/upload_version")) == 4
     assert len(server.runs) == 6
     assert only(server.experiments)["display_name"] == "tiny"
+
+
+def test_versions_that_look_alike_are_told_apart(
+    cli: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    """People see the start of the hash, which says little of the content."""
+    cli("submit", config_path, "--host", server.url)
+    only(server.versions)["name"] = f"tiny-workers-{'0' * 24}"
+    cli("submit", config_path, "--host", server.url)
+    versions = list(server.versions.values())
+    assert len({version["name"] for version in versions}) == 2
+    assert len({version["display_name"] for version in versions}) == 1
+
+
+def test_an_older_kubeflow_has_display_names_only(
+    cli: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    server.unknown_fields = ("plugins_input",)
+    assert cli("submit", config_path, "--host", server.url)[0] == 0
+    version = only(server.versions)
+    version["display_name"] = version.pop("name")
+    assert cli("submit", config_path, "--host", server.url)[0] == 0
+    only(server.versions)
+    assert [run.get("plugins_input") for run in server.runs.values()] == [None, None]
+
+
+def test_another_refusal_is_not_answered_by_another_try(
+    cli: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    server.faults = [Fault("POST", "/runs", 400)]
+    assert cli("submit", config_path, "--host", server.url)[0] == 2
+    assert len(server.asked("POST", "/runs")) == 1
+
+
+def test_the_run_shows_what_was_set(cli: Cli, server: KubeflowServer, config_path: Path) -> None:
+    settings = ("seed=7", "search.popsize=9", "training.learning_rate=0.25")
+    words = [word for setting in settings for word in ("--set", setting)]
+    cli("submit", config_path, "--host", server.url, *words)
+    run, version = only(server.runs), only(server.versions)
+    parameters = run["runtime_config"]["parameters"]
+    assert set(parameters) == {"name", "seed", "search", "training"}
+    inputs = server.specs[version["pipeline_version_id"]].root.input_definitions.parameters
+    for name, value in parameters.items():
+        assert json_format.MessageToDict(inputs[name].default_value) == value
+    assert parameters["search"]["popsize"] == 9
+    assert run["description"] == (
+        "sweep tiny: data digits, network mlp, layout workers, 1 generation x 9 candidates"
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "page"),
+    [
+        ("https://mlflow.example.org/", "http://elsewhere", ", MLflow https://mlflow.example.org/"),
+        ("", "http://ann:se/cret@host:5000/x?t=1", ", MLflow http://host:5000/x"),
+        ("", "sqlite:///mlruns.db", ""),
+        ("", "", ""),
+        ("", f"https://mlflow.example.org/{'x' * 200}", ""),
+    ],
+)
+def test_the_run_names_the_page_of_mlflow(
+    setting: str,
+    variable: str,
+    page: str,
+    cli: Cli,
+    server: KubeflowServer,
+    config_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    words = ("--set", f"services.tracking_uri={setting}", "--set", "pipeline.generations=2")
+    cli("submit", config_path, "--host", server.url, *words)
+    assert only(server.runs)["description"].endswith(f", 2 generations x 12 candidates{page}")
+
+
+def test_a_description_fits_into_kubeflows_database(
+    cli: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    words = ("--host", server.url, "--set", f"model.name=pack.mod:{'f' * 300}")
+    assert cli("submit", config_path, *words)[0] == 0
+    cli("schedule", "create", config_path, *words, "--every", "12h")
+    cli("schedule", "run-now", "tiny", "--host", server.url)
+    things = [*server.runs.values(), *server.recurring_runs.values()]
+    assert [len(thing["description"]) <= 255 for thing in things] == [True] * 3
 
 
 @pytest.mark.parametrize(
@@ -157,11 +244,10 @@ def test_wait_for_a_run_that_succeeds(cli: Cli, server: KubeflowServer, config_p
     server.script = [{"state": "SUCCEEDED", **tasks(prepare_dataset="SUCCEEDED")}]
     status, out, err = cli("submit", config_path, "--host", server.url, "--wait")
     assert (status, err) == (0, "")
-    assert out.splitlines() == [
-        f"{server.url}/#/runs/details/{only(server.runs)['run_id']}",
-        "succeeded  prepare-dataset",
-        "the run has succeeded",
-    ]
+    page, task, end = out.splitlines()
+    assert page == f"{server.url}/#/runs/details/{only(server.runs)['run_id']}"
+    assert re.fullmatch(r"\d\d:\d\d:\d\d  succeeded  Prepare data set", task)
+    assert end == "the run has succeeded"
 
 
 def test_wait_for_a_run_that_fails(cli: Cli, server: KubeflowServer, config_path: Path) -> None:

@@ -1,10 +1,10 @@
-"""A run is followed to its end: changes of state, and why it failed or does not start."""
+"""A run is followed to its end: changes of state, how it ended, and what cannot be seen of it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from kfp_samples import SHORT, TOKEN, pod, tasks, write_kubeconfig
+from clocks import Clock
+from kfp_samples import SHORT, TOKEN, Follow, pod, recorded, show, tasks, write_kubeconfig
 from kfp_server import Fault, KubeflowServer
 
 from taylorglo.errors import InputError, ServiceError
@@ -13,36 +13,124 @@ from taylorglo_pipelines.kubeflow.client import Access, Connection
 from taylorglo_pipelines.kubeflow.runs import submit
 from taylorglo_pipelines.kubeflow.wait import RunFailedError, wait
 
-Follow = Callable[..., list[str]]
-
-
-@pytest.fixture
-def follow(connection: Connection, config: Config) -> Follow:
-    """Start a run, wait for it with short pauses, and return the lines that are said."""
-
-    def start_and_wait(connection: Connection = connection, start: float = 0.1) -> list[str]:
-        lines: list[str] = []
-        run = submit(config, connection, "")
-        patience = (0.01,) * 5
-        wait(connection, run.run_id, lines.append, poll=0.02, patience=patience, start=start)
-        return lines
-
-    return start_and_wait
+GENERATION_2 = "taylorglo-real-gcc64(0).root(0).next-generation(0)"
 
 
 def test_every_change_of_a_task_is_said_once(follow: Follow, server: KubeflowServer) -> None:
     server.script = [
         {"state": "RUNNING", **tasks(prepare_dataset="RUNNING")},
         {"state": "RUNNING", **tasks(prepare_dataset="RUNNING")},
-        {"state": "RUNNING", **tasks(prepare_dataset="SUCCEEDED", propose="PENDING")},
-        {"state": "SUCCEEDED", **tasks(prepare_dataset="SUCCEEDED", propose="SUCCEEDED")},
+        {"state": "RUNNING", **tasks(prepare_dataset="SUCCEEDED", report="PENDING")},
+        {"state": "SUCCEEDED", **tasks(prepare_dataset="SUCCEEDED", report="SUCCEEDED")},
     ]
-    assert follow() == [
-        "running    prepare-dataset",
-        "succeeded  prepare-dataset",
-        "pending    propose",
-        "succeeded  propose",
+    lines = follow()
+    # The time of an end is not in these answers.
+    assert sorted(line[10:38].rstrip(" (") for line in lines) == [
+        "pending    Report",
+        "running    Prepare data set",
+        "succeeded  Prepare data set",
+        "succeeded  Report",
     ]
+    assert lines[0].startswith("21:30:01  ")
+
+
+def test_a_recorded_sweep(follow: Follow, server: KubeflowServer) -> None:
+    run_id = show(server, "run-running-early", "run-running-generation-1", "run-succeeded")
+    assert follow(run_id) == [
+        "15:15:27  succeeded  Check inputs (10 s)",
+        "15:15:37  running    Prepare data set",
+        "15:15:57  succeeded  Prepare data set (20 s)",
+        "15:16:28  succeeded  Open study and MLflow run (21 s)",
+        "15:16:58  succeeded  Propose candidates: generation 1 (10 s)",
+        "15:17:08  succeeded  Tune baselines (30 s)",
+        "15:17:18  succeeded  Filter candidates: generation 1 (10 s)",
+        "15:17:48  running    Evaluate candidates: generation 1, iteration 1",
+        "15:17:48  running    Evaluate candidates: generation 1, iteration 2",
+        "15:18:22  succeeded  Evaluate candidates: generation 1, iteration 1 (34 s)",
+        "15:18:22  succeeded  Evaluate candidates: generation 1, iteration 2 (34 s)",
+        "15:18:53  succeeded  Propose candidates: generation 2 (10 s)",
+        "15:19:13  succeeded  Filter candidates: generation 2 (10 s)",
+    ]
+    version = server.asked("GET", "/pipelines/.*/versions/.*")
+    assert len(version) == 1
+
+
+def test_a_pipeline_that_was_deleted_since(follow: Follow, server: KubeflowServer) -> None:
+    """Its tasks are then called by their keys."""
+    run_id = show(server, "run-running-early", state="SUCCEEDED")
+    server.versions.clear()
+    assert follow(run_id)[0] == "15:15:27  succeeded  check-inputs (10 s)"
+
+
+def test_a_run_that_kubeflow_shows_no_longer(
+    follow: Follow, server: KubeflowServer, kubeconfig: Path, clock: Clock
+) -> None:
+    """Its state is over a mebibyte: what Kubeflow shows stays as it was, and only the pods tell."""
+    run_id = show(server, "run-succeeded", state="RUNNING")
+    node = f"{GENERATION_2}.for-loop-2(0).iteration-iterations(1:1)(0).iteration-item(0)"
+    node += ".evaluate-candidates(0).executor(0)"
+    started = {"startedAt": "2026-11-26T15:19:50Z"}
+    ended = {**started, "finishedAt": "2026-11-26T15:20:09Z", "exitCode": 0}
+
+    def later() -> None:
+        looks = len(clock.pauses)
+        if looks == 1:
+            server.pods = [pod("Running", node=node, run_id=run_id, running=started)]
+        elif looks == 2:
+            server.pods = [pod("Succeeded", node=node, run_id=run_id, terminated=ended)]
+        elif looks == 3:
+            server.script = [recorded("run-succeeded")]
+
+    clock.during = later
+    assert follow(run_id)[-2:] == [
+        "15:19:50  running    Evaluate candidates: generation 2, iteration 2",
+        "15:20:09  succeeded  Evaluate candidates: generation 2, iteration 2 (19 s)",
+    ]
+
+
+@pytest.mark.parametrize("sees", ["nothing", "another cluster", "no pods"])
+def test_a_silence_that_nothing_explains(
+    sees: str, follow: Follow, server: KubeflowServer, tmp_path: Path, clock: Clock
+) -> None:
+    """It may be a long training just as well. Without a look at the pods, it is said once."""
+    run_id = show(server, "run-succeeded", state="RUNNING")
+    with KubeflowServer() as other:
+        other.cluster.workflow = None
+        if sees != "nothing":
+            url = other.url if sees == "another cluster" else server.url
+            write_kubeconfig(tmp_path / "kubeconfig", url)
+        server.cluster.forbidden = {"pods", "workflows"}
+
+        def later() -> None:
+            if sum(clock.pauses) > 350:
+                server.script = [recorded("run-succeeded")]
+
+        clock.during = later
+        lines = follow(run_id)
+    assert lines[-1][10:].startswith(
+        "Kubeflow has shown nothing new for 5 min: a task takes long, or the run has become too "
+        "large for Kubeflow to show its tasks"
+    )
+    assert len([line for line in lines if "nothing new" in line]) == 1
+
+
+def test_a_silence_that_argo_explains(
+    follow: Follow, server: KubeflowServer, kubeconfig: Path, clock: Clock
+) -> None:
+    """Argo's state of the run is as good as the pods, also in its compressed form."""
+    run_id = show(server, "run-succeeded", state="RUNNING")
+    server.cluster.forbidden = {"pods"}
+    nodes = {node["name"]: node for node in recorded("argo-nodes-succeeded")}
+    server.cluster.compress(nodes)
+
+    def later() -> None:
+        if sum(clock.pauses) > 350:
+            server.script = [recorded("run-succeeded")]
+
+    clock.during = later
+    lines = follow(run_id)
+    assert lines[-1] == "15:21:42  succeeded  Report (12 s)"
+    assert not [line for line in lines if "nothing new" in line]
 
 
 def test_a_failed_task_is_named(follow: Follow, server: KubeflowServer) -> None:
@@ -55,36 +143,30 @@ def test_a_failed_task_is_named(follow: Follow, server: KubeflowServer) -> None:
     assert error.value.exit_status == 1
 
 
-def test_the_error_line_of_a_pod_is_the_reason(
-    follow: Follow, server: KubeflowServer, tmp_path: Path
-) -> None:
-    """Kubeflow's API does not have it; the pod's log has it."""
-    write_kubeconfig(tmp_path / "kubeconfig", server.url)
-    server.script = [{"state": "FAILED", **tasks(prepare_dataset="FAILED")}]
-    server.logs["pod-1"] = (
-        "I1124 launcher\n"
-        "2026-11-24T21:30:00Z taylorglo: error: the first of two lines\n"
-        "2026-11-24T21:30:00Z taylorglo: error: the bucket 'x' is not for you\n"
-        "exit status 1\n"
-    )
-    server.pods = [pod("Failed", terminated={"reason": "Error", "exitCode": 1})]
+def test_the_task_that_failed_first_is_named(follow: Follow, server: KubeflowServer) -> None:
+    run_id = show(server, "run-out-of-memory-failed")
     with pytest.raises(RunFailedError) as error:
-        follow()
+        follow(run_id)
     assert str(error.value) == (
-        "the run failed: task prepare-dataset: the bucket 'x' is not for you"
+        "the run failed: task Tune baselines: Kubeflow gives no reason; see the log of the task"
     )
 
 
-def test_the_exit_status_of_a_pod_is_the_reason(
-    follow: Follow, server: KubeflowServer, tmp_path: Path
-) -> None:
-    write_kubeconfig(tmp_path / "kubeconfig", server.url)
-    server.script = [{"state": "FAILED", **tasks(prepare_dataset="FAILED")}]
-    server.logs["pod-1"] = "Killed\n"
-    server.pods = [pod("Failed", terminated={"reason": "OOMKilled", "exitCode": 137})]
+def test_no_task_is_known_to_have_failed(follow: Follow, server: KubeflowServer) -> None:
+    run_id = show(server, "run-succeeded", state="FAILED")
+    with pytest.raises(
+        RunFailedError, match="shows no task that failed; see the message of Argo's"
+    ):
+        follow(run_id)
+
+
+def test_a_cancelled_run(follow: Follow, server: KubeflowServer) -> None:
+    """Kubeflow calls it failed, in the end."""
+    run_id = show(server, "run-terminated-failed")
     with pytest.raises(RunFailedError) as error:
-        follow()
-    assert str(error.value) == ("the run failed: task prepare-dataset: OOMKilled (exit status 137)")
+        follow(run_id)
+    assert str(error.value) == "the run was cancelled"
+    assert (error.value.event.state, error.value.exit_status) == ("CANCELED", 1)
 
 
 @pytest.mark.parametrize(
@@ -100,51 +182,6 @@ def test_other_ends(state: str, words: str, follow: Follow, server: KubeflowServ
     with pytest.raises(RunFailedError) as error:
         follow()
     assert str(error.value) == words
-
-
-@pytest.mark.parametrize(
-    ("reason", "message"),
-    [
-        ("ImagePullBackOff", 'Back-off pulling image "nobody/nothing:1"'),
-        ("ErrImagePull", "not found"),
-        ("CreateContainerConfigError", 'secret "taylorglo" not found'),
-    ],
-)
-def test_a_pod_that_cannot_start(
-    reason: str, message: str, follow: Follow, server: KubeflowServer, tmp_path: Path
-) -> None:
-    """For Kubeflow, its task is pending for ever."""
-    server.token = TOKEN
-    (tmp_path / "token").write_text(TOKEN)
-    write_kubeconfig(tmp_path / "kubeconfig", server.url)
-    server.script = [{"state": "RUNNING", **tasks(prepare_dataset="PENDING")}]
-    server.pods = [pod("Pending", waiting={"reason": reason, "message": message})]
-    access = Access(server.url, token_file=tmp_path / "token")
-    with pytest.raises(RunFailedError) as error:
-        follow(Connection.open(access, delays=SHORT))
-    assert str(error.value) == (
-        f"task prepare-dataset does not start: {reason}: {message}; "
-        "no longer waiting, but the run goes on: it starts by itself once that is mended, "
-        "or end it in the user interface"
-    )
-
-
-def test_a_pod_that_starts_after_all(
-    follow: Follow, server: KubeflowServer, tmp_path: Path
-) -> None:
-    write_kubeconfig(tmp_path / "kubeconfig", server.url)
-    server.script = [*({"state": "RUNNING"} for _ in range(3)), {"state": "SUCCEEDED"}]
-    server.pods = [pod("Pending", waiting={"reason": "ErrImagePull"})]
-    assert follow(start=30.0) == []
-
-
-def test_a_cluster_that_does_not_show_its_pods(
-    follow: Follow, server: KubeflowServer, tmp_path: Path
-) -> None:
-    with KubeflowServer() as gone:
-        write_kubeconfig(tmp_path / "kubeconfig", gone.url)
-    server.script = [{"state": "RUNNING"}, {"state": "SUCCEEDED"}]
-    assert follow() == []
 
 
 @pytest.mark.parametrize("status", [0, 503], ids=["dropped", "503"])
@@ -170,7 +207,7 @@ def test_a_token_that_expires(follow: Follow, server: KubeflowServer, tmp_path: 
     server.faults = [Fault("GET", "/runs/.*", 401, body=b'{"message": "expired"}')]
     access = Access(server.url, token_file=tmp_path / "token")
     with pytest.raises(InputError) as error:
-        follow(Connection.open(access, delays=SHORT))
+        follow(connection=Connection.open(access, delays=SHORT))
     assert str(error.value) == (
         f"Kubeflow Pipelines at {server.url}: the token has expired (401: expired)"
     )

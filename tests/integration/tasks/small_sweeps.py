@@ -20,7 +20,7 @@ from taylorglo.results import (
 from taylorglo.settings import SweepSettings
 from taylorglo.tasks import prepare
 from taylorglo.tasks.context import Sweep
-from taylorglo.tasks.open import open_sweep
+from taylorglo.tasks.open import PreparedData, open_sweep
 from taylorglo.variables import LOCAL_RUN, STORE_URI, STUDY_URL, TRACKING_URI, required
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -62,7 +62,9 @@ class Work:
         """Name study, store and MLflow of this folder in the environment."""
         patch.setenv(STUDY_URL, f"sqlite:///{self.folder / 'study.db'}")
         patch.setenv(STORE_URI, str(self.folder / "store"))
-        patch.setenv(TRACKING_URI, f"sqlite:///{self.folder / 'mlruns.db'}")
+        # The second one is for load_loss, which is not a task.
+        for name in (TRACKING_URI, "MLFLOW_TRACKING_URI"):
+            patch.setenv(name, f"sqlite:///{self.folder / 'mlruns.db'}")
         for name in (LOCAL_RUN, "MLFLOW_RUN_ID"):
             patch.delenv(name, raising=False)
 
@@ -85,7 +87,8 @@ class Work:
     def open(self, generations: int = 2, name: str = "digits", **sections: dict[str, Any]) -> Sweep:
         """Open the sweep as the next run of the pipeline does; settings as in small_settings."""
         settings = small_settings(name, **sections)
-        sweep = open_sweep(settings, self.description(), self.full_data, generations)
+        data = PreparedData(self.search_data, self.full_data)
+        sweep = open_sweep(settings, self.description(), data, generations)
         sweep.write(self.folder / "sweep")
         return self.sweep()
 

@@ -1,19 +1,13 @@
 """The task that trains a shard of a generation's candidates."""
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from clocks import Clock
 from small_sweeps import NO_DATA, Work, begin_generation, evaluation
 from trainings import steps_counted
 
-from taylorglo import retries
-from taylorglo.errors import InputError, ServiceError
-from taylorglo.results import Candidate, read_json, write_json
+from taylorglo.errors import InputError
 from taylorglo.settings import TrainingSettings
-from taylorglo.tasks import evaluate
 from taylorglo.tasks.context import Sweep
 from taylorglo.tasks.evaluate import evaluate_shard
 from taylorglo.training import plan
@@ -113,87 +107,3 @@ def test_another_precision_needs_another_search(mixed: Sweep, work: Work) -> Non
     ):
         work.open(name="mixed", **other)
     assert work.open(name="mixed", **other, search={"renew": True}).study == "mixed.2"
-
-
-class Service:
-    """In place of evaluate_shard: each call takes the next outcome, which may be an error."""
-
-    def __init__(self, *outcomes: Exception | list[Candidate]) -> None:
-        self.outcomes: Iterator[Exception | list[Candidate]] = iter(outcomes)
-
-    def evaluate_shard(self, *_: object) -> list[Candidate]:
-        outcome = next(self.outcomes)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-
-class TestRetries:
-    """The retries of the task if a service fails, which Kubeflow does not do in a loop."""
-
-    @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
-        clock = Clock()
-        monkeypatch.setattr(retries, "time", clock)
-        return clock
-
-    def run(
-        self, work: Work, service: Service, monkeypatch: pytest.MonkeyPatch, retries: int
-    ) -> Path:
-        """Run the task on this service; return the path of its results."""
-        monkeypatch.setattr(evaluate, "evaluate_shard", service.evaluate_shard)
-        screened = work.folder / "screened"
-        results = work.folder / "results"
-        write_json(screened, [])
-        evaluate.run(
-            sweep_path=str(work.folder / "sweep"),
-            search_data_path=work.search_data,
-            generation=1,
-            screened_path=str(screened),
-            shard=0,
-            shards=1,
-            retries=retries,
-            results_path=str(results),
-        )
-        return results
-
-    def test_a_service_that_answers_again_in_time(
-        self,
-        work: Work,
-        clock: Clock,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        back = [Candidate(trial=7, generation=1, theta=[1.0])]
-        service = Service(ServiceError("gone"), ServiceError("gone"), back)
-        results = self.run(work, service, monkeypatch, retries=2)
-        assert read_json(results, list[Candidate]) == back
-        assert clock.pauses == [10, 10]
-        assert capsys.readouterr().out.splitlines()[-1] == "taylorglo: gone; trying again (2 of 2)"
-
-    def test_a_service_that_stays_away(
-        self,
-        work: Work,
-        clock: Clock,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        service = Service(ServiceError("gone"), ServiceError("gone"))
-        with pytest.raises(SystemExit):
-            self.run(work, service, monkeypatch, retries=1)
-        assert list(service.outcomes) == []
-        assert capsys.readouterr().out.splitlines()[-1] == "taylorglo: error: gone"
-
-    def test_bad_input_is_not_tried_again(
-        self,
-        work: Work,
-        clock: Clock,
-        monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str],
-    ) -> None:
-        service = Service(InputError("wrong"), [])
-        with pytest.raises(SystemExit):
-            self.run(work, service, monkeypatch, retries=5)
-        assert list(service.outcomes) == [[]]
-        assert clock.pauses == []
-        assert capsys.readouterr().out == "taylorglo: error: wrong\n"

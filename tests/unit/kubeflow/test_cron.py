@@ -8,13 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice, takewhile
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from taylorglo.errors import InputError
-from taylorglo_pipelines.kubeflow.cron import interval, next_times, parse
+from taylorglo_pipelines.kubeflow.cron import following_times, interval, next_times, parse
 
 NOW = datetime(2026, 11, 24, 21, 30, 7, 123, tzinfo=UTC)  # a Tuesday
 DAY = timedelta(days=1)
@@ -293,6 +294,63 @@ def test_the_next_times_of_an_expression() -> None:
     threes = [datetime(2026, 11, day, 3, tzinfo=UTC) for day in (25, 26, 27)]
     assert next_times(cron, NOW - DAY, now=NOW) == threes
     assert next_times(cron, NOW - DAY, 1, now=NOW) == threes[:1]
+
+
+def utc(*times: str) -> list[datetime]:
+    """Return times in UTC, such as ``2026-11-25 03:00``."""
+    return [datetime.fromisoformat(f"{time}Z") for time in times]
+
+
+@pytest.mark.parametrize(
+    ("zone", "times"),
+    [
+        ("Asia/Tokyo", ["2026-11-25 18:00", "2026-11-26 18:00"]),
+        ("Asia/Kathmandu", ["2026-11-25 21:15", "2026-11-26 21:15"]),
+        ("America/New_York", ["2026-11-25 08:00", "2026-11-26 08:00"]),
+    ],
+)
+def test_an_expression_in_another_time_zone(zone: str, times: list[str]) -> None:
+    now = utc("2026-11-25 08:00" if zone.startswith("Asia") else "2026-11-25 07:59")[0]
+    assert list(islice(parse("0 3 * * *").firing_times(now, ZoneInfo(zone)), 2)) == utc(*times)
+
+
+def test_a_time_that_the_clocks_skip_or_show_twice_ends_the_times() -> None:
+    """On 2027-03-28, Berlin's clocks go from 2 to 3 o'clock, and on 2026-10-25 from 3 to 2."""
+    berlin = ZoneInfo("Europe/Berlin")
+    for night, count in (("2027-03-28", 1), ("2026-10-25", 2)):
+        eve = datetime.fromisoformat(f"{night} 00:00Z") - count * DAY
+        times = list(islice(parse("30 2 * * *").firing_times(eve, berlin), 9))
+        assert len(times) == count
+        assert all(time.astimezone(berlin).hour == 2 for time in times)
+
+
+@pytest.mark.parametrize(
+    ("expression", "after", "times"),
+    [
+        # No zone but those of UTC fires at three o'clock UTC.
+        ("0 3 * * *", "2026-11-24 12:00", ["2026-11-25 03:00", "2026-11-26 03:00"]),
+        ("0 3 * * *", "2026-11-24 12:00", ["2026-11-24 18:00", "2026-11-25 18:00"]),
+        # It may be Friday's last hour, or that of any other workday's morning.
+        ("0 * * * 1-5", "2026-11-27 14:30", ["2026-11-27 15:00"]),
+        ("0 * * * 1-5", "2026-11-25 12:30",
+         ["2026-11-25 13:00", "2026-11-25 14:00", "2026-11-25 15:00"]),
+        # Between these Sundays, the clocks of Europe change, and those of Africa do not.
+        ("0 3 * * 0", "2026-10-14 12:00", ["2026-10-18 01:00"]),
+        ("0 3 * * 0", "2026-11-11 12:00", ["2026-11-15 02:00", "2026-11-22 02:00"]),
+    ],
+)  # fmt: skip
+def test_the_times_that_follow_in_whatever_time_zone(
+    expression: str, after: str, times: list[str]
+) -> None:
+    expected = utc(*times)
+    number = len(times) if len(times) > 1 else 3
+    found = following_times(parse(expression), *utc(after), expected[0], number)
+    assert found == expected
+
+
+def test_a_time_that_no_time_zone_gives_stands_alone() -> None:
+    after, first = utc("2026-11-24 12:00", "2026-11-25 03:07")
+    assert following_times(parse("0 3 * * *"), after, first, 3) == [first]
 
 
 def test_the_present_is_the_default() -> None:

@@ -19,7 +19,7 @@ def arguments(
     services = {
         "TAYLORGLO_STUDY_URL": "postgresql://localhost/optuna",
         "TAYLORGLO_STORE_URI": "s3://bucket/store",
-        "MLFLOW_TRACKING_URI": "http://localhost:5000",
+        "TAYLORGLO_TRACKING_URI": "http://localhost:5000",
     }
     return run_arguments(
         Config(**sections), work, {**services, **(environment or {})}, rootless=False
@@ -44,6 +44,9 @@ def test_the_environment_is_the_services_and_their_credentials_and_nothing_else(
         "AWS_ENDPOINT_URL": "http://localhost:8333",
         "MLFLOW_TRACKING_PASSWORD": "d",
         "MLFLOW_RUN_ID": "e",
+        "TAYLORGLO_S3_SECRET_ACCESS_KEY": "g",
+        "TAYLORGLO_STUDY_PASSWORD": "h",
+        "TAYLORGLO_TRACKING_PASSWORD": "i",
         "TAYLORGLO_STARTED": "1.5",
     }
     kept_out = {
@@ -53,7 +56,7 @@ def test_the_environment_is_the_services_and_their_credentials_and_nothing_else(
         "PYTHONPATH": "/src",
         "TAYLORGLO_LOCAL_RUN": "1",
     }
-    services = {"TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"}
+    services = {"TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "TAYLORGLO_TRACKING_URI"}
     assert set(arguments(tmp_path, {**passed, **kept_out})["environment"]) == {*passed, *services}
 
 
@@ -85,7 +88,7 @@ def test_local_services_are_mounted_where_they_are(
         {
             "TAYLORGLO_STUDY_URL": f"sqlite:///{tmp_path}/studies/study.db",
             "TAYLORGLO_STORE_URI": "store",
-            "MLFLOW_TRACKING_URI": "sqlite:///mlruns.db",
+            "TAYLORGLO_TRACKING_URI": "sqlite:///mlruns.db",
         },
     )
     assert places(given) == {

@@ -1,8 +1,8 @@
 """The compiled pipeline, as Kubeflow Pipelines will be given it."""
 
 import difflib
+import importlib
 import importlib.util
-import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -15,14 +15,11 @@ from google.protobuf import json_format, struct_pb2
 from kfp import components, dsl, kubernetes
 
 from taylorglo import __version__
-from taylorglo.components.propose_candidates import propose_candidates
-from taylorglo.errors import InputError
 from taylorglo.settings import SweepSettings
-from taylorglo_pipelines.cli import main
 from taylorglo_pipelines.config import Config, load
 from taylorglo_pipelines.pipeline.compile import compile_sweep
 from taylorglo_pipelines.pipeline.deduplicate import deduplicated
-from taylorglo_pipelines.pipeline.resources import OPTIONAL_SECRET_KEYS, SECRET_KEYS
+from taylorglo_pipelines.pipeline.resources import STORE, STUDY, TRACKING
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted((ROOT / "pipelines" / "configs").glob("*.yaml"))
@@ -37,12 +34,17 @@ TYPES = {str: "STRING", int: "NUMBER_INTEGER", dict: "STRUCT"}
 TRAINING = {
     "exec-evaluate-baselines",
     "exec-evaluate-candidates",
+    "exec-search-candidates",
     "exec-train-champion",
     "exec-attack",
 }
-SIZE_LIMIT = 400_000  # bytes
-# A generation is little more than a reference to the components of the first one.
-GENERATION_LIMIT = 1_000  # bytes
+# What a task uses beside the image; tasks that are not named here use all services.
+SERVICES = {
+    "prepare-dataset": [STORE],
+    "propose-candidates": [STUDY],
+    "filter-candidates": [STUDY],
+}
+GENERATIONS = ("pipeline.layout=generations",)
 
 
 def loaded(tmp_path: Path, *overrides: str) -> Config:
@@ -61,8 +63,8 @@ def compiled(tmp_path: Path, *overrides: str) -> dict[str, Any]:
 
 
 def compiled_config(config: Config, output: Path) -> dict[str, Any]:
-    size = compile_sweep(config, output)
-    assert size == output.stat().st_size
+    content, _ = compile_sweep(config, output)
+    assert content == output.read_bytes()
     pipeline, platforms = yaml.safe_load_all(output.read_text())
     assert set(platforms["platforms"]) == {"kubernetes"}
     return {
@@ -94,18 +96,36 @@ def trains(executor: str) -> bool:
 
 
 def tasks(pipeline: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return every task of the pipeline and of the sub-pipelines, by component and name."""
-    components = {"root": pipeline["root"], **pipeline["components"]}
+    """Return every task of the pipeline by its name."""
+    found: dict[str, dict[str, Any]] = pipeline["root"]["dag"]["tasks"]
+    return found
+
+
+def names(pipeline: dict[str, Any]) -> dict[str, str]:
+    """Return the name of each task by the name that people see."""
+    return {task["taskInfo"]["name"]: name for name, task in tasks(pipeline).items()}
+
+
+def constants(task: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of a task that are constants."""
     return {
-        f"{label}/{name}": task
-        for label, component in components.items()
-        for name, task in component.get("dag", {}).get("tasks", {}).items()
+        name: value["runtimeValue"]["constant"]
+        for name, value in task["inputs"].get("parameters", {}).items()
+        if "runtimeValue" in value
     }
 
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    return compiled(tmp_path_factory.mktemp("plain"), "pipeline.generations=3", "pipeline.shards=2")
+    """Three generations of two shards."""
+    folder = tmp_path_factory.mktemp("plain")
+    return compiled(folder, *GENERATIONS, "pipeline.generations=3", "pipeline.shards=2")
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Three workers."""
+    return compiled(tmp_path_factory.mktemp("workers"), "pipeline.shards=3")
 
 
 @pytest.mark.parametrize("path", write.CONFIGS, ids=lambda path: path.name)
@@ -124,7 +144,7 @@ def test_golden(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("path", write.CONFIGS, ids=lambda path: path.name)
 def test_a_golden_file_is_short_enough_to_be_read(path: Path) -> None:
-    assert len(write.golden_of(path).read_text().splitlines()) < 420
+    assert len(write.golden_of(path).read_text().splitlines()) < 450
 
 
 def test_kfp_loads_the_compiled_pipeline(tmp_path: Path) -> None:
@@ -134,16 +154,22 @@ def test_kfp_loads_the_compiled_pipeline(tmp_path: Path) -> None:
     assert set(pipeline.component_spec.inputs) == set(SweepSettings.model_fields)
 
 
-def test_a_task_runs_the_source_of_its_component_and_installs_nothing(
-    plain: dict[str, Any],
+def test_a_task_runs_its_component_in_the_image_and_its_source_stays_there(
+    plain: dict[str, Any], workers: dict[str, Any]
 ) -> None:
-    for label, executor in executors(plain).items():
-        function = executor["args"][executor["args"].index("--function_to_execute") + 1]
-        assert label == f"exec-{function.replace('_', '-')}"
-        assert f"\ndef {function}(" in executor["command"][-1]
-        assert "pip install" not in "".join(executor["command"])
-    source = inspect.getsource(propose_candidates.python_func).partition("\n")[2]
-    assert source in executors(plain)["exec-propose-candidates"]["command"][-1]
+    for pipeline in (plain, workers):
+        for label, executor in executors(pipeline).items():
+            name = label.removeprefix("exec-").replace("-", "_")
+            assert executor["command"] == [
+                "python3", "-m", "taylorglo.components", "kfp.dsl.executor_main"
+            ]  # fmt: skip
+            assert executor["args"] == [
+                "--executor_input", "{{$}}", "--function_to_execute", name
+            ]  # fmt: skip
+            module = importlib.import_module(f"taylorglo.components.{name}")
+            assert getattr(module, name).python_func.__name__ == name
+    text = json.dumps([plain, workers])
+    assert not [words for words in ("def ", "import ", '"""', "\\n") if words in text]
 
 
 def test_the_parameters_are_a_name_a_seed_and_a_struct_for_each_section(
@@ -209,7 +235,7 @@ def test_the_front_door_is_given_every_parameter(plain: dict[str, Any]) -> None:
     assert inputs["check-inputs"]["parameters"] == {
         name: {"componentInputParameter": name} for name in SweepSettings.model_fields
     }
-    assert inputs["open-sweep"]["parameters"] == {"generations": {"runtimeValue": {"constant": 3}}}
+    assert constants(tasks(plain)["open-sweep"]) == {"generations": 3, "shards": 2}
     assert (
         inputs["open-sweep"]["artifacts"]["settings"]["taskOutputArtifact"]["producerTask"]
         == "check-inputs"
@@ -219,15 +245,11 @@ def test_the_front_door_is_given_every_parameter(plain: dict[str, Any]) -> None:
 def test_prepared_data_alone_are_cached_and_by_the_version_of_their_source(
     plain: dict[str, Any],
 ) -> None:
-    # kfp writes {} for a task that is not cached, and no options for a loop, which is a group of
-    # tasks.
-    options = {name: task.get("cachingOptions") for name, task in tasks(plain).items()}
-    assert {name: option for name, option in options.items() if option not in ({}, None)} == {
-        "root/prepare-dataset": {"enableCache": True}
+    # kfp writes {} for a task that is not cached.
+    options = {name: task["cachingOptions"] for name, task in tasks(plain).items()}
+    assert {name: option for name, option in options.items() if option} == {
+        "prepare-dataset": {"enableCache": True}
     }
-    assert all(
-        "for-loop" in name.rpartition("/")[2] for name, option in options.items() if option is None
-    )
     decisive = plain["root"]["dag"]["tasks"]["prepare-dataset"]["inputs"]["parameters"]
     assert decisive.pop("version")["taskOutputParameter"]["producerTask"] == "check-inputs"
     assert decisive == {
@@ -235,73 +257,106 @@ def test_prepared_data_alone_are_cached_and_by_the_version_of_their_source(
     }
 
 
-def test_every_task_has_a_name_for_people(plain: dict[str, Any]) -> None:
-    names = {name: task["taskInfo"]["name"] for name, task in plain["root"]["dag"]["tasks"].items()}
-    assert sorted(names.values()) == [
+def test_every_task_has_a_name_for_people(plain: dict[str, Any], workers: dict[str, Any]) -> None:
+    around = {
         "Attack",
         "Check inputs",
-        "Generation 1",
-        "Generation 2",
-        "Generation 3",
         "Open study and MLflow run",
         "Prepare data set",
         "Report",
         "Train champion and baselines",
         "Tune baselines",
-    ]
+    }
     inner = {
-        task["taskInfo"]["name"]
-        for key, task in tasks(plain).items()
-        if not key.startswith("root/")
+        name
+        for generation in (1, 2, 3)
+        for name in (
+            f"Propose candidates: generation {generation}",
+            f"Filter candidates: generation {generation}",
+            f"Evaluate candidates: generation {generation}, shard 1 of 2",
+            f"Evaluate candidates: generation {generation}, shard 2 of 2",
+        )
     }
-    assert inner == {"Propose candidates", "Filter candidates", "Evaluate candidates", "shards"}
+    assert set(names(plain)) == around | inner
+    assert set(names(workers)) == around | {f"Search: worker {n} of 3" for n in (1, 2, 3)}
 
 
-def test_generations_are_unrolled_one_after_another(plain: dict[str, Any]) -> None:
-    by_name = {
-        task["taskInfo"]["name"]: (key, task) for key, task in plain["root"]["dag"]["tasks"].items()
-    }
+def test_one_worker_and_one_shard_have_no_number(tmp_path: Path) -> None:
+    assert "Search" in names(compiled(tmp_path))
+    pipeline = compiled(tmp_path, *GENERATIONS, "pipeline.generations=1")
+    assert "Evaluate candidates: generation 1" in names(pipeline)
+
+
+def test_there_is_one_graph_without_loops_conditions_and_nested_pipelines(
+    plain: dict[str, Any], workers: dict[str, Any]
+) -> None:
+    """Each of these costs pods and a part of Argo's state, and spoils the names of artifacts."""
+    for pipeline in (plain, workers):
+        assert not any("dag" in component for component in pipeline["components"].values())
+        for task in tasks(pipeline).values():
+            assert not {"parameterIterator", "artifactIterator", "triggerPolicy"} & set(task)
+        assert "pipelinechannel" not in json.dumps(pipeline)
+
+
+def test_generations_follow_one_another(plain: dict[str, Any]) -> None:
+    """Six pods in a row for a generation: three tasks, each with its driver."""
+    by_name = names(plain)
+    previous = ["open-sweep"]
     for number in (1, 2, 3):
-        task = by_name[f"Generation {number}"][1]
-        assert task["inputs"]["parameters"]["number"]["runtimeValue"]["constant"] == number
-        if number > 1:
-            previous = by_name[f"Generation {number - 1}"][0]
-            results = task["inputs"]["artifacts"]["previous"]["taskOutputArtifact"]
-            assert results["producerTask"] == previous
-            assert previous in task["dependentTasks"]
-    assert (
-        by_name["Generation 3"][0] in by_name["Train champion and baselines"][1]["dependentTasks"]
-    )
+        proposed, filtered, *shards = (
+            by_name[f"{task}: generation {number}{shard}"]
+            for task, shard in (
+                ("Propose candidates", ""),
+                ("Filter candidates", ""),
+                ("Evaluate candidates", ", shard 1 of 2"),
+                ("Evaluate candidates", ", shard 2 of 2"),
+            )
+        )
+        assert constants(tasks(plain)[proposed]) == {"generation": number}
+        assert set(previous) <= set(tasks(plain)[proposed]["dependentTasks"])
+        assert tasks(plain)[filtered]["dependentTasks"] == [proposed]
+        for shard, name in enumerate(shards):
+            assert tasks(plain)[name]["dependentTasks"] == [filtered]
+            assert constants(tasks(plain)[name]) == {"shard": shard}
+        previous = shards
+    assert set(previous) <= set(tasks(plain)["train-champion"]["dependentTasks"])
 
 
-@pytest.mark.parametrize("shards", [1, 3])
-def test_the_shards_of_a_generation_are_a_parallel_loop(tmp_path: Path, shards: int) -> None:
-    pipeline = compiled(tmp_path, "pipeline.generations=2", f"pipeline.shards={shards}")
-    loops = [task for task in tasks(pipeline).values() if "parameterIterator" in task]
-    assert [task["parameterIterator"]["items"]["raw"] for task in loops] == [
-        str(list(range(shards)))
-    ] * 2
-    # The backend names templates after a loop's component, so two loops cannot share one.
-    assert len({task["componentRef"]["name"] for task in loops}) == 2
-    evaluation, _ = [
-        task
-        for key, task in tasks(pipeline).items()
-        if key.rpartition("/")[2] == "evaluate-candidates"
+def test_workers_share_the_search_and_the_champion_waits_for_all(workers: dict[str, Any]) -> None:
+    found = [name for name in tasks(workers) if name.startswith("search-candidates")]
+    assert [constants(tasks(workers)[name]) for name in found] == [
+        {"worker": worker} for worker in (0, 1, 2)
     ]
-    constants = {
-        name: value["runtimeValue"]["constant"]
-        for name, value in evaluation["inputs"]["parameters"].items()
-        if set(value) == {"runtimeValue"}
-    }
-    assert constants == {"shards": shards, "retries": 2}
+    for name in found:
+        assert tasks(workers)[name]["dependentTasks"] == ["open-sweep", "prepare-dataset"]
+    assert set(found) <= set(tasks(workers)["train-champion"]["dependentTasks"])
+
+
+def test_the_number_of_tasks_of_workers_does_not_depend_on_the_generations(
+    tmp_path: Path,
+) -> None:
+    few, many = (
+        compiled(tmp_path, f"pipeline.generations={generations}", "pipeline.shards=2")
+        for generations in (1, 1000)
+    )
+    assert set(tasks(few)) == set(tasks(many))
+
+
+def test_the_context_of_the_sweep_is_no_edge_to_every_task(
+    plain: dict[str, Any], workers: dict[str, Any]
+) -> None:
+    for pipeline, first in (
+        (plain, {"propose-candidates"}),
+        (workers, {f"search-candidates{number}" for number in ("", "-2", "-3")}),
+    ):
+        given = {
+            name for name, task in tasks(pipeline).items() if "open-sweep" in json.dumps(task)
+        } - {"open-sweep"}
+        assert given == first | {"evaluate-baselines"}
 
 
 def test_the_search_is_not_given_the_test_split(plain: dict[str, Any]) -> None:
-    seeing = {
-        name.rpartition("/")[2]
-        for name, task in tasks(plain).items()
-        if "full_data" in str(task.get("inputs"))
-    }
+    seeing = {name for name, task in tasks(plain).items() if "full_data" in str(task["inputs"])}
     # open-sweep keeps the data in the store.
     assert seeing == {"open-sweep", "train-champion", "attack"}
 
@@ -373,60 +428,99 @@ def test_limits_nodes_and_shared_memory_are_those_of_the_tasks_that_train(tmp_pa
         assert resources["accelerator"]["resourceCount"] == "1"
 
 
-def variables(sources: Iterable[dict[str, Any]], name: str) -> dict[str, list[Any]]:
-    """Return whether a Secret or a ConfigMap is optional, and its variables, by its name.
-
-    Args:
-        sources: the Secrets or ConfigMaps of a task.
-        name: key of the name.
-    """
-    by_name: dict[str, list[Any]] = {}
-    for source in sources:
-        keys = source["keyToEnv"]
-        assert all(set(key.values()) == {key["envVar"]} for key in keys)
-        entry = (source.get("optional", False), [key["envVar"] for key in keys])
-        by_name.setdefault(source[name], []).append(entry)
-    return by_name
+def variables(pipeline: dict[str, Any], label: str) -> dict[str, tuple[str, str, bool]]:
+    """Return Secret or ConfigMap, key, and whether it may be missing, by variable of a task."""
+    requests = pipeline["kubernetes"][label]
+    return {
+        entry["envVar"]: (source[name], entry[key], source["optional"])
+        for kind, name, key in (
+            ("secretAsEnv", "secretName", "secretKey"),
+            ("configMapAsEnv", "configMapName", "configMapKey"),
+        )
+        for source in requests.get(kind, [])
+        for entry in source["keyToEnv"]
+    }
 
 
-def test_every_task_gets_credentials_uris_labels_and_limits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["workers", "generations"])
+def test_every_task_gets_credentials_uris_labels_and_limits(tmp_path: Path, layout: str) -> None:
     pipeline = compiled(
         tmp_path,
+        f"pipeline.layout={layout}",
         "pipeline.generations=2",
         "pipeline.timeout=600",
         "pipeline.retries=3",
+        "pipeline.service_timeout=77",
         "pipeline.secret=my-secret",
         "pipeline.config_map=my-uris",
     )
     assert set(pipeline["kubernetes"]) == set(executors(pipeline))
-    for requests in pipeline["kubernetes"].values():
-        assert variables(requests["secretAsEnv"], "secretName") == {
-            "my-secret": [
-                (False, ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "PGUSER", "PGPASSWORD"]),
-                (
-                    True,
-                    ["AWS_SESSION_TOKEN", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"],
-                ),
-            ]
-        }
-        assert variables(requests["configMapAsEnv"], "configMapName") == {
-            "my-uris": [
-                (False, ["TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"]),
-                (True, ["AWS_ENDPOINT_URL", "AWS_DEFAULT_REGION"]),
-            ]
-        }
+    for label, requests in pipeline["kubernetes"].items():
+        expected: dict[str, tuple[str, str, bool]] = {}
+        for service in SERVICES.get(label.removeprefix("exec-"), [STUDY, STORE, TRACKING]):
+            for source, keys, optional in (
+                ("my-secret", service.secret, False),
+                ("my-secret", service.optional_secret, True),
+                ("my-uris", service.config, False),
+                ("my-uris", service.optional_config, True),
+            ):
+                expected |= {name: (source, key, optional) for name, key in keys.items()}
+        assert variables(pipeline, label) == expected
         assert requests["podMetadata"]["labels"] == {"app.kubernetes.io/part-of": "taylorglo"}
         assert requests["securityContext"] == {"runAsNonRoot": True}
         assert requests["activeDeadlineSeconds"] == "600"
+        assert executors(pipeline)[label]["env"] == [
+            {"name": "TAYLORGLO_SERVICE_TIMEOUT", "value": "77"}
+        ]
     retried = {
-        name.rpartition("/")[2]: task["retryPolicy"]["maxRetryCount"]
+        name: task["retryPolicy"]["maxRetryCount"]
         for name, task in tasks(pipeline).items()
         if "retryPolicy" in task
     }
-    assert set(retried) == {label.removeprefix("exec-") for label in executors(pipeline)} - {
-        "check-inputs"
-    }
+    assert set(retried) == set(tasks(pipeline)) - {"check-inputs"}
     assert set(retried.values()) == {3}
+
+
+def test_the_variables_of_a_pod_have_names_of_our_own_and_the_keys_those_of_version_0_1_0(
+    plain: dict[str, Any],
+) -> None:
+    """KFP's launcher, its MLflow plugin and clouds set the usual names in the same container."""
+    found = variables(plain, "exec-report")
+    assert all(name.startswith("TAYLORGLO_") for name in found)
+    assert {key for _, key, optional in found.values() if not optional} == {
+        "TAYLORGLO_STUDY_URL",
+        "TAYLORGLO_STORE_URI",
+        "MLFLOW_TRACKING_URI",
+        "PGUSER",
+        "PGPASSWORD",
+    }
+    assert {key for _, key, optional in found.values() if optional} == {
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_SESSION_TOKEN",
+        "AWS_ENDPOINT_URL",
+        "AWS_DEFAULT_REGION",
+        "MLFLOW_TRACKING_USERNAME",
+        "MLFLOW_TRACKING_PASSWORD",
+    }
+
+
+@pytest.mark.parametrize(
+    ("timeout", "retries"), [(86_400, 2), (1, 1), (600, 10), (604_800, 10), (0, 2), (0, 10)]
+)
+def test_the_window_of_retries_holds_every_attempt_until_its_timeout(
+    tmp_path: Path, timeout: int, retries: int
+) -> None:
+    """Argo kills the attempt that is running when the window closes, which the first one opens."""
+    pipeline = compiled(tmp_path, f"pipeline.timeout={timeout}", f"pipeline.retries={retries}")
+    policies = [task["retryPolicy"] for task in tasks(pipeline).values() if "retryPolicy" in task]
+    assert len(policies) == len(tasks(pipeline)) - 1
+    for policy in policies:
+        pause, factor = float(policy["backoffDuration"].rstrip("s")), policy["backoffFactor"]
+        assert policy["maxRetryCount"] == retries
+        pauses = sum(pause * factor**retry for retry in range(retries))
+        attempts = (retries + 1) * timeout if timeout else 7 * 86_400
+        assert float(policy["backoffMaxDuration"].rstrip("s")) >= attempts + pauses
 
 
 def test_there_are_no_limits_if_none_are_set(tmp_path: Path) -> None:
@@ -460,21 +554,22 @@ def test_neither_services_nor_secrets_nor_paths_of_this_machine(
     for name in ("AWS_SECRET_ACCESS_KEY", "PGPASSWORD", "MLFLOW_TRACKING_PASSWORD"):
         monkeypatch.setenv(name, "SECRET-OF-THE-ENVIRONMENT")
     for name in ("TAYLORGLO_STUDY_URL", "TAYLORGLO_STORE_URI", "MLFLOW_TRACKING_URI"):
-        monkeypatch.setenv(name, "sqlite:///SERVICE-OF-THE-ENVIRONMENT")
+        monkeypatch.setenv(name, "sqlite:///ADDRESS-OF-THE-ENVIRONMENT")
     compiled(
         tmp_path,
         "pipeline.generations=1",
-        "services.work_dir=SERVICE",
-        "services.study_url=postgresql://SERVICE/study",
-        "services.store_uri=s3://SERVICE/store",
-        "services.tracking_uri=http://SERVICE:5000",
+        "services.work_dir=ADDRESS",
+        "services.study_url=postgresql://ADDRESS/study",
+        "services.store_uri=s3://ADDRESS/store",
+        "services.tracking_uri=http://ADDRESS:5000",
     )
     text = (tmp_path / "pipeline.yaml").read_text()
-    assert not re.findall(r"SERVICE|SECRET-OF", text)
+    assert not re.findall(r"ADDRESS|SECRET-OF", text)
     # Credentials are references: the keys of the Secret, and the variables that they become.
-    for name in (*SECRET_KEYS, *OPTIONAL_SECRET_KEYS):
-        lines = {line.strip() for line in text.splitlines() if name in line}
-        assert lines == {f"- envVar: {name}", f"secretKey: {name}"}
+    for service in (STUDY, STORE, TRACKING):
+        for name, key in {**service.secret, **service.optional_secret}.items():
+            lines = {line.strip() for line in text.splitlines() if key in line or name in line}
+            assert lines == {f"- envVar: {name}", f"secretKey: {key}"}
     assert not [
         path
         for path in (str(tmp_path), str(Path.home()), str(ROOT))
@@ -487,14 +582,7 @@ def test_equal_parts_are_there_once(plain: dict[str, Any]) -> None:
         texts = [json.dumps(value, sort_keys=True) for value in values]
         return len(set(texts)) == len(texts)
 
-    loops = {
-        task["componentRef"]["name"]
-        for task in tasks(plain).values()
-        if "parameterIterator" in task
-    }
-    assert distinct(
-        component for name, component in plain["components"].items() if name not in loops
-    )
+    assert distinct(plain["components"].values())
     assert distinct(
         [executor, plain["kubernetes"][label]]
         for label, executor in plain["deploymentSpec"]["executors"].items()
@@ -536,70 +624,3 @@ def test_executors_that_differ_in_their_requests_of_kubernetes_stay_apart() -> N
         "exec-work",
         "exec-work-2",
     }
-
-
-def test_forty_generations_of_eight_shards_fit_into_argo(tmp_path: Path) -> None:
-    def size(generations: int) -> int:
-        compiled(
-            tmp_path,
-            f"pipeline.generations={generations}",
-            "pipeline.shards=8",
-            "pipeline.accelerator=nvidia.com/gpu",
-            "pipeline.node_selector={gpu: a100}",
-        )
-        return (tmp_path / "pipeline.yaml").stat().st_size
-
-    two, forty = size(2), size(40)
-    assert forty < SIZE_LIMIT
-    assert (forty - two) / 38 < GENERATION_LIMIT
-
-
-def test_a_pipeline_that_is_too_large_is_refused_and_not_written(tmp_path: Path) -> None:
-    config = loaded(tmp_path, "pipeline.generations=4")
-    with pytest.raises(
-        InputError,
-        match=r"^the pipeline is \d+ kB, and Argo takes about 20; lower pipeline\.generations "
-        r"\(4\), and chain runs with search\.generations$",
-    ):
-        compile_sweep(config, tmp_path / "pipeline.yaml", largest=20_000)
-    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
-
-
-def test_far_too_many_tasks_are_refused_before_they_are_compiled(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(
-        "taylorglo_pipelines.pipeline.compile.sweep_pipeline",
-        lambda _: pytest.fail("it was compiled"),
-    )
-    with pytest.raises(
-        InputError, match=r"are 3000 tasks, .*: chain runs with search\.generations=1000"
-    ):
-        compiled(tmp_path, "pipeline.generations=1000")
-
-
-@pytest.mark.parametrize(
-    ("generations", "shards", "fitting"), [(40, 8, None), (41, 8, 40), (100, 4, 66)]
-)
-def test_compile_warns_of_too_many_tasks_and_says_how_to_chain_runs(
-    generations: int,
-    shards: int,
-    fitting: int | None,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    path = tmp_path / "config.yaml"
-    path.write_text(f"name: digits\npipeline: {{generations: {generations}, shards: {shards}}}\n")
-    assert main(["compile", str(path), "-o", str(tmp_path / "pipeline.yaml")]) == 0
-    warning = capsys.readouterr().err
-    if fitting is None:
-        assert warning == ""
-        return
-    assert warning.startswith(
-        f"taylorglo: warning: {generations} generations of {shards} shards are "
-    )
-    chained = [f"search.generations={generations}", f"pipeline.generations={fitting}"]
-    assert all(setting in warning for setting in chained)
-    words = [word for setting in chained for word in ("--set", setting)]
-    assert main(["compile", str(path), "-o", str(tmp_path / "pipeline.yaml"), *words]) == 0
-    assert capsys.readouterr().err == ""

@@ -10,7 +10,14 @@ from scipy import stats
 
 from taylorglo.report.page import render
 from taylorglo.report.record import ComparisonRow, StandingRecord
-from taylorglo.report.verdict import beats_standing, standing_verdict, table, verdict
+from taylorglo.report.verdict import (
+    beats_standing,
+    headline,
+    markdown,
+    standing_verdict,
+    table,
+    verdict,
+)
 
 NAN = math.nan
 
@@ -144,3 +151,39 @@ def test_the_standing_champion_is_beaten_by_a_significant_gain_alone(
 def test_there_is_no_verdict_without_a_standing_champion() -> None:
     assert standing_verdict(record()) == ""
     assert not beats_standing(record())
+
+
+def test_the_headline_is_both_accuracies_and_the_adjusted_p() -> None:
+    values = record(baselines={"a": 0.9, "b": 0.91})
+    rows = [
+        values.comparison[0],
+        *(dataclasses.replace(row, p_value=0.01) for row in values.comparison[1:]),
+    ]
+    numbers = headline(dataclasses.replace(values, comparison=rows))
+    assert numbers == {
+        "champion_accuracy": pytest.approx(0.92),
+        "best_baseline_accuracy": pytest.approx(0.91),
+        "p_value": pytest.approx(0.02),
+    }
+
+
+def test_the_headline_has_what_is_known_alone() -> None:
+    values = record(baselines={})
+    assert set(headline(values)) == {"champion_accuracy"}
+    unknown = dataclasses.replace(values.comparison[0], accuracies=[NAN])
+    assert headline(dataclasses.replace(values, comparison=[unknown])) == {}
+
+
+def test_the_summary_in_markdown_has_the_verdict_the_table_and_links() -> None:
+    values = record()
+    links = {"MLflow": "http://mlflow:5000/#/experiments/1/runs/2", "report": "s3://b/report.html"}
+    lines = markdown(values, links).splitlines()
+    assert lines[0] == f"## Sweep {values.name}"
+    assert verdict(values) in lines
+    cells = [line.count("|") for line in lines if line.startswith("|")]
+    assert cells == [8] * (2 + len(values.comparison))
+    assert lines[-2:] == [
+        "- MLflow: [http://mlflow:5000/#/experiments/1/runs/2]"
+        "(http://mlflow:5000/#/experiments/1/runs/2)",
+        "- report: `s3://b/report.html`",
+    ]

@@ -32,11 +32,20 @@ OURS = (CPUS, LOCAL_RUN, STARTED, STORE_URI, STUDY_URL, TRACKING_URI, "MLFLOW_RU
 
 
 class InProcess(CompiledPipeline):
-    """A compiled pipeline whose tasks are run by KFP's executor in this process."""
+    """A compiled pipeline whose tasks are run by KFP's executor in this process.
+
+    Attributes:
+        times: how often each task is run, as Argo may run it again.
+    """
+
+    times = 1
 
     def execute(self, task: Task) -> Object:
+        return [self._execute(task) for _ in range(self.times)][-1]
+
+    def _execute(self, task: Task) -> Object:
         folder = Path(task.folder)
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         arguments = self.arguments_of(task)
         function = arguments[arguments.index("--function_to_execute") + 1]
         module = importlib.import_module(f"taylorglo.components.{function}")
@@ -66,13 +75,19 @@ class Terminal(io.TextIOBase):
         return len(text)
 
 
-def run_sweep(work: Path, *overrides: str, see: Callable[[str], object] = lambda line: None) -> str:
+def run_sweep(
+    work: Path,
+    *overrides: str,
+    see: Callable[[str], object] = lambda line: None,
+    times: int = 1,
+) -> str:
     """Run a small sweep to its end.
 
     Args:
         work: the folder for all files of the sweep.
         overrides: settings in place of those of ``SMALL``.
         see: called with each line that the command would show, as soon as it is printed.
+        times: how often each task is run.
 
     Returns:
         The lines that the command would show.
@@ -87,5 +102,7 @@ def run_sweep(work: Path, *overrides: str, see: Callable[[str], object] = lambda
             patch.delenv(name, raising=False)
         for name, value in config.services.variables().items():
             patch.setenv(name, value)
-        InProcess(root / "sweep.yaml", str(root)).run()
+        pipeline = InProcess(root / "sweep.yaml", str(root))
+        pipeline.times = times
+        pipeline.run()
     return "\n".join(terminal.lines)

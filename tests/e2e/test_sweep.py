@@ -302,6 +302,28 @@ def test_the_same_command_again_trains_nothing_even_when_interrupted(finished: F
     assert sorted(run.info.run_name for run in own) == sorted(LOSSES)
 
 
+@pytest.mark.parametrize("layout", ["workers", "generations"])
+def test_every_task_may_be_run_again_and_changes_nothing(
+    finished: Finished, tmp_path: Path, layout: str
+) -> None:
+    """Argo runs a task again whose pod is lost, perhaps after the task had come to its end."""
+    output = run_sweep(tmp_path, f"pipeline.layout={layout}", "pipeline.shards=2", times=3)
+    assert figures(study_of(tmp_path)) == figures(study_of(finished.work))
+    assert final_table(output) == final_table(finished.process.stdout)
+    (parent,), nested = runs_of(mlflow_of(tmp_path))
+    assert parent.info.status == "FINISHED"
+    logged = [run for run in nested if "taylorglo.trial" in run.data.tags]
+    assert sorted(int(run.data.tags["taylorglo.trial"]) for run in logged) == sorted(
+        trained(tmp_path)
+    )
+    others = [run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags]
+    assert sorted(others) == sorted(LOSSES)
+    versions = mlflow_of(tmp_path).search_model_versions("name = 'digits-loss'")
+    assert [version.version for version in versions] == [1]
+    best = mlflow_of(tmp_path).get_metric_history(parent.info.run_id, "generation_best")
+    assert sorted({point.step for point in best}) == [1, 2]
+
+
 def test_killed_outright_it_goes_on_as_if_nothing_had_happened_in_another_layout(
     finished: Finished, tmp_path: Path
 ) -> None:

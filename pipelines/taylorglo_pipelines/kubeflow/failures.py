@@ -75,8 +75,9 @@ def _failed_attempts(
     ]
 
 
-def _end(attempt: Attempt) -> datetime:
-    return attempt.end or attempt.start or _LATE
+def _end(attempt: Attempt) -> tuple[datetime, datetime]:
+    """Return a key that sorts attempts by their ends; those whose end is not known are last."""
+    return attempt.end or _LATE, attempt.start or _LATE
 
 
 def _words(attempts: Sequence[Attempt], cluster: Cluster, workflow: Workflow | None) -> str:

@@ -1,6 +1,6 @@
 """The pods of a run, as the Kubernetes API describes them."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from taylorglo_pipelines.kubeflow.nodes import Attempt, place_of
@@ -20,7 +20,12 @@ def trimmed(pod: Object) -> Object:
     """Return what is read of a pod, without the rest, which is long."""
     metadata = pod["metadata"]
     kept = {key: metadata.get(key) for key in ("name", "creationTimestamp", "annotations")}
-    return {"metadata": kept, "status": pod.get("status") or {}}
+    deadline = (pod.get("spec") or {}).get("activeDeadlineSeconds")
+    return {
+        "metadata": kept,
+        "spec": {"activeDeadlineSeconds": deadline},
+        "status": pod.get("status") or {},
+    }
 
 
 def name_of(pod: Object) -> str:
@@ -63,7 +68,7 @@ def attempt_of(pod: Object) -> Attempt | None:
     ended = state_of(main, "terminated")
     begun = ended or state_of(main, "running")
     start = time_of(begun.get("startedAt")) or time_of(pod["metadata"].get("creationTimestamp"))
-    end = time_of(ended.get("finishedAt")) or _last_change(pod)
+    end = time_of(ended.get("finishedAt")) or _last_change(pod) or _deadline(pod)
     return Attempt(name, place, state, start, None if state in ("PENDING", "RUNNING") else end)
 
 
@@ -71,6 +76,15 @@ def _last_change(pod: Object) -> datetime | None:
     conditions = (pod.get("status") or {}).get("conditions") or ()
     times = [time_of(condition.get("lastTransitionTime")) for condition in conditions]
     return max(filter(None, times), default=None)
+
+
+def _deadline(pod: Object) -> datetime | None:
+    """Return when a pod was over its deadline: Kubernetes then forgets what its containers did."""
+    status = pod.get("status") or {}
+    begun, seconds = time_of(status.get("startTime")), pod["spec"]["activeDeadlineSeconds"]
+    if status.get("reason") == "DeadlineExceeded" and begun and seconds:
+        return begun + timedelta(seconds=seconds)
+    return None
 
 
 def time_of(text: str | None) -> datetime | None:

@@ -162,8 +162,9 @@ class Stalls:
         is_missing = self._missing > 1 and self._read == now and not self._cluster.live
         if is_missing and self._cluster.has_run():
             return "the run's Workflow object was deleted, as with a schedule that is deleted"
-        # A run without tasks may be waiting for its turn.
-        is_quiet = bool(self._tasks) and now - self._moved >= self._quiet
+        # A run that has not begun may be waiting for its turn.
+        has_begun = bool(self._tasks or self._cluster.pods)
+        is_quiet = has_begun and now - self._moved >= self._quiet
         is_unknown = is_quiet and self._cluster.reads_pods and not self.workflow
         if is_unknown and self._cluster.has_run() and not self._cluster.has_any_pod():
             return "no pod of the run is left: its Workflow object was probably deleted"

@@ -48,6 +48,9 @@ bench-candidates: $(VENV)/.installed-dev ## measure what can be saved per candid
 bench-growth: $(VENV)/.installed-dev ## measure time and memory against population, steps, image size and processes
 	@$(BIN)/python -W ignore tests/benchmarks/growth.py
 
+bench-layouts: $(VENV)/.installed-dev ## run a small sweep in both layouts of the search, side by side
+	@$(BIN)/python -W ignore tests/benchmarks/layouts.py
+
 manifests-check: $(BIN)/kubectl ## validate the overlays of k8s/ against several versions of Kubernetes
 	@$(BIN)/python tests/manifests.py
 

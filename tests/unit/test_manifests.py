@@ -220,37 +220,44 @@ def test_the_network_policies_allow_the_needed_connections_alone(rendered: Overl
     assert not any(reachable(objects, pod, pipeline, 8080) for pod in others)
 
 
-def test_rights_of_the_pipelines_account(rendered: Overlays) -> None:
+def rights(objects: list[Any], account: str) -> set[tuple[str, str, str]]:
+    """Return the rights of an account, which one role gives: verb, resource and name of each."""
+    (binding,) = [
+        thing
+        for thing in objects
+        if thing["kind"] in ("RoleBinding", "ClusterRoleBinding")
+        and thing["metadata"]["name"] == account
+    ]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account, "namespace": PIPELINES}
+    ]
+    assert binding["roleRef"]["kind"] == "Role"
+    role = named(objects, f"Role {PIPELINES}/{binding['roleRef']['name']}")
+    return {
+        (verb, resource, name)
+        for rule in role["rules"]
+        for verb in rule["verbs"]
+        for resource in rule["resources"]
+        for name in rule.get("resourceNames", ["*"])
+    }
+
+
+def test_rights_of_the_accounts(rendered: Overlays) -> None:
     for objects in rendered.values():
-        rules = [
-            rule
-            for thing in objects
-            if thing["kind"] in ("Role", "ClusterRole")
-            for rule in thing["rules"]
-        ]
-        granted = {
-            (verb, resource, name)
-            for rule in rules
-            for verb in rule["verbs"]
-            for resource in rule["resources"]
-            for name in rule.get("resourceNames", ["*"])
-        }
-        assert granted == {
+        roles = {thing["metadata"]["name"] for thing in objects if "Role" in thing["kind"]}
+        assert roles == {"taylorglo-pipeline", "taylorglo-submitter"}
+        assert rights(objects, "taylorglo-pipeline") == {
             ("create", "workflowtaskresults", "*"),
             ("patch", "workflowtaskresults", "*"),
             ("get", "configmaps", "kfp-launcher"),
             ("get", "secrets", "mlpipeline-minio-artifact"),
             ("get", "pods", "*"),
             ("list", "pods", "*"),
-            ("get", "scheduledworkflows", "*"),
-            ("list", "scheduledworkflows", "*"),
         }
-        (binding,) = [
-            thing for thing in objects if thing["kind"] in ("RoleBinding", "ClusterRoleBinding")
-        ]
-        assert binding["subjects"] == [
-            {"kind": "ServiceAccount", "name": "taylorglo-pipeline", "namespace": PIPELINES}
-        ]
+        read = ("pods", "pods/log", "events", "workflows", "scheduledworkflows")
+        assert rights(objects, "taylorglo-submitter") == {
+            (verb, resource, "*") for verb in ("get", "list") for resource in read
+        }
 
 
 def test_the_gpu_overlay_keeps_no_server_and_pulls_with_a_login(rendered: Overlays) -> None:

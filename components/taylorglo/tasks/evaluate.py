@@ -39,6 +39,13 @@ def accepted(screened: Sequence[Candidate]) -> list[int]:
     return [c.trial for c in screened if c.verdict is not None and c.verdict.accepted]
 
 
+def last_result(candidates: Sequence[Candidate]) -> int | None:
+    """Return the candidate whose result came last; the process that has it tells of them all."""
+    trained = [candidate for candidate in candidates if candidate.result is not None]
+    last = max(trained, key=lambda candidate: candidate.ended or "", default=None)
+    return None if last is None else last.trial
+
+
 def evaluate_shard(
     sweep: Sweep, generation: int, trials: Sequence[int], search_data: str
 ) -> list[Candidate]:
@@ -72,9 +79,7 @@ def evaluate_shard(
             if settings.evaluation.max_attempts:
                 train_leaders(sweep, generation, own, engine)
     candidates = search.candidates(generation)
-    trained = [c for c in candidates if c.result is not None]
-    last = max(trained, key=lambda c: c.ended or "", default=None)
-    if last and last.trial in own and all(c.finished for c in candidates):
+    if last_result(candidates) in own and all(c.finished for c in candidates):
         report_generation(sweep, generation, candidates, new=unfinished)
     return [c for c in candidates if c.trial in own]
 

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from taylorglo.results import Candidate
 from taylorglo.tasks.console import task
 from taylorglo.tasks.context import Sweep
-from taylorglo.tasks.evaluate import Shard, accepted, train_leaders
+from taylorglo.tasks.evaluate import Shard, accepted, last_result, train_leaders
 from taylorglo.tasks.progress import report_generation
 from taylorglo.training.engine import Engine
 
@@ -47,23 +47,25 @@ def search(sweep: Sweep, search_data: str, worker: int = 0) -> int:
         TaylorgloError: every training of a generation failed.
     """
     trained = 0
+    first = sweep.first
+    if worker > 0:
+        # What is known already, the first worker tells.
+        first = max(first, sweep.search.complete_generations() + 1)
     with ExitStack() as stack:
         engine: Engine | None = None
-        for number in range(sweep.first, sweep.last + 1):
+        for number in range(first, sweep.last + 1):
             candidates = _screened(sweep, number)
-            known = all(candidate.finished for candidate in candidates)
-            own: set[int] = set()
-            if not known:
-                # Nothing is read, and no device is taken, before there is something to train.
-                engine = engine or stack.enter_context(Engine.open(sweep.settings, search_data))
-                own = _evaluate(sweep, number, accepted(candidates), engine, worker)
-                trained += len(own)
-                candidates = sweep.search.candidates(number)
-            results = [c for c in candidates if c.result is not None]
-            last = max(results, key=lambda c: c.ended or "", default=None)
-            # Of a generation that was known before, the first worker speaks.
-            if last.trial in own if own and last else known and worker == 0:
-                report_generation(sweep, number, candidates, new=not known)
+            if all(candidate.finished for candidate in candidates):
+                if worker == 0:
+                    report_generation(sweep, number, candidates, new=False)
+                continue
+            # Nothing is read, and no device is taken, before there is something to train.
+            engine = engine or stack.enter_context(Engine.open(sweep.settings, search_data))
+            own = _evaluate(sweep, number, accepted(candidates), engine, worker)
+            trained += len(own)
+            candidates = sweep.search.candidates(number)
+            if last_result(candidates) in own:
+                report_generation(sweep, number, candidates, new=True)
     return trained
 
 

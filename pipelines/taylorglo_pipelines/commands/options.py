@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from taylorglo_pipelines.config import Config
     from taylorglo_pipelines.kubeflow.client import Connection
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -98,14 +97,3 @@ def connect(access: Mapping[str, Any]) -> "Connection":
     from taylorglo_pipelines.kubeflow.client import Access, Connection
 
     return Connection.open(Access(**access))
-
-
-def load_for_kubeflow(path: Path, overrides: Sequence[str]) -> "Config":
-    """Read the configuration of a sweep, and print a warning if it may be too large for Kubeflow.
-
-    Raises:
-        InputError: listing every problem by its path, a line each.
-    """
-    from taylorglo_pipelines import config
-
-    return config.load(path, overrides)

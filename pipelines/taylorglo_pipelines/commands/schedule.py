@@ -9,7 +9,6 @@ import click
 from taylorglo_pipelines.commands.options import (
     access_options,
     connect,
-    load_for_kubeflow,
     sweep_options,
 )
 
@@ -59,6 +58,7 @@ def create(
     CONFIG is a YAML file, such as pipelines/configs/digits.yaml. Either --cron or --every is
     needed.
     """
+    from taylorglo_pipelines import config
     from taylorglo_pipelines.kubeflow import schedules
     from taylorglo_pipelines.kubeflow.cron import Cron, interval, parse
 
@@ -69,7 +69,7 @@ def create(
         trigger = interval(every)
     else:
         raise click.UsageError("either --cron or --every is needed, and not both")
-    settings = load_for_kubeflow(path, overrides)
+    settings = config.load(path, overrides)
     change, lines = schedules.create(settings, connect(access), name, experiment, trigger)
     click.echo(f"schedule {name or settings.name!r} {change}")
     click.echo("\n".join(lines))

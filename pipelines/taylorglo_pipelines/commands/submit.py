@@ -10,7 +10,6 @@ import click
 from taylorglo_pipelines.commands.options import (
     access_options,
     connect,
-    load_for_kubeflow,
     sweep_options,
 )
 from taylorglo_pipelines.commands.wait import errors_as_events, follow, json_option
@@ -38,12 +37,13 @@ def command(
 
     CONFIG is a YAML file, such as pipelines/configs/digits.yaml.
     """
+    from taylorglo_pipelines import config
     from taylorglo_pipelines.kubeflow.runs import submit
 
     if as_json and not waiting:
         raise click.UsageError("--json is only for --wait", click.get_current_context())
     with errors_as_events(as_json):
-        settings = load_for_kubeflow(path, overrides)
+        settings = config.load(path, overrides)
         connection = connect(access)
         run_id = str(submit(settings, connection, experiment).run_id)
         _say_submitted(run_id, connection.link(f"runs/details/{run_id}"), as_json)

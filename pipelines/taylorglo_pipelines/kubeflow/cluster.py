@@ -4,10 +4,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 
 from taylorglo_pipelines.kubeflow.nodes import Attempt
+from taylorglo_pipelines.kubeflow.objects import api_client
 from taylorglo_pipelines.kubeflow.pods import Object, attempt_of, name_of, phase_of, trimmed
 from taylorglo_pipelines.kubeflow.workflow import Workflow
 
@@ -47,7 +47,7 @@ class Cluster:
         self.reads_pods = False
         self._run_id = run_id
         self._kubeflow = kubeflow
-        self._api = _api_client()
+        self._api = api_client()
         self._core = f"/api/v1/namespaces/{namespace}"
         self._workflows = f"/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
         self._has_run = False
@@ -201,18 +201,3 @@ def _is_json(body: Any) -> bool:
     except (TypeError, ValueError):
         return False
     return True
-
-
-def _api_client() -> Any:
-    """Return a client of the Kubernetes API, or None if there are no good credentials."""
-    configuration = client.Configuration()
-    try:
-        try:
-            config.load_incluster_config(configuration)
-        except config.ConfigException:
-            config.load_kube_config(client_configuration=configuration)
-    except Exception:
-        # There is no kubeconfig, or it is wrong, in one of many ways.
-        return None
-    configuration.retries = False
-    return client.ApiClient(configuration)

@@ -183,6 +183,20 @@ def test_a_task_that_succeeded_in_the_end_is_not_the_reason(
     assert outcome(follow) == "the run failed: task Report: OOMKilled (exit status 137)"
 
 
+def test_a_deadline_that_passed_later_is_not_the_first_failure(
+    follow: Follow, server: KubeflowServer
+) -> None:
+    """Of a pod over its deadline, Kubernetes tells only when it started."""
+    node = "t-x(0).root(0).report(0).executor(0)"
+    late = pod("Failed", node=node, status={"reason": "DeadlineExceeded", "containerStatuses": []})
+    late["status"]["startTime"] = "2026-11-24T21:00:00Z"
+    late["spec"] = {"activeDeadlineSeconds": 3600}
+    server.pods = [late, ended(0, 31, "OOMKilled", 137)]
+    assert outcome(follow) == TASK + "OOMKilled (exit status 137)"
+    late["spec"] = {"activeDeadlineSeconds": 600}
+    assert outcome(follow) == "the run failed: task Report: DeadlineExceeded"
+
+
 def test_kubeflows_driver_failed(follow: Follow, server: KubeflowServer) -> None:
     server.pods = [
         pod(

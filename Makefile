@@ -57,6 +57,9 @@ manifests-check: $(BIN)/kubectl ## validate the overlays of k8s/ against several
 e2e-cluster: $(BIN)/kubectl ## apply k8s/ to the cluster of KUBECONFIG and run a sweep's tasks there
 	@$(BIN)/pytest -m cluster
 
+e2e-kfp: $(VENV)/.installed-dev ## run small sweeps on the Kubeflow of KUBECONFIG or KF_PIPELINES_ENDPOINT, then remove them
+	@$(BIN)/pytest -m kfp
+
 golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden anew
 	@$(BIN)/python tests/golden/write.py
 
@@ -96,4 +99,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long bench bench-engines bench-candidates bench-growth golden docs manifests-check e2e-cluster e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui test test-long bench bench-engines bench-candidates bench-growth bench-layouts golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

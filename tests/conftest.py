@@ -26,7 +26,7 @@ for _name in [name for name in os.environ if name.startswith("AWS_") and name !=
 
 START_SECONDS = 60
 # Markers of tests for which make has a target of their own.
-OWN_TARGET = ("long", "docker", "cluster")
+OWN_TARGET = ("long", "docker", "cluster", "kfp")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

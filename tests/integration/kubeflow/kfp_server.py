@@ -217,7 +217,11 @@ class KubeflowServer:
         if parts[:2] == ["pipelines", "names"]:
             return "V2beta1Pipeline", self._by_name(parts[2], request.query.get("namespace", ""))
         if len(parts) == 4 and parts[2] == "versions":
-            return "V2beta1PipelineVersion", self._get(self.versions, parts[3])
+            version = self._get(self.versions, parts[3])
+            if request.method == "DELETE":
+                del self.versions[parts[3]]
+                return "object", {}
+            return "V2beta1PipelineVersion", version
         if len(parts) == 3 and parts[2] == "versions":
             self._get(self.pipelines, parts[1])
             versions = [v for v in self.versions.values() if v["pipeline_id"] == parts[1]]

@@ -302,7 +302,7 @@ def test_the_same_command_again_trains_nothing_even_when_interrupted(finished: F
     assert sorted(run.info.run_name for run in own) == sorted(LOSSES)
 
 
-@pytest.mark.parametrize("layout", ["workers", "generations"])
+@pytest.mark.parametrize("layout", ["workers", pytest.param("generations", marks=pytest.mark.long)])
 def test_every_task_may_be_run_again_and_changes_nothing(
     finished: Finished, tmp_path: Path, layout: str
 ) -> None:

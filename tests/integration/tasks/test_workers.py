@@ -80,6 +80,7 @@ def alone(work: Work, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callab
     return search_alone
 
 
+@pytest.mark.long
 @ON_POSTGRESQL
 def test_workers_find_what_one_finds_and_train_nothing_twice(
     run: Run, alone: Callable[[], Table]

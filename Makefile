@@ -57,8 +57,8 @@ manifests-check: $(BIN)/kubectl ## validate the overlays of k8s/ against several
 e2e-cluster: $(BIN)/kubectl ## apply k8s/ to the cluster of KUBECONFIG and run a sweep's tasks there
 	@$(BIN)/pytest -m cluster
 
-e2e-kfp: $(VENV)/.installed-dev ## run small sweeps on the Kubeflow of KUBECONFIG or KF_PIPELINES_ENDPOINT, then remove them
-	@$(BIN)/pytest -m kfp
+e2e-kfp: $(VENV)/.installed-dev ## try everything on the Kubeflow of KF_PIPELINES_ENDPOINT or KUBECONFIG, and remove it again
+	@$(BIN)/pytest -m kfp --capture=no tests/e2e/test_kfp.py
 
 golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden anew
 	@$(BIN)/python tests/golden/write.py

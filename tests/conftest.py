@@ -20,13 +20,22 @@ from servers import free_ports, new_database
 # PyTorch reads this variable when it is imported, here or in a subprocess. To import it here would
 # slow down every light test.
 os.environ["OMP_NUM_THREADS"] = "1"
-# No test may find the account that the developer is logged in to.
-for _name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
-    del os.environ[_name]
 
 START_SECONDS = 60
 # Markers of tests for which make has a target of their own.
 OWN_TARGET = ("long", "docker", "cluster", "kfp")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let no test find the account that the developer is logged in to, except on a Kubeflow.
+
+    The login of a kubeconfig may need it.
+    """
+    if config.option.markexpr == "kfp":
+        return
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        if name != "AWS_CA_BUNDLE":
+            del os.environ[name]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -242,7 +242,7 @@ class KubeflowServer:
         return f"V2beta1List{kind}sResponse", page
 
     def _answer_about_one(self, request: Request, resource: str, name: str) -> tuple[str, Any]:
-        """Return, delete, enable or disable a thing."""
+        """Return, delete, enable, disable or terminate a thing."""
         kind, field_ = KINDS[resource]
         store: Store = getattr(self, field_)
         identity, _, verb = name.partition(":")
@@ -252,7 +252,12 @@ class KubeflowServer:
             if verb == "enable":
                 self.scheduler.enable(self, thing)
             return "object", {}
+        if verb == "terminate":
+            thing["state"] = "CANCELING"
+            return "object", {}
         if request.method == "DELETE":
+            if any(v["pipeline_id"] == identity for v in self.versions.values()):
+                raise Refusal(400, f"pipeline {identity} has versions")
             policy = request.query.get("propagation_policy", "BACKGROUND")
             check(policy, "V2beta1DeletePropagationPolicy")
             self.scheduler.delete(self, identity, policy)

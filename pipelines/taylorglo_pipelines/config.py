@@ -106,7 +106,10 @@ class PipelineSettings(Section):
     )
     tolerations: list[Toleration] = Field([], description="Tolerations of tasks that train.")
     timeout: int = Field(
-        86_400, ge=0, description="Seconds after which Kubernetes ends a task; 0: never."
+        86_400,
+        ge=0,
+        description="Seconds after which Kubernetes ends a task; 0: never. A worker of the layout "
+        "`workers` is one task for all generations of the run.",
     )
     retries: int = Field(
         2,

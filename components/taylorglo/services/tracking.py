@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from taylorglo.errors import InputError, ServiceError
+from taylorglo.errors import InputError
 from taylorglo.loss.polynomial import checked_theta
 from taylorglo.results import Candidate, DatasetDescription, Evaluation, StandingChampion
 from taylorglo.services.mlflow import Connection, redacted
@@ -350,7 +350,7 @@ class Tracker:
         call, client = self._connection.call, self._client
         try:
             call(client.create_registered_model, name)
-        except (InputError, ServiceError):
+        except InputError:
             # The model may exist already. If there is another reason, this call fails for it, too.
             call(client.get_registered_model, name)
         tags = {"taylorglo.study": study, "taylorglo.theta": json.dumps(list(theta))[:_MAX_TAG]}

@@ -18,25 +18,30 @@ from taylorglo.training.engine import Engine
 
 
 @task
-def run(sweep_path: str, search_data_path: str, worker: int) -> dict[str, float]:
+def run(sweep_path: str, worker: int) -> dict[str, float]:
     """Search until all generations of this run are complete, together with the other workers.
 
     Args:
         sweep_path: the context of the sweep.
-        search_data_path: the data without the test split.
         worker: number of this worker, from 0.
 
     Returns:
         The number of candidates that this worker trained, and the best fitness of the search.
     """
     sweep = Sweep.read(sweep_path)
-    trained = search(sweep, search_data_path, worker)
+    with sweep.search_data() as search_data:
+        trained = search(sweep, search_data, worker)
     best = max((c.fitness or 0.0 for c in sweep.search.best(1)), default=0.0)
     return {"trained": trained, "best_fitness": best}
 
 
 def search(sweep: Sweep, search_data: str, worker: int = 0) -> int:
-    """Go through all generations of this run; arguments as for :func:`run`.
+    """Go through all generations of this run.
+
+    Args:
+        sweep: the context of the sweep.
+        search_data: path of the data without the test split.
+        worker: number of this worker, from 0.
 
     Returns:
         The number of candidates whose results came from this worker.

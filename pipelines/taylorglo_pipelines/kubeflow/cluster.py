@@ -1,31 +1,21 @@
 """What Kubernetes knows of a run and Kubeflow's API does not tell: its pods and its Workflow."""
 
-import json
 from collections.abc import Sequence
-from typing import Any
-
-from kubernetes.client.exceptions import ApiException
 
 from taylorglo_pipelines.kubeflow.nodes import Attempt
-from taylorglo_pipelines.kubeflow.objects import api_client
+from taylorglo_pipelines.kubeflow.objects import GoneError, Reader
 from taylorglo_pipelines.kubeflow.pods import Object, attempt_of, name_of, phase_of, trimmed
 from taylorglo_pipelines.kubeflow.workflow import Workflow
 
-_TIMEOUT = (3, 10)  # seconds to connect to Kubernetes, and for its answer
 _PAGE = 200  # pods
 _LOG_LINES = 100
 _LIVE = ("Pending", "Running")
 
 
-class GoneError(Exception):
-    """Kubernetes has no such object."""
-
-
 class Cluster:
     """The objects of a run in Kubernetes, as far as this process may read them.
 
-    The Kubernetes API is asked with the service account of the pod that this process runs in, or
-    else with the kubeconfig. Without both, or without the rights, nothing is seen. The kubeconfig
+    Without credentials of the Kubernetes API, or without the rights, nothing is seen. A kubeconfig
     may also be that of another cluster than the run's: then nothing of the run is in it.
 
     Attributes:
@@ -47,7 +37,7 @@ class Cluster:
         self.reads_pods = False
         self._run_id = run_id
         self._kubeflow = kubeflow
-        self._api = api_client()
+        self._reader = Reader()
         self._core = f"/api/v1/namespaces/{namespace}"
         self._workflows = f"/apis/argoproj.io/v1alpha1/namespaces/{namespace}/workflows"
         self._has_run = False
@@ -69,7 +59,7 @@ class Cluster:
         self.reads_pods = True
         for name in self.live - set(found):
             try:
-                pod = self._get(f"{self._core}/pods/{name}")
+                pod = self._reader.get(f"{self._core}/pods/{name}")
             except GoneError:
                 continue
             # What cannot be read this time may be read the next time.
@@ -85,7 +75,7 @@ class Cluster:
         """Return whether there is a pod of the run, ended or not; True if this is not known."""
         query = {"labelSelector": f"pipeline/runid={self._run_id}", "limit": 1}
         try:
-            answer = self._get(f"{self._core}/pods", query)
+            answer = self._reader.get(f"{self._core}/pods", query)
         except GoneError:
             return True
         return answer is None or bool(answer["items"])
@@ -98,7 +88,7 @@ class Cluster:
         if not self.pods and not self._has_run:
             proxy = f"/api/v1/namespaces/{self._kubeflow}/services/ml-pipeline:http/proxy"
             try:
-                answer = self._get(f"{proxy}/apis/v2beta1/runs/{self._run_id}")
+                answer = self._reader.get(f"{proxy}/apis/v2beta1/runs/{self._run_id}")
             except GoneError:
                 answer = None
             self._has_run = isinstance(answer, dict) and answer.get("run_id") == self._run_id
@@ -108,7 +98,7 @@ class Cluster:
         """Return the last lines that the main container of a pod printed, or an empty string."""
         query = {"container": "main", "tailLines": _LOG_LINES}
         try:
-            log = self._get(f"{self._core}/pods/{name_of(pod)}/log", query, "str")
+            log = self._reader.text(f"{self._core}/pods/{name_of(pod)}/log", query)
         except GoneError:
             return ""
         return log or ""
@@ -117,7 +107,7 @@ class Cluster:
         """Return what happened to a pod, as far as it can be read."""
         query = {"fieldSelector": f"involvedObject.name={name_of(pod)}"}
         try:
-            answer = self._get(f"{self._core}/events", query)
+            answer = self._reader.get(f"{self._core}/events", query)
         except GoneError:
             return []
         return list(answer["items"]) if answer else []
@@ -132,11 +122,11 @@ class Cluster:
             GoneError: there is none.
         """
         if name:
-            found = self._get(f"{self._workflows}/{name}")
+            found = self._reader.get(f"{self._workflows}/{name}")
             return None if found is None else Workflow(found)
         query = {"labelSelector": f"pipeline/runid={self._run_id}"}
         try:
-            answer = self._get(self._workflows, query)
+            answer = self._reader.get(self._workflows, query)
         except GoneError:
             # There is no list at all: this cluster has no Argo.
             return None
@@ -156,7 +146,7 @@ class Cluster:
         pods: list[Object] = []
         while True:
             try:
-                page = self._get(f"{self._core}/pods", query)
+                page = self._reader.get(f"{self._core}/pods", query)
             except GoneError:
                 return None
             if page is None:
@@ -165,39 +155,3 @@ class Cluster:
             query["continue"] = (page.get("metadata") or {}).get("continue") or ""
             if not query["continue"]:
                 return pods
-
-    def _get(self, path: str, query: Object | None = None, kind: str = "object") -> Any:
-        """Return an answer of the Kubernetes API, or None if it cannot be had.
-
-        Raises:
-            GoneError: there is no such object.
-        """
-        if self._api is None:
-            return None
-        try:
-            return self._api.call_api(
-                path,
-                "GET",
-                query_params=[(key, value) for key, value in (query or {}).items() if value],
-                header_params={"Accept": "application/json" if kind == "object" else "*/*"},
-                response_type=kind,
-                auth_settings=["BearerToken"],
-                _return_http_data_only=True,
-                _request_timeout=_TIMEOUT,
-            )
-        except ApiException as error:
-            if error.status == 404 and _is_json(error.body):
-                raise GoneError from None
-            return None
-        except Exception:
-            # It is away, it is no Kubernetes API, or the command of the kubeconfig's login fails.
-            return None
-
-
-def _is_json(body: Any) -> bool:
-    """Return whether an answer is about an object; that about a missing resource is plain text."""
-    try:
-        json.loads(body)
-    except (TypeError, ValueError):
-        return False
-    return True

@@ -6,9 +6,10 @@ from typing import Any
 
 from taylorglo.errors import shortened
 from taylorglo_pipelines.kubeflow import reasons
-from taylorglo_pipelines.kubeflow.cluster import Cluster, GoneError
+from taylorglo_pipelines.kubeflow.cluster import Cluster
 from taylorglo_pipelines.kubeflow.names import Names
 from taylorglo_pipelines.kubeflow.nodes import Attempt, Place, order, tasks_of, workflow_of
+from taylorglo_pipelines.kubeflow.objects import GoneError
 from taylorglo_pipelines.kubeflow.pods import node_of
 from taylorglo_pipelines.kubeflow.progress import Progress
 from taylorglo_pipelines.kubeflow.reasons import Reason

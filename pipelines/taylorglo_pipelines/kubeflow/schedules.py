@@ -176,11 +176,7 @@ def show(connection: Connection, name: str, experiment: str) -> list[str]:
 
 def pause(connection: Connection, name: str, experiment: str) -> list[str]:
     """Stop firing until resumed, and return a line for each run that goes on."""
-    schedules = recurring.find(connection, name, experiment)
-    lines = Firings(connection).still_running(schedules[0])
-    for schedule in schedules:
-        recurring.disable(connection, schedule)
-    return lines
+    return _to_each(connection, name, experiment, recurring.disable)
 
 
 def resume(connection: Connection, name: str, experiment: str) -> list[str]:
@@ -196,10 +192,17 @@ def resume(connection: Connection, name: str, experiment: str) -> list[str]:
 
 def delete(connection: Connection, name: str, experiment: str) -> list[str]:
     """Delete a schedule, but not its runs, and return a line for each run that goes on."""
+    return _to_each(connection, name, experiment, recurring.delete)
+
+
+def _to_each(
+    connection: Connection, name: str, experiment: str, action: Callable[[Connection, Any], None]
+) -> list[str]:
+    """Do something to the schedules of a name; return a line for each run that goes on."""
     schedules = recurring.find(connection, name, experiment)
     lines = Firings(connection).still_running(schedules[0])
     for schedule in schedules:
-        recurring.delete(connection, schedule)
+        action(connection, schedule)
     return lines
 
 

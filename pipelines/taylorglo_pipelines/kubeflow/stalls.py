@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from taylorglo_pipelines.kubeflow import reasons
-from taylorglo_pipelines.kubeflow.cluster import Cluster, GoneError
+from taylorglo_pipelines.kubeflow.cluster import Cluster
 from taylorglo_pipelines.kubeflow.names import Names
 from taylorglo_pipelines.kubeflow.nodes import Attempt, Place, Task, order, place_of
+from taylorglo_pipelines.kubeflow.objects import GoneError
 from taylorglo_pipelines.kubeflow.pods import Object, node_of, phase_of
 from taylorglo_pipelines.kubeflow.reasons import Hindrance
 from taylorglo_pipelines.kubeflow.workflow import Workflow

@@ -6,7 +6,8 @@ check -> prepare (cached) -> open -> baselines, tuned
         -> champion -> attack -> report
 
 All tasks are in one graph, because each nested graph and each loop costs pods and a part of Argo's
-state. The context of the sweep goes from task to task with the results.
+state. The context of the sweep goes from task to task with the results. The tasks of the search
+have their data from the store: Kubeflow's graph would have an edge to each of them.
 """
 
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def _search_and_compare(checked: Any, prepared: Any, layout: PipelineSettings) -
     tuned = evaluate_baselines(sweep=context, search_data=search_data)
     tuning = place_training(tuned, "Tune baselines", layout).outputs["tuning"]
     if layout.layout == "workers":
-        searched = _add_workers(context, search_data, layout)
+        searched = _add_workers(context, layout)
     else:
         searched = _add_generations(context, layout)
     crowned = train_champion(search_data=search_data, full_data=full_data, tuning=tuning)
@@ -113,23 +114,18 @@ def _search_and_compare(checked: Any, prepared: Any, layout: PipelineSettings) -
     place(reported, "Report", layout, ALL_SERVICES)
 
 
-def _add_workers(
-    context: Any, search_data: Any, layout: PipelineSettings
-) -> Sequence[dsl.PipelineTask]:
+def _add_workers(context: Any, layout: PipelineSettings) -> Sequence[dsl.PipelineTask]:
     """Add the tasks that share the whole search, and return them."""
     workers = []
     for worker in range(layout.shards):
-        task = search_candidates(sweep=context, search_data=search_data, worker=worker)
+        task = search_candidates(sweep=context, worker=worker)
         of = f": worker {worker + 1} of {layout.shards}" if layout.shards > 1 else ""
         workers.append(place_training(task, f"Search{of}", layout))
     return workers
 
 
 def _add_generations(context: Any, layout: PipelineSettings) -> Sequence[dsl.PipelineTask]:
-    """Add the tasks of each generation, one generation after another; return those of the last.
-
-    The data for the shards come from the store: Kubeflow's graph would have an edge for each.
-    """
+    """Add the tasks of each generation, one generation after another; return those of the last."""
     previous = context
     shards: list[dsl.PipelineTask] = []
     for generation in range(1, layout.generations + 1):

@@ -328,7 +328,7 @@ def test_workers_share_the_search_and_the_champion_waits_for_all(workers: dict[s
         {"worker": worker} for worker in (0, 1, 2)
     ]
     for name in found:
-        assert tasks(workers)[name]["dependentTasks"] == ["open-sweep", "prepare-dataset"]
+        assert tasks(workers)[name]["dependentTasks"] == ["open-sweep"]
     assert set(found) <= set(tasks(workers)["train-champion"]["dependentTasks"])
 
 

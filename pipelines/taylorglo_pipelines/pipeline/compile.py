@@ -17,9 +17,9 @@ from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
 # A prediction may be too low by this part.
 _MARGIN = 0.05
-# The time to compile a pipeline grows with the square of its tasks. A pipeline with more tasks than
+# The time to compile a pipeline grows with the square of its tasks. A search with more tasks than
 # these cannot fit, and is refused before it is compiled.
-_MOST_TASKS = 1_000
+_MOST_TASKS = 250
 
 
 class Compiled(NamedTuple):
@@ -41,8 +41,7 @@ def compile_sweep(config: Config, output: Path) -> Compiled:
     """
     if output.suffix not in (".yaml", ".yml"):
         raise InputError(f"{output}: a compiled pipeline should be a .yaml file")
-    layout = config.pipeline
-    if layout.layout == "generations" and layout.generations * (layout.shards + 2) > _MOST_TASKS:
+    if _tasks_of_search(config) > _MOST_TASKS:
         raise InputError(f"{_described(config)} are more tasks than Argo can keep; {_cure(config)}")
     compiled = _compiled(config)
     if compiled.size.packed > LIMIT * (1 - _MARGIN):
@@ -73,6 +72,13 @@ def _compiled(config: Config) -> Compiled:
     pipeline, platform = yaml.load_all(text, yaml.CSafeLoader)
     kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     return Compiled(text.encode(), workflow_size(pipeline, kubernetes))
+
+
+def _tasks_of_search(config: Config) -> int:
+    layout = config.pipeline
+    if layout.layout == "workers":
+        return layout.shards
+    return layout.generations * (layout.shards + 2)
 
 
 def _described(config: Config) -> str:

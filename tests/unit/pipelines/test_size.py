@@ -117,7 +117,7 @@ def test_the_digits_sweep_needs_no_compression(tmp_path: Path) -> None:
     assert predicted(path.read_text()).plain < LIMIT
 
 
-@pytest.mark.parametrize("generations", [60, 1000])
+@pytest.mark.parametrize("generations", [36, 1000])
 def test_generations_that_do_not_fit_are_refused_and_workers_recommended(
     tmp_path: Path, generations: int
 ) -> None:
@@ -127,6 +127,17 @@ def test_generations_that_do_not_fit_are_refused_and_workers_recommended(
         "; set pipeline.layout to workers, whose tasks do not grow with the generations"
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_fit_is_refused_before_it_is_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "taylorglo_pipelines.pipeline.compile.sweep_pipeline",
+        lambda _: pytest.fail("it was compiled"),
+    )
+    with pytest.raises(InputError, match="more tasks than Argo can keep"):
+        size_of(tmp_path, layout="generations", shards=4, generations=60)
 
 
 def test_too_many_workers_are_refused(tmp_path: Path) -> None:

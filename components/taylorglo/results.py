@@ -279,6 +279,18 @@ class MemoryNeed(Record):
     activations_per_image: int
 
 
+class Guessing(Record):
+    """What a network reaches on the test split that looks at no image.
+
+    Attributes:
+        accuracy: in [0, 1], of always naming the most frequent class.
+        images: number of test images.
+    """
+
+    accuracy: float
+    images: int
+
+
 class DatasetDescription(Record):
     """What later tasks have to know of a prepared data set.
 
@@ -289,6 +301,7 @@ class DatasetDescription(Record):
         memory: what training the network on it takes.
         fingerprint: checksum of the training and validation images.
         provenance: where the images come from.
+        guessing: what a network reaches that looks at no image.
     """
 
     name: str
@@ -297,6 +310,7 @@ class DatasetDescription(Record):
     memory: MemoryNeed
     fingerprint: str
     provenance: dict[str, str]
+    guessing: Guessing
 
 
 def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:

@@ -50,6 +50,20 @@ def paired(first: Sequence[float], second: Sequence[float]) -> float:
     return float(ttest_rel(first, second).pvalue)
 
 
+def above_chance(accuracy: float, images: int, chance: float) -> float:
+    """Return the p value of the one-sided binomial test of an accuracy against guessing.
+
+    Args:
+        accuracy: share of the images that were classified correctly, in [0, 1].
+        images: number of images, at least 1.
+        chance: share that guessing classifies correctly, in [0, 1].
+    """
+    from scipy.stats import binomtest
+
+    correct = round(accuracy * images)
+    return float(binomtest(correct, images, chance, alternative="greater").pvalue)
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Adjust p values for the number of tests by Holm's step-down method (Holm 1979).
 

@@ -19,6 +19,7 @@ from taylorglo.results import (
     Execution,
     FullTraining,
     GenerationSummary,
+    Guessing,
     MemoryNeed,
     Record,
     Robustness,
@@ -48,6 +49,7 @@ EVALUATION = Evaluation(
 )
 CONTENDER = Contender(name="champion", loss="taylor", learning_rate=0.1, theta=THETA)
 FULL = FullTraining(contender=CONTENDER, seed=2**31, key="digest", training=TRAINING)
+GUESSING = Guessing(accuracy=0.1, images=360)
 CHAMPION = Champion(theta=THETA, order=3, fitness=0.5, generation=2, trial=7)
 CANDIDATE = Candidate(
     trial=7,
@@ -118,7 +120,9 @@ RECORDS: list[Record] = [
         memory=MemoryNeed(weights=1, activations_per_image=2),
         fingerprint="abc",
         provenance={"source": "scikit-learn’s digits"},
+        guessing=GUESSING,
     ),
+    GUESSING,
 ]
 
 

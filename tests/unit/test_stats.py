@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from taylorglo.stats import covered, finite, holm, paired, welch
+from taylorglo.stats import above_chance, covered, finite, holm, paired, welch
 
 GRID = st.integers(0, 20)
 
@@ -112,6 +112,12 @@ def test_covered_is_the_length_of_the_union(spans: list[tuple[int, int]]) -> Non
     cells = {cell for start, end in spans for cell in range(start, end)}
     assert covered(spans) == len(cells)
     assert covered(iter(spans[::-1])) == len(cells)
+
+
+def test_above_chance_is_the_tail_of_the_binomial_distribution() -> None:
+    assert above_chance(1.0, 5, 0.5) == pytest.approx(1 / 32)
+    assert above_chance(0.8, 5, 0.5) == pytest.approx(6 / 32)
+    assert above_chance(0.0, 5, 0.5) == 1.0
 
 
 def test_covered_by_hand() -> None:

@@ -23,6 +23,7 @@ from taylorglo.data.sources import (
 )
 from taylorglo.errors import InputError
 from taylorglo.files import replacing
+from taylorglo.results import Guessing
 from taylorglo.settings import DataSettings
 
 __all__ = ["Dataset", "Split", "load", "read", "save", "without_test"]
@@ -60,6 +61,18 @@ class Dataset:
         """The shape (C, H, W) of an image."""
         channels, height, width = self.train.images.shape[1:]
         return channels, height, width
+
+    @property
+    def guessing(self) -> Guessing:
+        """What a network reaches on the test split that always names the most frequent class.
+
+        Raises:
+            ValueError: the test split was taken out.
+        """
+        if self.test is None:
+            raise ValueError("the test split was taken out")
+        most = int(torch.bincount(self.test.labels).max())
+        return Guessing(accuracy=most / len(self.test), images=len(self.test))
 
     @property
     def fingerprint(self) -> str:

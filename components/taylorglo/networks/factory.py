@@ -16,9 +16,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from taylorglo.errors import InputError, described
 from taylorglo.networks.residual import preresnet_20, pyramidnet_110_48, wide_resnet
+
+# A user's code may raise anything. SystemExit and KeyboardInterrupt are no Exceptions.
+_FROM_USERS = (Exception, SystemExit, KeyboardInterrupt)
 
 ImageShape = tuple[int, int, int]
 Factory = Callable[[ImageShape, int], nn.Module]
@@ -269,17 +273,30 @@ def build(
         torch.default_generator.manual_seed(seed)
         try:
             network = factory(image_shape, num_classes)
+            if not isinstance(network, nn.Module):
+                raise InputError(
+                    f"model {name!r}: should return a torch.nn.Module, returned "
+                    f"{type(network).__name__}"
+                )
+            _initialize_lazy(network, image_shape)
         except InputError:
             raise
-        except Exception as error:
+        except _FROM_USERS as error:
             raise InputError(
                 f"model {name!r}: cannot be built for images {image_shape}: {described(error)}"
             ) from error
-    if not isinstance(network, nn.Module):
-        raise InputError(
-            f"model {name!r}: should return a torch.nn.Module, returned {type(network).__name__}"
-        )
     return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
+
+
+def _initialize_lazy(network: nn.Module, image_shape: ImageShape) -> None:
+    """Give lazy modules, such as ``nn.LazyLinear``, their parameters.
+
+    They take their sizes from the first batch that they see.
+    """
+    if any(is_lazy(value) for value in (*network.parameters(), *network.buffers())):
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, *image_shape))
+        network.train()
 
 
 def skeleton(name: str, image_shape: ImageShape, num_classes: int) -> nn.Module:
@@ -316,21 +333,23 @@ def revision(name: str) -> str:
 
 
 def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
-    """Build the network once, and try a batch of two black images in both modes.
+    """Build the network once, and try a batch of two images of noise in both modes.
 
-    The training mode is tried, too, because some networks return auxiliary outputs only there.
+    The training mode is tried, too, because some networks return auxiliary outputs only there. The
+    images are noise, because a network may standardise each image, which a black one does not bear.
 
     Raises:
         InputError: the network cannot be built, raises an error, or returns anything but a
-            floating-point tensor of shape (2, num_classes).
+            floating-point tensor of shape (2, num_classes) with finite numbers.
     """
     network = _unnormalised(name, image_shape, num_classes)
+    images = torch.rand(2, *image_shape, generator=torch.Generator().manual_seed(0))
     for training, mode in ((False, "evaluation"), (True, "training")):
         network.train(training)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
-                logits = network(torch.zeros(2, *image_shape))
-            except Exception as error:
+                logits = network(images)
+            except _FROM_USERS as error:
                 raise InputError(
                     f"model {name!r}: fails on images {image_shape} in {mode} mode: "
                     f"{described(error)}"
@@ -344,6 +363,11 @@ def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
         if tuple(logits.shape) != (2, num_classes) or not logits.is_floating_point():
             raise InputError(
                 f"{expected}; in {mode} mode it returned {logits.dtype} {tuple(logits.shape)}"
+            )
+        if not logits.isfinite().all():
+            raise InputError(
+                f"model {name!r}: returns NaN or infinite logits before any training, for random "
+                f"images in {mode} mode; it should return finite numbers"
             )
 
 
@@ -395,9 +419,12 @@ def _torchvision(name: str) -> Factory:
 def _import(name: str, module: str, attribute: str) -> Factory:
     try:
         factory = getattr(importlib.import_module(module), attribute)
-    except Exception as error:
-        # A module of the user may raise anything while it is imported.
-        raise InputError(f"model {name!r}: cannot be imported: {described(error)}") from error
+    except _FROM_USERS as error:
+        place = getattr(sys.modules.get(module), "__file__", None)
+        source = f" from {place}" if place else ""
+        raise InputError(
+            f"model {name!r}: cannot be imported{source}: {described(error)}"
+        ) from error
     if not callable(factory):
         raise InputError(f"model {name!r}: should be callable as factory(image_shape, num_classes)")
     return factory  # type: ignore[no-any-return]

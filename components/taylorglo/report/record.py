@@ -15,6 +15,7 @@ from taylorglo.results import (
     Execution,
     FullTraining,
     GenerationSummary,
+    Guessing,
     Robustness,
     RobustnessRow,
     StandingChampion,
@@ -122,6 +123,7 @@ class SweepRecord:
         provenance: where the images come from.
         environment: software, hardware, and how trainings were computed.
         num_classes: number of classes of the data.
+        guessing: what a network reaches that looks at no image.
         generations: the generations of the search.
         champion: the candidate that won.
         tuning: the baselines, with each learning rate that was tried.
@@ -140,6 +142,7 @@ class SweepRecord:
     provenance: Mapping[str, str]
     environment: Mapping[str, str]
     num_classes: int
+    guessing: Guessing
     generations: list[GenerationRecord]
     champion: Champion
     tuning: list[TuningRow]
@@ -162,6 +165,7 @@ def sweep_record(
     generations: int,
     num_classes: int,
     provenance: Mapping[str, str],
+    guessing: Guessing,
     software: Mapping[str, str],
     started: float,
     standing: StandingChampion | None,
@@ -177,6 +181,7 @@ def sweep_record(
         generations: number of generations of the whole search.
         num_classes: number of classes of the data.
         provenance: where the images come from.
+        guessing: what a network reaches that looks at no image.
         software: versions and hardware.
         started: when the run began, in seconds since the epoch.
         standing: the champion in MLflow's registry when the run began.
@@ -190,6 +195,7 @@ def sweep_record(
         provenance=provenance,
         environment={**software, **_methods(results, [*tuning, *comparison.trainings])},
         num_classes=num_classes,
+        guessing=guessing,
         generations=_generations(candidates),
         champion=comparison.champion,
         tuning=_tuning(tuning),

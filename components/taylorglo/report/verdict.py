@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
 from taylorglo.report.text import NOTHING, mean_and_deviation, number, sample_size
-from taylorglo.stats import finite, holm
+from taylorglo.stats import above_chance, finite, holm
 
 SIGNIFICANCE = 0.05
 
@@ -15,10 +15,22 @@ def verdict(record: SweepRecord) -> str:
 
     The champion is compared with the baseline that has the highest mean test accuracy. They differ
     significantly if the p value of Welch's test, adjusted by Holm's method for the number of
-    baselines, is below 0.05.
+    baselines, is below 0.05. A champion that learned nothing is said to have learned nothing first.
     """
     if not record.comparison or not finite(record.comparison[0].accuracies).size:
         return "The champion has no test accuracy, so nothing can be said about it."
+    if beats_guessing(record):
+        return _comparison_verdict(record)
+    accuracy = mean_and_deviation(record.comparison[0].accuracies)
+    return (
+        f"The champion learned nothing: its test accuracy of {accuracy} % is not significantly "
+        f"above the {100 * record.guessing.accuracy:.2f} % of always naming the most frequent "
+        f"class. {_comparison_verdict(record)}"
+    )
+
+
+def _comparison_verdict(record: SweepRecord) -> str:
+    """Return in one sentence how the champion compares with the best baseline."""
     champion = record.comparison[0]
     best = best_baseline(record)
     if best is None:
@@ -40,6 +52,21 @@ def verdict(record: SweepRecord) -> str:
     side = "ahead of" if points > 0 else "behind"
     comma = "," if apposition else ""
     return f"The champion is {side} {name}{comma} by {abs(points):.2f} points {evidence}."
+
+
+def beats_guessing(record: SweepRecord) -> bool:
+    """Return whether the champion is significantly better than a network that looks at no image.
+
+    Such a network always names the most frequent class of the test split, which is at least as
+    accurate as drawing a class by chance. The test is the one-sided binomial test of the champion's
+    mean test accuracy, at the level 0.05.
+    """
+    accuracies = finite(record.comparison[0].accuracies) if record.comparison else finite([])
+    if not accuracies.size:
+        return False
+    guessing = record.guessing
+    p_value = above_chance(float(accuracies.mean()), guessing.images, guessing.accuracy)
+    return p_value < SIGNIFICANCE
 
 
 def beats_standing(record: SweepRecord) -> bool:

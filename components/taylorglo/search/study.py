@@ -33,11 +33,11 @@ from taylorglo.variables import service_timeout
 WORST_FITNESS = 0.0
 
 # The parts of a study that can be claimed; from the third on, its trials.
-DRAWING, REPORTING, _FIRST_TRIAL = 0, 1, 2
+DRAWING, REPORTING, FIRST_TRIAL = 0, 1, 2
 
 # Attributes of a trial.
-_GENERATION, _VERDICT, _RESULT, _HELD_BACK = "generation", "verdict", "result", "held back"
-_IDENTITY, _START, _FINISHED = "identity", "start", "finished"  # attributes of a study
+_GENERATION, _VERDICT, RESULT, _HELD_BACK = "generation", "verdict", "result", "held back"
+IDENTITY, START, FINISHED = "identity", "start", "finished"  # attributes of a study
 _EXCLUSIVE_SECONDS, _POLL_SECONDS = 120, 0.1
 
 Result = TypeVar("Result")
@@ -129,7 +129,7 @@ class Search:
         studies = retried(storage.get_all_studies, TRIES)
         of_sweep = re.compile(rf"{re.escape(sweep)}(\.[2-9]|\.[1-9]\d+)?")
         names = [study.study_name for study in studies]
-        numbers = [_number(name) for name in names if of_sweep.fullmatch(name)]
+        numbers = [number_of(name) for name in names if of_sweep.fullmatch(name)]
         latest = max(numbers, default=1)
         if settings.renew and numbers:
             search = cls(url, _study_name(sweep, latest), settings, seed)
@@ -147,7 +147,7 @@ class Search:
         The former study may be added to, or deleted, while this one goes on.
         """
         with self.exclusively(DRAWING):
-            if _START in self._attributes():
+            if START in self._attributes():
                 return
             trials = self._retried(
                 lambda: self._storage.get_all_trials(
@@ -159,11 +159,11 @@ class Search:
             # Trials in other coordinates are of no use.
             fitting = [trial for trial in trials if set(trial.params) == set(self.space.names)]
             start = {"study": former, **self.space.warm_start(fitting)} if fitting else {}
-            self._retried(lambda: self._study.set_user_attr(_START, start))
+            self._retried(lambda: self._study.set_user_attr(START, start))
 
     def changes(self, identity: Identity) -> list[str]:
         """Return in words what the study was begun with and is different now; empty if nothing."""
-        known = self._attributes().get(_IDENTITY)
+        known = self._attributes().get(IDENTITY)
         if known is None:
             return []
         now = identity.flat()
@@ -182,10 +182,10 @@ class Search:
     def _check_identity(self, identity: Identity) -> None:
         if changed := self.changes(identity):
             raise InputError(
-                f"sweep {_sweep(self.study)!r} was begun with {', '.join(changed)}: its candidates "
-                "cannot be compared with new ones; give the new sweep another name"
+                f"sweep {sweep_of(self.study)!r} was begun with {', '.join(changed)}: its "
+                "candidates cannot be compared with new ones; give the new sweep another name"
             )
-        self._retried(lambda: self._study.set_user_attr(_IDENTITY, identity.flat()))
+        self._retried(lambda: self._study.set_user_attr(IDENTITY, identity.flat()))
 
     def precisions(self) -> set[str]:
         """Return the precisions that candidates were trained in; at most one, if all is well."""
@@ -195,11 +195,11 @@ class Search:
     @property
     def finished(self) -> bool:
         """Whether the search has come to its end, and its champion was reported."""
-        return bool(self._attributes().get(_FINISHED))
+        return bool(self._attributes().get(FINISHED))
 
     def finish(self) -> None:
         """Mark the search as finished."""
-        self._retried(lambda: self._study.set_user_attr(_FINISHED, True))
+        self._retried(lambda: self._study.set_user_attr(FINISHED, True))
 
     @property
     def source(self) -> str | None:
@@ -207,7 +207,7 @@ class Search:
         return self._start().get("study")
 
     def _start(self) -> dict[str, Any]:
-        return dict(self._attributes().get(_START, {}))
+        return dict(self._attributes().get(START, {}))
 
     def _attributes(self) -> dict[str, Any]:
         return self._retried(lambda: self._study.user_attrs)
@@ -230,7 +230,7 @@ class Search:
         Yields:
             The candidate as it is now, or None if another run has claimed it.
         """
-        part = _FIRST_TRIAL + trial
+        part = FIRST_TRIAL + trial
         taken = self._retried(lambda: self._claims.take(part))
         try:
             yield next(c for c in self.candidates() if c.trial == trial) if taken else None
@@ -337,7 +337,7 @@ class Search:
     def note(self, trial: int, result: Evaluation) -> None:
         """Record what is known of a candidate so far, before its fitness is told."""
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._set(trial, _RESULT, result.to_json())
+            self._set(trial, RESULT, result.to_json())
 
     def hold_back(self, trial: int, held_back: bool = True) -> None:
         """Note that the training of a candidate failed, and that the reason is not known yet."""
@@ -350,18 +350,46 @@ class Search:
         Telling a finished candidate again, from any process, changes nothing.
         """
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
-            self._set(trial, _RESULT, result.to_json())
+            self._set(trial, RESULT, result.to_json())
             self._retried(lambda: self._study.tell(trial, result.fitness, skip_if_finished=True))
 
     def best(self, number: int) -> list[Candidate]:
-        """Return the ``number`` trained candidates of highest fitness; of equals, the earlier."""
-        trained = [c for c in self.candidates() if c.fitness is not None and c.result is not None]
+        """Return the ``number`` candidates of highest fitness; of equals, the earlier.
+
+        A candidate whose training diverged or failed is none of them.
+        """
+        trained = [
+            c
+            for c in self.candidates()
+            if c.fitness is not None and c.result is not None and c.result.status == "ok"
+        ]
         return sorted(trained, key=lambda c: (-(c.fitness or 0.0), c.trial))[:number]
+
+    def check_trained(self) -> None:
+        """Refuse a search in which no candidate was trained to the end.
+
+        Raises:
+            InputError: with the reason of the first candidate that was not.
+        """
+        candidates = self.candidates()
+        results = [c.result for c in candidates if c.result is not None]
+        if any(result.status == "ok" for result in results):
+            return
+        remedy = (
+            "nothing can be chosen from this search; give the sweep another name and change "
+            "training.learning_rate, search.mean, search.sigma or the network"
+        )
+        if not results:
+            raise InputError(f"the filters rejected all {len(candidates)} candidates: {remedy}")
+        raise InputError(
+            f"no candidate learned: of {len(results)} that were trained, all diverged or failed, "
+            f"the first with: {results[0].reason}; {remedy}"
+        )
 
     def _draw(self, generation: int, total: int) -> None:
         """Draw until the generation has ``total`` candidates."""
         if not isinstance(self._study.sampler, GenerationalCmaEs):
-            seed = self._seed + _number(self.study) - 1
+            seed = self._seed + number_of(self.study) - 1
             popsize = self.settings.popsize
             self._study.sampler = GenerationalCmaEs(self.space, popsize, seed, self._start())
 
@@ -406,7 +434,7 @@ class Search:
             generation=trial.user_attrs[_GENERATION],
             theta=self.space.theta(trial.params),
             verdict=trial.user_attrs.get(_VERDICT),
-            result=trial.user_attrs.get(_RESULT),
+            result=trial.user_attrs.get(RESULT),
             fitness=trial.value if trial.state == TrialState.COMPLETE else None,
             finished=trial.state.is_finished(),
             held_back=trial.user_attrs.get(_HELD_BACK, False),
@@ -429,9 +457,11 @@ def _study_name(sweep: str, number: int) -> str:
     return sweep if number == 1 else f"{sweep}.{number}"
 
 
-def _sweep(study: str) -> str:
+def sweep_of(study: str) -> str:
+    """Return the name of the sweep that a study belongs to."""
     return study.partition(".")[0]
 
 
-def _number(study: str) -> int:
+def number_of(study: str) -> int:
+    """Return the number of a study among those of its sweep, from 1."""
     return int(study.partition(".")[2] or 1)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from taylorglo.errors import InputError
 from taylorglo.evaluation.comparison import best_contender, compare, train_finalists
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.results import (
@@ -89,7 +88,7 @@ def crown(
         tuning: the trainings that tuned the baselines.
 
     Raises:
-        InputError: no candidate was trained.
+        InputError: no candidate was trained to the end.
     """
     complete = sweep.complete
     champion, finalists = _choose_champion(sweep, search_data)
@@ -144,12 +143,8 @@ def _standing_contender(standing: StandingChampion, default_rate: float) -> Cont
 
 def _choose_champion(sweep: Sweep, search_data: str) -> tuple[Candidate, list[FullTraining]]:
     """Return the champion, and the trainings in full of the best candidates that chose it."""
+    sweep.search.check_trained()
     best = sweep.search.best(sweep.settings.champion.finalists)
-    if not best:
-        raise InputError(
-            "the filters rejected every candidate, so none was trained; choose others in a new "
-            "sweep"
-        )
     if len(best) == 1:
         return best[0], []
     with Engine.open(sweep.settings, search_data) as engine:

@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from taylorglo.results import Record, StandingChampion, read_json, write_json
+from taylorglo.results import Guessing, Record, StandingChampion, read_json, write_json
 from taylorglo.search.study import Search
 from taylorglo.services import layout
 from taylorglo.services.memo import FullTrainings, RunState, ShortTrainings
@@ -38,6 +38,7 @@ class Sweep(Record):
         num_classes: number of classes of the data.
         fingerprint: checksum of the training and validation images.
         provenance: where the images come from.
+        guessing: what a network reaches that looks at no image.
         run_id: id of the parent run in MLflow.
         started: when the run began, in seconds since the epoch.
         standing: the champion of MLflow's model registry when the run began, if there is one.
@@ -52,6 +53,7 @@ class Sweep(Record):
     num_classes: int
     fingerprint: str
     provenance: dict[str, str]
+    guessing: Guessing
     run_id: str
     started: float
     standing: StandingChampion | None = None

@@ -105,6 +105,7 @@ def open_sweep(
         num_classes=description.num_classes,
         fingerprint=description.fingerprint,
         provenance=description.provenance,
+        guessing=description.guessing,
         run_id=tracker.run_id,
         started=started,
         standing=tracker.standing_champion(layout.registered_loss(settings.name)),

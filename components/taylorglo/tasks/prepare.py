@@ -64,5 +64,6 @@ def run(
         ),
         fingerprint=dataset.fingerprint,
         provenance=dataset.provenance,
+        guessing=dataset.guessing,
     )
     write_json(description_path, description)

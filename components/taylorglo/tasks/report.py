@@ -7,6 +7,7 @@ from statistics import fmean
 from taylorglo.report.page import render
 from taylorglo.report.record import SweepRecord, sweep_record
 from taylorglo.report.verdict import (
+    beats_guessing,
     beats_standing,
     headline,
     markdown,
@@ -23,6 +24,7 @@ from taylorglo.results import (
     read_json,
 )
 from taylorglo.services import layout
+from taylorglo.services.memo import References
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
 from taylorglo.tasks.progress import track_generations
@@ -99,12 +101,14 @@ def write_report(
         generations=sweep.generations,
         num_classes=sweep.num_classes,
         provenance=sweep.provenance,
+        guessing=sweep.guessing,
         software=software(),
         started=sweep.started,
         standing=sweep.standing,
     )
     page.write_text(render(record))
     sweep.store.upload(page, layout.report(sweep.settings.name))
+    References.of(tuning, comparison).write(sweep.store, sweep.settings.name, sweep.study)
     track_generations(sweep, sweep.generations)
     with sweep.search.exclusively():
         run_id = _track_contenders(sweep, comparison.trainings, champion)
@@ -146,6 +150,8 @@ def _register(sweep: Sweep, record: SweepRecord, run_id: str) -> str:
     It becomes the standing champion if there is none, or if it beats the one there is.
     """
     name = layout.registered_loss(sweep.settings.name)
+    if not beats_guessing(record):
+        return f"It is not registered as a version of {name}."
     version = sweep.tracker.register_loss(name, run_id, sweep.study, record.champion.theta)
     former = sweep.standing.version if sweep.standing else None
     if version == former:

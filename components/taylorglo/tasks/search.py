@@ -47,8 +47,8 @@ def search(sweep: Sweep, search_data: str, worker: int = 0) -> int:
         The number of candidates whose results came from this worker.
 
     Raises:
-        InputError: the search was trained in another precision so far, or the filters reject too
-            many candidates.
+        InputError: the search was trained in another precision so far, the filters reject too
+            many candidates, or no candidate was trained to the end.
         TaylorgloError: every training of a generation failed.
     """
     trained = 0
@@ -71,6 +71,7 @@ def search(sweep: Sweep, search_data: str, worker: int = 0) -> int:
             candidates = sweep.search.candidates(number)
             if last_result(candidates) in own:
                 report_generation(sweep, number, candidates, new=True)
+    sweep.search.check_trained()
     return trained
 
 

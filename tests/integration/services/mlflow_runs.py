@@ -6,7 +6,7 @@ from typing import Any
 
 from mlflow import MlflowClient
 
-from taylorglo.results import Candidate, DatasetDescription, Evaluation, MemoryNeed
+from taylorglo.results import Candidate, DatasetDescription, Evaluation, Guessing, MemoryNeed
 from taylorglo.services.tracking import Tracker
 
 PASSWORD = "hunter2"
@@ -63,6 +63,7 @@ def description(source: str, splits: dict[str, int]) -> DatasetDescription:
         memory=MemoryNeed(weights=1, activations_per_image=1),
         fingerprint="0123456789abcdef" * 4,
         provenance={"source": source},
+        guessing=Guessing(accuracy=0.1, images=10),
     )
 
 

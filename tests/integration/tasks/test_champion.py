@@ -113,6 +113,37 @@ def test_baselines_train_with_their_better_learning_rate_from_the_seeds_of_the_c
     assert outcome.network == sweep.full_trainings.weights(trainings[0].key)
 
 
+def test_a_diverged_candidate_is_no_finalist(
+    sweep: Sweep, work: Work, tuning: list[FullTraining]
+) -> None:
+    results = [evaluation(sweep, fitness) for fitness in (0.5, 0.9, 0.7, 0.8)]
+    results[1] = results[1].model_copy(update={"status": "diverged", "reason": "loss is nan"})
+    trials = begin_generation(sweep, 1, results)
+    finalists = crown(sweep, work.search_data, work.full_data, tuning).comparison.finalists
+    thetas = {c.trial: c.theta for c in sweep.search.candidates()}
+    order = [thetas[trials[index]] for index in (3, 2, 0)]
+    assert [full.contender.theta for full in finalists] == order
+
+
+@pytest.mark.parametrize("status", ["diverged", "failed"])
+def test_a_search_in_which_nothing_was_trained_fails_with_the_reason(
+    status: str, sweep: Sweep, work: Work, tuning: list[FullTraining]
+) -> None:
+    reasons = ("loss is nan at step 1", "no learning", "no learning", "no learning")
+    results = [
+        evaluation(sweep, 0.1).model_copy(update={"status": status, "reason": reason})
+        for reason in reasons
+    ]
+    begin_generation(sweep, 1, results)
+    with pytest.raises(
+        InputError,
+        match=r"no candidate learned: of 4 that were trained, all diverged or failed, the first "
+        "with: loss is nan at step 1; .* give the sweep another name",
+    ):
+        crown(sweep, work.search_data, work.full_data, tuning)
+    assert not sweep.store.exists(layout.champion("digits"))
+
+
 def test_lost_weights_are_named(
     sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
 ) -> None:

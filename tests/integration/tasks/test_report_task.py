@@ -53,6 +53,7 @@ def record_of(sweep: Sweep, spans: Mapping[str, Spans], wall: float) -> SweepRec
         generations=sweep.generations,
         num_classes=sweep.num_classes,
         provenance=sweep.provenance,
+        guessing=sweep.guessing,
         software={},
         started=start,
         standing=None,

@@ -10,6 +10,7 @@ from small_sweeps import (
     changed,
     evaluation,
     full_training,
+    mlflow_client,
 )
 
 import taylorglo
@@ -89,6 +90,7 @@ def test_it_is_trained_from_the_seeds_of_the_champion_with_its_own_learning_rate
         generations=second.generations,
         num_classes=second.num_classes,
         provenance=second.provenance,
+        guessing=second.guessing,
         software={},
         started=second.started,
         standing=second.standing,
@@ -108,6 +110,25 @@ def test_it_is_not_trained_if_it_is_the_same_loss_or_the_search_goes_on(
     assert crowned(with_standing(sweep, same), work).comparison.standing == []
     unfinished = with_standing(sweep, THETA, generations=2)
     assert crowned(unfinished, work).comparison.standing == []
+
+
+def test_a_champion_that_learned_nothing_is_not_registered(
+    sweep: Sweep, work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = changed(sweep, generations=1)
+    outcome = crowned(sweep, work)
+    trainings = [
+        full.model_copy(
+            update={"training": full.training.model_copy(update={"test_accuracy": 0.1})}
+        )
+        for full in outcome.comparison.trainings
+    ]
+    report(sweep, work, outcome, outcome.comparison.model_copy(update={"trainings": trainings}))
+    output = capsys.readouterr().out
+    assert "The champion learned nothing: its test accuracy of 10.00" in output
+    assert "It is not registered as a version of digits-loss." in output
+    assert "The champion learned nothing" in (work.folder / "page").read_text()
+    assert mlflow_client().search_registered_models() == []
 
 
 @pytest.mark.parametrize(("gain", "moved"), [(0.2, True), (-0.2, False)])

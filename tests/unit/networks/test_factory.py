@@ -65,9 +65,39 @@ def _factory_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         def auxiliary(image_shape, num_classes):
             return Auxiliary()
 
+        class Undefined(nn.Module):
+            def forward(self, images):
+                return images.sum((1, 2, 3)).neg().sqrt()[:, None].expand(-1, 10)
+
+        def undefined(image_shape, num_classes):
+            return Undefined()
+
+        def leaving(image_shape, num_classes):
+            raise SystemExit("no GPU, no network")
+
+        def interrupting(image_shape, num_classes):
+            raise KeyboardInterrupt
+
+        class Leaving(nn.Module):
+            def forward(self, images):
+                raise SystemExit(3)
+
+        def leaving_later(image_shape, num_classes):
+            return Leaving()
+
+        def lazy(image_shape, num_classes):
+            return nn.Sequential(
+                nn.LazyConv2d(4, 3),
+                nn.LazyBatchNorm2d(),
+                nn.ReLU(),
+                nn.Flatten(),
+                nn.LazyLinear(num_classes),
+            )
+
         number = 3
         """)
     )
+    (tmp_path / "user_script.py").write_text("raise SystemExit('usage: user_script DATA')\n")
     (tmp_path / "user_broken.py").write_text("import torch\nraise LookupError('half installed')\n")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -104,6 +134,21 @@ def test_a_network_takes_images_and_returns_logits(
     logits = build(name, shape, num_classes)(torch.rand(3, *shape))
     assert logits.shape == (3, num_classes)
     assert logits.isfinite().all()
+
+
+@pytest.mark.usefixtures("_factory_networks")
+def test_lazy_modules_get_their_parameters_from_the_seed() -> None:
+    factory.check("factory_networks:lazy", DIGITS, 10)
+    first, again, other = (build("factory_networks:lazy", DIGITS, seed=s) for s in (0, 0, 1))
+    assert number_of_parameters(first) == (9 * 4 + 4) + 2 * 4 + (4 * 6 * 6 * 10 + 10)
+    pairs = zip(first.state_dict().values(), again.state_dict().values(), strict=True)
+    assert all(torch.equal(one, two) for one, two in pairs)
+    assert any(
+        not torch.equal(p, q) for p, q in zip(first.parameters(), other.parameters(), strict=True)
+    )
+    assert first.training
+    skeleton = factory.skeleton("factory_networks:lazy", DIGITS, 10)
+    assert number_of_parameters(skeleton) == number_of_parameters(first)
 
 
 def test_every_built_in_network_is_covered_above() -> None:
@@ -219,7 +264,18 @@ def test_a_users_factory_is_built_from_the_seed() -> None:
             r"fails on images \(3, 32, 32\) in evaluation mode: RuntimeError: ",
         ),
         ("factory_networks:number", r"should be callable as factory\(image_shape, num_classes\)"),
-        ("factory_networks:absent", r"cannot be imported: AttributeError: .*'absent'"),
+        (
+            "factory_networks:absent",
+            r"cannot be imported from .*factory_networks.py: AttributeError: .*'absent'",
+        ),
+        ("factory_networks:undefined", r"returns NaN or infinite logits before any training"),
+        (
+            "factory_networks:leaving",
+            r"cannot be built for images \(3, 32, 32\): SystemExit: no GPU, no network$",
+        ),
+        ("factory_networks:interrupting", r"cannot be built for images .*: KeyboardInterrupt"),
+        ("factory_networks:leaving_later", r"fails on images .*: SystemExit: 3$"),
+        ("user_script:network", r"cannot be imported: SystemExit: usage: user_script DATA$"),
         ("user_broken:network", r"cannot be imported: LookupError: half installed"),
         (
             "no_such_package.networks:linear",

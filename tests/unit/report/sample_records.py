@@ -6,7 +6,7 @@ from typing import Any
 from scipy import stats
 
 from taylorglo.report.record import ComparisonRow, GenerationRecord, SweepRecord, TuningRow
-from taylorglo.results import Champion, RobustnessRow
+from taylorglo.results import Champion, Guessing, RobustnessRow
 
 MNIST_THETA = [-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513]
 
@@ -46,6 +46,7 @@ def record(
         provenance={"source": "scikit-learn digits"},
         environment={"torch": "2.14.1"},
         num_classes=10,
+        guessing=Guessing(accuracy=0.1, images=360),
         generations=[
             GenerationRecord(0, [0.1, 0.5, 0.6], 9, 5, 1, 0, 3, 12.5),
             GenerationRecord(1, [0.7, 0.9], 4, 1, 0, 1, 2, 10.0),

@@ -11,6 +11,7 @@ from scipy import stats
 from taylorglo.report.page import render
 from taylorglo.report.record import ComparisonRow, StandingRecord
 from taylorglo.report.verdict import (
+    beats_guessing,
     beats_standing,
     headline,
     markdown,
@@ -18,6 +19,7 @@ from taylorglo.report.verdict import (
     table,
     verdict,
 )
+from taylorglo.results import Guessing
 
 NAN = math.nan
 
@@ -70,6 +72,36 @@ def test_verdict_behind() -> None:
     assert verdict(record(accuracy=0.9, baselines={"cross-entropy": 0.91})) == (
         "The champion is behind tuned cross-entropy by 1.00 points (p < 0.001, n = 5)."
     )
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "guessing", "learned"),
+    [
+        # Of 100 images, 60 are significantly more than half (p = 0.028), and 58 are not (0.067).
+        (0.60, Guessing(accuracy=0.5, images=100), True),
+        (0.58, Guessing(accuracy=0.5, images=100), False),
+        # A champion that names the most frequent class has learned nothing, however good it looks.
+        (0.95, Guessing(accuracy=0.95, images=360), False),
+        (0.99, Guessing(accuracy=0.95, images=360), True),
+        (1.00, Guessing(accuracy=1.0, images=360), False),
+        (0.05, Guessing(accuracy=0.1, images=360), False),
+    ],
+)
+def test_a_champion_has_to_beat_guessing(
+    accuracy: float, guessing: Guessing, learned: bool
+) -> None:
+    values = record(accuracy=accuracy, guessing=guessing)
+    assert beats_guessing(values) is learned
+    first = f"The champion learned nothing: its test accuracy of {100 * accuracy:.2f}"
+    assert verdict(values).startswith(first) is not learned
+    if not learned:
+        above = f"the {100 * guessing.accuracy:.2f} % of always naming the most frequent class. "
+        comparison = verdict(record(accuracy=accuracy))
+        assert verdict(values).partition(above)[2] in comparison
+
+
+def test_a_champion_without_an_accuracy_does_not_beat_guessing() -> None:
+    assert not beats_guessing(record(comparison=[]))
 
 
 def test_verdict_of_no_difference() -> None:

@@ -1,11 +1,19 @@
 """Files that appear whole or not at all."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
+
+_DRAFT = re.compile(r"\..+\.[0-9a-f]{32}")
+
+
+def is_draft(path: Path) -> bool:
+    """Return whether a path is the temporary file of :func:`replacing`."""
+    return _DRAFT.fullmatch(path.name) is not None
 
 
 @contextmanager

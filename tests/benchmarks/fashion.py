@@ -8,7 +8,7 @@ from torch import Tensor
 
 from taylorglo.data import dataset as datasets
 from taylorglo.data.dataset import Dataset, Split
-from taylorglo.data.sources import digest_of
+from taylorglo.data.splits import digest_of
 from taylorglo.settings import DataSettings
 
 ROOT = Path("/usr/share/datasets/fashion-mnist")

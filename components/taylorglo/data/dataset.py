@@ -6,23 +6,23 @@ it (:func:`without_test`).
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from taylorglo.data.sources import (
-    Source,
-    Split,
-    digest_of,
-    open_safetensors,
-    read_source,
-    tensors_of,
-)
-from taylorglo.errors import InputError
+from taylorglo.data.checks import check_source
+from taylorglo.data.remarks import remarks_on
+from taylorglo.data.sources import open_safetensors, read_source
+from taylorglo.data.splits import Source, Split, digest_of, tensors_of
+from taylorglo.errors import InputError, quoted
 from taylorglo.files import replacing
+from taylorglo.reading import parse_json
 from taylorglo.results import Guessing
 from taylorglo.settings import DataSettings
 
@@ -83,9 +83,10 @@ class Dataset:
 def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset:
     """Read the source, compare its checksum, and split it.
 
-    The splits are stratified by class and shuffled by ``seed``: first the test split, unless the
-    source has one, which is kept whole and in its order; then the validation split; then the part
-    of the rest that is used for training. The same settings and seed give the same tensors.
+    The splits are stratified by class and shuffled by ``seed``: first the test split, then the
+    validation split, then the part of the rest that is used for training. A test or validation
+    split of the source is kept instead, whole and in its order. The same settings and seed give the
+    same tensors.
 
     The checksum is that of the file for ``safetensors``. For every other source it is computed over
     the tensors, and so does not depend on compression or folders.
@@ -112,7 +113,7 @@ def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset
             f"data.sha256: expected {settings.sha256}, "
             f"but {place} has {source.sha256} (of its {source.checksum_of})"
         )
-    return _split(source, settings, _check(source, place), seed)
+    return _split(source, settings, check_source(source, place), seed)
 
 
 def without_test(dataset: Dataset) -> Dataset:
@@ -155,28 +156,73 @@ def read(path: Path) -> Dataset:
         return Split(tensors[f"{name}_images"], tensors[f"{name}_labels"])
 
     try:
-        description = json.loads(metadata["dataset"])
-        if description["format"] != _FORMAT:
-            raise InputError(f"{expected}; its format is {description['format']!r}")
+        content = parse_json(metadata["dataset"])
+        if content["format"] != _FORMAT:
+            raise InputError(f"{expected}; its format is {quoted(content['format'])}")
+        description = _Description.model_validate(content)
         dataset = Dataset(
-            name=description["name"],
-            num_classes=description["num_classes"],
+            name=description.name,
+            num_classes=description.num_classes,
             train=split("train"),
             validation=split("validation"),
             test=split("test") if "test_images" in tensors else None,
-            mean=tuple(description["mean"]),
-            std=tuple(description["std"]),
-            provenance=description["provenance"],
+            mean=description.mean,
+            std=description.std,
+            provenance=description.provenance,
         )
         fingerprint = dataset.fingerprint
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{expected}; it has the tensors {', '.join(sorted(tensors))}") from error
+    if not _is_consistent(dataset):
+        raise InputError(f"{expected}; its images, labels and classes do not fit together")
     intact = fingerprint == digest_of(train=dataset.train, validation=dataset.validation)
     if dataset.test is not None:
         intact &= dataset.provenance.get("test_fingerprint") == digest_of(test=dataset.test)
     if not intact:
         raise InputError(f"{expected}; its tensors do not match its fingerprints: it was altered")
     return dataset
+
+
+class _Description(BaseModel):
+    """What the header of a saved data set says of it."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    name: str
+    num_classes: int
+    mean: Annotated[tuple[float, ...], Field(strict=False)]
+    std: Annotated[tuple[float, ...], Field(strict=False)]
+    provenance: dict[str, str]
+
+
+def _is_consistent(dataset: Dataset) -> bool:
+    """Return whether the tensors of a file are images of one shape with labels of its classes."""
+    parts = (dataset.train, dataset.validation, dataset.test)
+    shape = dataset.train.images.shape[1:]
+    return (
+        len(shape) == 3
+        and 0 not in shape
+        and len(dataset.mean) == len(dataset.std) == shape[0]
+        and min(dataset.std) > 0
+        # A file of a few images must not make a network of many outputs.
+        and 2 <= dataset.num_classes <= len(dataset.train)
+        and all(_fits(part, shape, dataset.num_classes) for part in parts if part is not None)
+    )
+
+
+def _fits(split: Split, shape: Sequence[int], num_classes: int) -> bool:
+    images, labels = split.images, split.labels
+    return (
+        images.dtype == torch.uint8
+        and labels.dtype == torch.int64
+        and labels.ndim == 1
+        and tuple(images.shape) == (len(labels), *shape)
+        and images.numel() > 0
+        and int(labels.min()) >= 0
+        and int(labels.max()) < num_classes
+    )
 
 
 def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) -> Dataset:
@@ -186,10 +232,11 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
         fraction = getattr(settings, setting)
         return _hold_out(split, setting, fraction=fraction, num_classes=num_classes, seed=seed)
 
-    rest, test = source.train, source.test
+    train, validation, test = source.train, source.validation, source.test
     if test is None:
-        rest, test = hold_out(rest, "test_fraction")
-    train, validation = hold_out(rest, "validation_fraction")
+        train, test = hold_out(train, "test_fraction")
+    if validation is None:
+        train, validation = hold_out(train, "validation_fraction")
     if settings.train_fraction < 1:
         _, train = hold_out(train, "train_fraction")
     mean, std = _statistics(train.images)
@@ -197,7 +244,8 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
         "source": settings.root or "sklearn.datasets.load_digits",
         "source_sha256": source.sha256,
         "checksum_of": source.checksum_of,
-        "test_split": "held out" if source.test is None else "of the source",
+        "test_split": _origin(source.test),
+        "validation_split": _origin(source.validation),
         "split_seed": str(seed),
         "test_fraction": str(settings.test_fraction),
         "validation_fraction": str(settings.validation_fraction),
@@ -207,8 +255,14 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
         "test_images": str(len(test)),
         "fingerprint": digest_of(train=train, validation=validation),
         "test_fingerprint": digest_of(test=test),
+        **source.remarks,
+        **remarks_on({"training": train, "validation": validation, "test": test}),
     }
     return Dataset(settings.name, num_classes, train, validation, test, mean, std, provenance)
+
+
+def _origin(split: Split | None) -> str:
+    return "held out" if split is None else "of the source"
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -256,41 +310,3 @@ def _hold_out(
     if any(torch.bincount(part.labels, minlength=num_classes).min() == 0 for part in parts):
         raise InputError(problem)
     return parts
-
-
-def _check(source: Source, place: str) -> int:
-    """Verify the tensors of a source, and count the classes."""
-    classes = len(set(source.train.labels.flatten().tolist()))
-    _check_split(source.train, "", classes, place)
-    if source.test is None:
-        return classes
-    _check_split(source.test, "test ", classes, place)
-    if source.test.images.shape[1:] != source.train.images.shape[1:]:
-        shapes = " and ".join(
-            str(tuple(split.images.shape[1:])) for split in (source.train, source.test)
-        )
-        raise InputError(
-            f"{place}: training and test images should be of one shape (C, H, W), and are {shapes}"
-        )
-    return classes
-
-
-def _check_split(split: Split, name: str, classes: int, place: str) -> None:
-    images, labels = split.images, split.labels
-    if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape:
-        raise InputError(
-            f"{place}: {name}images should be uint8 of shape (N, C, H, W) or (N, H, W), none of "
-            f"them 0, and are {images.dtype} {tuple(images.shape)}"
-        )
-    if labels.shape != images.shape[:1]:
-        raise InputError(
-            f"{place}: {len(images)} {name}images have {name}labels of shape {tuple(labels.shape)}"
-        )
-    # There are as many different labels as classes. If all of them are in 0..n-1, every class has
-    # training images.
-    if classes < 2 or labels.min() < 0 or labels.max() >= classes:
-        raise InputError(
-            f"{place}: labels should be 0..n-1, for at least 2 classes, each with training images; "
-            f"the training labels have {classes} values, the {name}labels are in "
-            f"{labels.min()}..{labels.max()}"
-        )

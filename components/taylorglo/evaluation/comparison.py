@@ -18,11 +18,11 @@ from torch import nn
 from taylorglo.attacks import robust_accuracy
 from taylorglo.data.batches import derived_seed, scaled
 from taylorglo.data.dataset import Dataset
-from taylorglo.data.sources import digest_of
+from taylorglo.data.splits import digest_of
 from taylorglo.errors import InputError, TaylorgloError, one_line
 from taylorglo.loss.functions import Loss, TaylorLoss, classic
 from taylorglo.loss.polynomial import checked_theta
-from taylorglo.networks.factory import build, revision
+from taylorglo.networks.factory import build, revision, skeleton
 from taylorglo.results import NUMERICS, Contender, FullTraining, by_contender
 from taylorglo.settings import AttackSettings, SweepSettings
 from taylorglo.training.devices import computing
@@ -176,12 +176,18 @@ def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Mod
         InputError: the weights are damaged, or belong to another network.
     """
     shape, classes = dataset.image_shape, dataset.num_classes
-    network = build(model_name, shape, classes, mean=dataset.mean, std=dataset.std, seed=0)
     try:
         state = load(weights)
-        whole = any(name.startswith("normalize.") for name in state)
-        (network if whole else network.get_submodule("network")).load_state_dict(state)
-    except (SafetensorError, RuntimeError) as error:
+        part = "" if any(name.startswith("normalize.") for name in state) else "network"
+        # Numbers that do not fit are refused before the network takes memory.
+        empty = skeleton(model_name, shape, classes)
+        empty.get_submodule(part).load_state_dict(state, assign=True)
+        network = build(model_name, shape, classes, mean=dataset.mean, std=dataset.std, seed=0)
+        network.get_submodule(part).load_state_dict(state)
+    except InputError:
+        raise
+    # PyTorch refuses shapes and types that the header of a damaged file may name.
+    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
         raise InputError(
             f"these weights do not fit model {model_name!r} and data set {dataset.name!r}: "
             f"{one_line(error)}"

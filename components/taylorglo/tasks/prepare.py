@@ -8,11 +8,12 @@ from typing import Any
 import torch
 
 from taylorglo.data import dataset as datasets
+from taylorglo.data import remarks
 from taylorglo.networks import factory
 from taylorglo.results import DatasetDescription, MemoryNeed, write_json
 from taylorglo.services.storage import fetch
 from taylorglo.settings import DataSettings, ModelSettings, validated
-from taylorglo.tasks.console import task
+from taylorglo.tasks.console import say, task
 from taylorglo.training.memory import check_memory
 
 
@@ -44,6 +45,8 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         local = fetch(settings.root, Path(folder)) if "://" in settings.root else None
         dataset = datasets.load(settings, seed, local)
+    for line in remarks.lines(dataset.provenance):
+        say(f"data: {line}")
     # The memory for the smallest batch, on this machine: the batch size and the machine that
     # trains are not known here.
     shape, classes = dataset.image_shape, dataset.num_classes

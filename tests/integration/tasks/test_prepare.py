@@ -2,9 +2,15 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
 from small_sweeps import Work
 
 from taylorglo.data import dataset as datasets
+from taylorglo.results import DatasetDescription, read_json
+from taylorglo.tasks import prepare
 
 
 def test_the_description_agrees_with_the_data(prepared: Work) -> None:
@@ -27,3 +33,26 @@ def test_the_data_for_the_search_lack_the_test_split(prepared: Work) -> None:
     search = datasets.read(Path(prepared.search_data))
     assert search.test is None
     assert search.fingerprint == prepared.description().fingerprint
+
+
+def test_remarks_on_the_data_are_printed_and_described(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels = np.random.default_rng(0).integers(0, 2, (40, 8, 8), dtype=np.uint8)
+    images, labels = torch.from_numpy(levels), torch.arange(40) % 2
+    tests = {"test_images": images[:6].clone(), "test_labels": labels[:6].clone()}
+    save_file({"images": images, "labels": labels, **tests}, tmp_path / "x.safetensors")
+    prepare.run(
+        data={"name": "safetensors", "root": str(tmp_path / "x.safetensors")},
+        model={"name": "mlp"},
+        seed=0,
+        description_path=str(tmp_path / "description"),
+        search_data_path=str(tmp_path / "search"),
+        full_data_path=str(tmp_path / "full"),
+    )
+    said = capsys.readouterr().out.splitlines()
+    warning = "warning: 6 of 6 test images are duplicates of training or validation images"
+    assert f"taylorglo: data: {warning}" in said
+    assert [line for line in said if "no level of the training and validation and test" in line]
+    provenance = read_json(tmp_path / "description", DatasetDescription).provenance
+    assert provenance["duplicates"] == warning

@@ -309,6 +309,32 @@ def test_garbage_is_refused(tmp_path: Path, packed: bool) -> None:
             load("mnist", tmp_path)
 
 
+@pytest.mark.parametrize("layout", ["plain", "packed", "torchvision"])
+def test_idx_files_in_each_others_place_are_named(tmp_path: Path, layout: str) -> None:
+    folder = tmp_path / "MNIST" / "raw" if layout == "torchvision" else tmp_path
+    write_idx(folder, packed=layout == "packed")
+    suffix = ".gz" if layout == "packed" else ""
+    images, labels = (folder / f"{name}{suffix}" for name in IDX_FILES[:2])
+    images.rename(tmp_path / "images")
+    labels.rename(images)
+    (tmp_path / "images").rename(labels)
+    problem = (
+        f"^{images}: damaged, or no idx file of images: should begin with the bytes 00 00 08 03, "
+        "and begins with 00 00 08 01$"
+    )
+    with pytest.raises(InputError, match=problem):
+        load("mnist", tmp_path)
+
+
+def test_an_idx_file_of_another_size_than_its_header_says_is_named(tmp_path: Path) -> None:
+    write_idx(tmp_path)
+    path = tmp_path / IDX_FILES[2]
+    path.write_bytes(path.read_bytes() + b"more")
+    problem = rf"^{path}: damaged: images of shape \(20, 5, 4\) should take 416 bytes, .* are 420$"
+    with pytest.raises(InputError, match=problem):
+        load("mnist", tmp_path)
+
+
 def test_labels_that_do_not_belong_to_the_images_are_refused(tmp_path: Path) -> None:
     write_idx(tmp_path)
     (tmp_path / IDX_FILES[1]).write_bytes(idx_bytes(np.arange(59) % 10))
@@ -425,7 +451,7 @@ def test_an_altered_cifar_file_is_refused_before_it_is_unpickled(cifar: Cifar) -
     for path in sorted(cifar.folder.iterdir()):
         whole = path.read_bytes()
         path.write_bytes(payload)
-        with pytest.raises(InputError, match=r"is damaged: .*corrupted"):
+        with pytest.raises(InputError, match=f"^{path}: damaged or altered: its MD5 should be "):
             load(cifar.name, cifar.folder.parent)
         assert not mark.exists()
         path.write_bytes(whole)
@@ -455,7 +481,7 @@ def test_svhn_is_read_through_torchvision(tmp_path: Path, monkeypatch: pytest.Mo
 
     path = tmp_path / split_list["test"][1]
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(InputError, match=r"is damaged: .*corrupted"):
+    with pytest.raises(InputError, match=f"^{path}: damaged or altered: its MD5 should be "):
         load("svhn", tmp_path)
 
 
@@ -544,13 +570,24 @@ def test_an_image_folder_keeps_its_test_split(tmp_path: Path) -> None:
     assert sizes(load("image-folder", tmp_path / "other"))["test"] == 4
 
 
-def test_gray_and_transparent_images_become_rgb(tmp_path: Path) -> None:
+def test_gray_and_opaque_images_become_rgb(tmp_path: Path) -> None:
     write_images(tmp_path)
     Image.new("L", (4, 3), 7).save(tmp_path / "cat" / "gray.png")
-    Image.new("RGBA", (4, 3), (1, 2, 3, 0)).save(tmp_path / "dog" / "clear.png")
+    Image.new("RGBA", (4, 3), (1, 2, 3, 255)).save(tmp_path / "dog" / "opaque.png")
     images = everything(load("image-folder", tmp_path))
     assert images[bytes([7] * 36), 0] == 1
     assert images[bytes([1] * 12 + [2] * 12 + [3] * 12), 1] == 1
+
+
+def test_images_are_compared_as_they_are_upright(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (3, 4)).save(tmp_path / "cat" / "upright.png", exif=exif)
+    assert len(everything(load("image-folder", tmp_path))) == 17
+    Image.new("RGB", (4, 3)).save(tmp_path / "cat" / "turned.png", exif=exif)
+    with pytest.raises(InputError, match=r"cat/turned.png: is 3x4, but .*cat/0.png is 4x3"):
+        load("image-folder", tmp_path)
 
 
 def test_an_image_of_another_size_is_named(tmp_path: Path) -> None:
@@ -592,7 +629,7 @@ def test_folders_without_the_classes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least 2 classes"):
         load("image-folder", tmp_path)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"no valid file for the classes empty"):
+    with pytest.raises(InputError, match=r"no image for the classes empty"):
         load("image-folder", tmp_path)
 
 
@@ -669,14 +706,28 @@ def test_a_constant_channel_is_safe(tmp_path: Path) -> None:
         ({"images": torch.zeros(0, 3, 4, 5, dtype=torch.uint8)}, r"none of them 0"),
         ({"images": torch.zeros(40, 3, 0, 5, dtype=torch.uint8)}, r"none of them 0"),
         ({"labels": torch.arange(39)}, r"40 images have labels of shape \(39,\)"),
-        ({"labels": torch.zeros(40, 1, dtype=torch.int64)}, r"labels of shape \(40, 1\)"),
-        ({"labels": torch.zeros(40)}, r"labels should be integers, and are torch.float32"),
+        (
+            {"labels": torch.zeros(40, 1, dtype=torch.int64)},
+            r"labels of shape \(40, 1\): should be \(40,\); use labels.flatten\(\)",
+        ),
+        (
+            {"labels": torch.eye(4, dtype=torch.int64).repeat(10, 1)},
+            r"labels of shape \(40, 4\): should be \(40,\); use labels.argmax\(dim=1\)",
+        ),
+        (
+            {"labels": torch.eye(4).repeat(10, 1)},
+            r"should be integers, and are torch.float32; use labels.argmax\(dim=1\)",
+        ),
+        ({"labels": torch.zeros(40)}, r"labels should be integers, and are torch.float32$"),
         (
             {"labels": torch.zeros(40, dtype=torch.bool)},
             r"labels should be integers, and are torch.bool",
         ),
         ({"labels": torch.zeros(40, dtype=torch.int64)}, r"at least 2 classes.*have 1 values"),
-        ({"labels": torch.arange(40) % 4 + 1}, r"labels should be 0..n-1.*are in 1..4"),
+        (
+            {"labels": torch.arange(40) % 4 + 1},
+            r"labels should be 0..n-1.*are in 1..4; subtract 1$",
+        ),
         (
             {"labels": torch.arange(40) % 4 * 2},
             r"labels should be 0..n-1.*have 4 values.* are in 0..6",
@@ -688,6 +739,30 @@ def test_a_constant_channel_is_safe(tmp_path: Path) -> None:
             {"test_images": torch.zeros(4, 3, 4, 5, dtype=torch.uint8)},
             r"it has images, labels, test_images",
         ),
+        (
+            {"val_images": torch.zeros(4, 3, 4, 5, dtype=torch.uint8)},
+            r"validation_images and validation_labels.*it has images, labels, val_images",
+        ),
+        (
+            {"images": torch.arange(4000, dtype=torch.uint8).reshape(40, 5, 5, 4)},
+            r"reads like \(N, H, W, C\); use images.permute\(0, 3, 1, 2\)",
+        ),
+        (
+            {"images": torch.arange(3000, dtype=torch.uint8).reshape(40, 5, 5, 3)},
+            r"images should be of shape \(N, C, H, W\), and \(40, 5, 5, 3\) reads like",
+        ),
+        (
+            {"images": torch.arange(31360, dtype=torch.uint8).reshape(40, 28, 28, 1)},
+            r"and \(40, 28, 28, 1\) reads like \(N, H, W, C\)",
+        ),
+        (
+            {"images": torch.zeros(40, 3, 4, 5, dtype=torch.uint8)},
+            r"all 40 images are black: nothing can be learned",
+        ),
+        (
+            {"images": torch.full((40, 4, 5), 255, dtype=torch.uint8)},
+            r"all 40 images are the same: nothing can be learned",
+        ),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused(
@@ -697,6 +772,29 @@ def test_tensors_that_do_not_fit_are_refused(
     with pytest.raises(InputError, match=message) as caught:
         load("safetensors", tmp_path / "x.safetensors")
     assert "x.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 3), (3, 32, 1), (4, 28, 4), (200, 3, 3), (30, 1, 1)])
+def test_narrow_images_and_those_of_many_channels_are_read(
+    tmp_path: Path, shape: tuple[int, ...]
+) -> None:
+    write_safetensors(tmp_path / "x.safetensors", images=random_part(40, shape).images)
+    assert load("safetensors", tmp_path / "x.safetensors").image_shape == shape
+
+
+def test_a_validation_split_of_a_file_is_used(tmp_path: Path) -> None:
+    validation = random_part(8, (3, 4, 5), classes=4, seed=1)
+    write_safetensors(
+        tmp_path / "x.safetensors",
+        validation_images=validation.images,
+        validation_labels=validation.labels,
+    )
+    dataset = load("safetensors", tmp_path / "x.safetensors", validation_fraction=0.5)
+    assert np.array_equal(dataset.validation.images.numpy(), validation.images)
+    assert np.array_equal(dataset.validation.labels.numpy(), validation.labels)
+    assert sizes(dataset) == {"train": 30, "validation": 8, "test": 10}
+    assert dataset.provenance["validation_split"] == "of the source"
+    assert dataset.provenance["test_split"] == "held out"
 
 
 @pytest.mark.parametrize(

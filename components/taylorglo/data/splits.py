@@ -1,0 +1,83 @@
+"""Splits of images, and the images of a source before they are split further."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Images, uint8 of shape (N, C, H, W), and their labels, int64 of shape (N,) in 0..n-1."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        """The number of images."""
+        return len(self.labels)
+
+    def to(self, device: torch.device | str) -> "Split":
+        """Return the same split on another device."""
+        return Split(self.images.to(device), self.labels.to(device))
+
+
+class Source(NamedTuple):
+    """The images of a source.
+
+    Attributes:
+        train: training images.
+        validation: validation images, or None if the source has no validation split.
+        test: test images, or None if the source has no test split.
+        sha256: checksum of the source.
+        checksum_of: ``file`` or ``tensors``.
+        remarks: what a person should know of the reading, such as conversions, by a short name.
+    """
+
+    train: Split
+    validation: Split | None
+    test: Split | None
+    sha256: str
+    checksum_of: str
+    remarks: Mapping[str, str]
+
+    @classmethod
+    def of_tensors(
+        cls,
+        train: Split,
+        validation: Split | None = None,
+        test: Split | None = None,
+        remarks: Mapping[str, str] | None = None,
+    ) -> "Source":
+        """Return a source whose checksum is that of its tensors."""
+        sha256 = digest_of(train=train, validation=validation, test=test)
+        return cls(train, validation, test, sha256, "tensors", remarks or {})
+
+
+def with_channels(images: Tensor) -> Tensor:
+    """Return gray images of shape (N, H, W) as (N, 1, H, W), and others as they are."""
+    return images.unsqueeze(1) if images.ndim == 3 else images
+
+
+def tensors_of(**splits: Split | None) -> dict[str, Tensor]:
+    """Return the tensors of splits by their names in a file."""
+    tensors: dict[str, Tensor] = {}
+    for name, split in splits.items():
+        if split is not None:
+            tensors |= {
+                f"{name}_images": split.images.contiguous(),
+                f"{name}_labels": split.labels.contiguous(),
+            }
+    return tensors
+
+
+def digest_of(**splits: Split | None) -> str:
+    """Return the SHA-256 of the tensors of splits, with their names and shapes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors_of(**splits).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().numpy().data)
+    return digest.hexdigest()

@@ -1,19 +1,24 @@
-"""MLflow's server, which a test may stop and start again; new databases; processes side by side."""
+"""Servers of MLflow and S3, which a test may stop and start; new databases; processes at once."""
 
+import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 START_SECONDS = 90
 AT_ONCE_SECONDS = 240
+_ROLES = ("s3", "master", "volume", "filer", "admin")
 
 
 def free_ports(number: int) -> list[int]:
@@ -26,6 +31,16 @@ def free_ports(number: int) -> list[int]:
             open_socket.close()
 
 
+def end_group(process: subprocess.Popen[bytes], seconds: float = 20) -> None:
+    """End a process and its group: ask first, then kill."""
+    for kind in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, kind)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+            return
+
+
 class MlflowServer:
     """A tracking server on a free port.
 
@@ -35,7 +50,12 @@ class MlflowServer:
     """
 
     def __init__(
-        self, backend: str, destination: str, log: Path, env: Mapping[str, str] | None = None
+        self,
+        backend: str,
+        destination: str,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        options: Sequence[str] = (),
     ) -> None:
         """Prepare a server.
 
@@ -44,6 +64,7 @@ class MlflowServer:
             destination: folder or URI of its artifacts.
             log: the file for its output.
             env: variables besides those of the test.
+            options: further options of the command.
         """
         (self.port,) = free_ports(1)
         self.uri = f"http://127.0.0.1:{self.port}"
@@ -52,6 +73,7 @@ class MlflowServer:
             *(sys.executable, "-m", "mlflow", "server"),
             *("--host=127.0.0.1", f"--port={self.port}", "--workers=1"),
             *(f"--backend-store-uri={backend}", f"--artifacts-destination={destination}"),
+            *options,
         ]
         quiet = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         self._env = {**os.environ, **quiet, **(env or {})}
@@ -70,27 +92,171 @@ class MlflowServer:
             assert time.monotonic() < deadline, self._log.read_text()
             time.sleep(0.1)
 
+    def send(self, kind: signal.Signals) -> None:
+        """Send a signal to the server and all its workers."""
+        os.killpg(self._process.pid, kind)
+
     def stop(self) -> None:
         """End the server, with all its workers."""
-        for kind in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, kind)
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(20)
-                return
+        end_group(self._process)
 
 
 @contextmanager
 def mlflow_server(
-    backend: str, destination: str, log: Path, env: Mapping[str, str] | None = None
+    backend: str,
+    destination: str,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[MlflowServer]:
     """Yield a running server, which is stopped at the end of the block."""
-    server = MlflowServer(backend, destination, log, env)
+    server = MlflowServer(backend, destination, log, env, options)
     server.start()
     try:
         yield server
     finally:
         server.stop()
+
+
+@dataclass(frozen=True)
+class S3Server:
+    """A running S3 server with one bucket.
+
+    Attributes:
+        endpoint: its URL.
+        access_key: of the bucket's owner.
+        secret_key: of the bucket's owner.
+        bucket: name of the bucket.
+        reader: access key and secret key of a user who may only read in the bucket.
+    """
+
+    endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+    reader: tuple[str, str]
+
+    def identities(self) -> str:
+        """Return the users and their rights as SeaweedFS's configuration."""
+
+        def identity(
+            name: str, access_key: str, secret_key: str, *actions: str
+        ) -> dict[str, object]:
+            return {
+                "name": name,
+                "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+                "actions": actions,
+            }
+
+        owner = identity(
+            "owner", self.access_key, self.secret_key, "Admin", "Read", "Write", "List", "Tagging"
+        )
+        reader = identity("reader", *self.reader, f"Read:{self.bucket}", f"List:{self.bucket}")
+        return json.dumps({"identities": [owner, reader]})
+
+    def env(self) -> dict[str, str]:
+        """Return the variables with which boto3 uses this server, and nothing else."""
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.access_key,
+            "AWS_SECRET_ACCESS_KEY": self.secret_key,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_CONFIG_FILE": os.devnull,
+            "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "no_proxy": "127.0.0.1",
+        }
+
+
+class SeaweedFS:
+    """A real S3 server that checks signatures, on free ports.
+
+    Attributes:
+        address: where it is, and who may use it.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Prepare a server whose files are in an existing folder."""
+        self._folder = folder
+        self._ports = free_ports(2 * len(_ROLES))
+        keys = [secrets.token_hex(size) for size in (8, 16, 8, 16)]
+        endpoint = f"http://127.0.0.1:{self._ports[0]}"
+        self.address = S3Server(endpoint, keys[0], keys[1], "tests", (keys[2], keys[3]))
+
+    @staticmethod
+    def program() -> str | None:
+        """Return the path of its program, or None if it is not installed."""
+        scripts = sysconfig.get_path("scripts")
+        return shutil.which("weed", path=f"{scripts}{os.pathsep}{os.environ.get('PATH', '')}")
+
+    def start(self) -> None:
+        """Start the server, and wait until its bucket can be written."""
+        identities = self._folder / "identities.json"
+        identities.write_text(self.address.identities())
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._command(identities),
+                env={**os.environ, **self.address.env()},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._wait_for_bucket()
+
+    def send(self, kind: signal.Signals) -> None:
+        """Send a signal to the server."""
+        os.killpg(self._process.pid, kind)
+
+    def stop(self) -> None:
+        """End the server."""
+        end_group(self._process, 10)
+
+    @property
+    def _log(self) -> Path:
+        return self._folder / "out.log"
+
+    def _command(self, identities: Path) -> list[str]:
+        program, folder = self.program(), self._folder
+        assert program is not None
+        http, grpc = self._ports[: len(_ROLES)], self._ports[len(_ROLES) :]
+        return [
+            *(program, f"-logdir={folder}", "mini", f"-dir={folder}/data"),
+            *("-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+            *(f"-{role}.port={port}" for role, port in zip(_ROLES, http, strict=True)),
+            *(f"-{role}.port.grpc={port}" for role, port in zip(_ROLES, grpc, strict=True)),
+            *("-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"),
+            f"-s3.config={identities}",
+            *(f"-s3.localSocket={folder}/s3.sock", f"-filer.localSocket={folder}/filer.sock"),
+            # As with AWS, a bucket that was not created does not exist. A test does not call home.
+            *("-s3.autoCreateBucket=false", f"-bucket={self.address.bucket}"),
+            "-master.telemetry=false",
+        ]
+
+    def _wait_for_bucket(self) -> None:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        client = boto3.session.Session().client(
+            "s3",
+            endpoint_url=self.address.endpoint,
+            aws_access_key_id=self.address.access_key,
+            aws_secret_access_key=self.address.secret_key,
+            region_name="us-east-1",
+            config=Config(
+                retries={"total_max_attempts": 1}, connect_timeout=2, read_timeout=5, proxies={}
+            ),
+        )
+        deadline = time.monotonic() + START_SECONDS
+        while self._process.poll() is None and time.monotonic() < deadline:
+            # A write, because the gateway answers before there is a volume to write to.
+            with suppress(BotoCoreError, ClientError):
+                client.put_object(Bucket=self.address.bucket, Key="ready", Body=b"ready")
+                return
+            time.sleep(0.1)
+        output = self._log.read_text(errors="replace")[-3000:]
+        raise AssertionError(f"weed mini did not start within {START_SECONDS} s:\n{output}")
 
 
 def at_once(code: str, *arguments: str, path: Path | None = None) -> list[tuple[str, str]]:

@@ -10,10 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, model_validator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
 
+from taylorglo.errors import InputError
 from taylorglo.loss.filters import Verdict
+from taylorglo.reading import check_regular
 
 Status = Literal["ok", "diverged", "failed"]
 Curve = list[tuple[int, float, float]]  # (step, accuracy in [0, 1], cross-entropy in nats)
@@ -228,12 +230,14 @@ class StandingChampion(Record):
         study: the study that found it.
         theta: its coefficients.
         learning_rate: that it was trained with; None if its file does not say.
+        lost: why its file is gone, if it is; its theta is empty then, and nobody can use it.
     """
 
     version: str
     study: str
     theta: list[float]
     learning_rate: float | None
+    lost: str = ""
 
 
 class Comparison(Record):
@@ -346,6 +350,15 @@ def read_json(path: str | Path, kind: type[Kind]) -> Kind:
     """Read what :func:`write_json` wrote, as a value of this type, such as ``list[Candidate]``.
 
     Raises:
-        ValidationError: the file holds something else.
+        InputError: the file cannot be read, or holds something else.
     """
-    return TypeAdapter(kind).validate_json(Path(path).read_bytes())
+    try:
+        check_regular(path)
+        return TypeAdapter(kind).validate_json(Path(path).read_bytes())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(map(str, problem["loc"]))
+        reason = ": ".join(filter(None, [place, problem["msg"]]))
+        raise InputError(f"{path}: is not what a task of this version writes: {reason}") from None

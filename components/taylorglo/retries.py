@@ -12,6 +12,9 @@ from taylorglo.variables import service_timeout
 
 Result = TypeVar("Result")
 
+# No try begins later than so many seconds after the first: a person waits for a minute at most.
+PATIENCE = 40.0
+
 _PAUSE = 15.0  # seconds between the tries while a service is waited for
 _NEWS = 60.0  # seconds between two lines about it
 
@@ -35,6 +38,7 @@ def retry(
     pauses: Iterable[float],
     *,
     retryable: Callable[[Exception], bool],
+    patience: float = PATIENCE,
 ) -> Result:
     """Call ``action``, and call it again after each pause as long as it fails in a retryable way.
 
@@ -43,15 +47,17 @@ def retry(
         pauses: seconds to wait before the second try, the third, and so on. Their number bounds
             the retries.
         retryable: whether an error may be gone after a pause.
+        patience: no try begins later than so many seconds after the first one; a try may take long.
 
     Raises:
         Exception: the error of the last try, or the first one that is not retryable.
     """
+    begun = time.monotonic()
     for pause in pauses:
         try:
             return action()
         except Exception as error:
-            if not retryable(error):
+            if not retryable(error) or time.monotonic() + pause > begun + patience:
                 raise
         time.sleep(pause)
     return action()

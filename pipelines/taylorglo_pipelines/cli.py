@@ -1,4 +1,4 @@
-"""The command line: ``taylorglo run | compile | submit | wait | schedule | inspect | attack``."""
+"""The command line: ``taylorglo COMMAND``, with the commands that ``COMMANDS`` lists."""
 
 import os
 import re
@@ -17,7 +17,7 @@ except ModuleNotFoundError as error:
     raise SystemExit(2) from None
 
 # Each is a module of taylorglo_pipelines.commands, in the order of the help.
-COMMANDS = ("run", "compile", "submit", "wait", "schedule", "inspect", "attack")
+COMMANDS = ("run", "compile", "submit", "wait", "schedule", "inspect", "attack", "gc")
 # Packages whose name in an import is not the one they are installed by, or that come with another.
 _DISTRIBUTIONS = {
     "botocore": "boto3",
@@ -63,8 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0; 2 after one clear line for each problem; 1 if a run that was waited for did not succeed;
         130 after Ctrl-C.
     """
-    # The user's own networks may be in the current folder, where `python -m` finds them too.
-    sys.path.insert(0, "")
+    # The user's own networks may be in the current folder. It comes last, so that no file in it is
+    # taken for a module of Python or of a package, such as random.py.
+    sys.path.append("")
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
     except TaylorgloError as error:

@@ -1,27 +1,40 @@
 """The YAML file of a sweep: the settings of ``taylorglo.settings``, its layout and its services."""
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
-import yaml
 from pydantic import Field, model_validator
 
-from taylorglo.errors import InputError, one_line
+from taylorglo.addresses import expanded, is_sqlite, sqlite_file, sqlite_url
+from taylorglo.errors import InputError, shortened
 from taylorglo.presets import PRESETS, Name, with_preset
-from taylorglo.settings import Section, SweepSettings, validated
+from taylorglo.reading import read_bytes
+from taylorglo.settings import YEAR, Section, SweepSettings, validated
 from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
+from taylorglo_pipelines.forms import (
+    Bytes,
+    Cpus,
+    Image,
+    LabelKey,
+    LabelValue,
+    ObjectName,
+    OptionalKey,
+    OptionalName,
+    amount,
+)
+from taylorglo_pipelines.parsing import parse, parse_value
 
-_CPU = r"^(\d+(\.\d+)?|\d+m)?$"
-_MEMORY = r"^(\d+(\.\d+)?[KMGT]i?)?$"
-_OBJECT_NAME = r"^[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?$"
+_MAX_BYTES = 1_000_000
+_MOST_ITEMS = 100  # labels of nodes, or tolerations
+_MAX_OVERRIDE = 100  # characters of an override that an error shows
 
 
 class Toleration(Section):
     """A taint of nodes that the tasks which train tolerate, as in the specification of a pod."""
 
-    key: str = Field(
+    key: OptionalKey = Field(
         "", description="Key of the taint. Empty, with the operator `Exists`: any key."
     )
     operator: Literal["Equal", "Exists"] = Field(
@@ -29,7 +42,7 @@ class Toleration(Section):
         description="How the taint is compared. `Equal`: it has this value; `Exists`: it has any "
         "value.",
     )
-    value: str = Field("", description="Value of the taint, for the operator `Equal`.")
+    value: LabelValue = Field("", description="Value of the taint, for the operator `Equal`.")
     effect: Literal["", "NoSchedule", "PreferNoSchedule", "NoExecute"] = Field(
         "", description="Effect of the taint. Empty: any effect."
     )
@@ -58,36 +71,38 @@ class PipelineSettings(Section):
     generations: int = Field(
         8,
         ge=1,
+        le=1_000_000,
         description="Number of generations of one run; see `search.generations`.",
     )
     shards: int = Field(
         1,
         ge=1,
+        le=10_000,
         description="Number of tasks that share the candidates of a generation, at most "
         "`search.popsize`. One is right on a laptop, where a task uses all CPUs.",
     )
-    image: str = Field("", description="Container image of all tasks. Empty: `taylorglo:VERSION`.")
-    cpu: str = Field(
+    image: Image = Field(
+        "", description="Container image of all tasks. Empty: `taylorglo:VERSION`."
+    )
+    cpu: Cpus = Field(
         "",
-        pattern=_CPU,
         coerce_numbers_to_str=True,
         description="CPUs requested for a task that trains, such as `2` or `500m`. Empty: no "
         "request.",
     )
-    cpu_limit: str = Field(
+    cpu_limit: Cpus = Field(
         "",
-        pattern=_CPU,
         coerce_numbers_to_str=True,
         description="Limit of the CPUs of a task that trains. Empty: no limit.",
     )
-    memory: str = Field(
+    memory: Bytes = Field(
         "",
-        pattern=_MEMORY,
+        coerce_numbers_to_str=True,
         description="Memory requested for a task that trains, such as `4Gi`. Empty: no request.",
     )
-    memory_limit: str = Field(
+    memory_limit: Bytes = Field(
         "",
-        pattern=_MEMORY,
+        coerce_numbers_to_str=True,
         description="Limit of the memory of a task that trains. Empty: no limit.",
     )
     accelerator: Literal["", "nvidia.com/gpu", "amd.com/gpu"] = Field(
@@ -95,19 +110,22 @@ class PipelineSettings(Section):
         description="Kind of GPU for a task that trains. Each task gets one GPU, which its "
         "processes share (`training.workers`). Empty: no GPU.",
     )
-    shared_memory: str = Field(
+    shared_memory: Bytes = Field(
         "1Gi",
-        pattern=_MEMORY,
+        coerce_numbers_to_str=True,
         description="Size of /dev/shm in a task that trains. Empty: the 64 MiB that containers "
         "have by default.",
     )
-    node_selector: dict[str, str] = Field(
-        {}, description="Labels of the nodes for tasks that train."
+    node_selector: dict[LabelKey, LabelValue] = Field(
+        {}, max_length=_MOST_ITEMS, description="Labels of the nodes for tasks that train."
     )
-    tolerations: list[Toleration] = Field([], description="Tolerations of tasks that train.")
+    tolerations: list[Toleration] = Field(
+        [], max_length=_MOST_ITEMS, description="Tolerations of tasks that train."
+    )
     timeout: int = Field(
         86_400,
         ge=0,
+        le=YEAR,
         description="Seconds after which Kubernetes ends a task; 0: never. A worker of the layout "
         "`workers` is one task for all generations of the run.",
     )
@@ -121,22 +139,34 @@ class PipelineSettings(Section):
     service_timeout: int = Field(
         900,
         ge=0,
+        le=YEAR,
         description="Seconds for which a task waits, inside, for a service that fails: the "
         "study's database, the store, MLflow, or the host of the data.",
     )
-    service_account: str = Field(
+    service_account: OptionalName = Field(
         "", description="Service account of the pods. Empty: the one that Kubeflow chooses."
     )
-    secret: str = Field(
+    secret: ObjectName = Field(
         "taylorglo",
-        pattern=_OBJECT_NAME,
         description="Name of the Secret with the credentials of the services.",
     )
-    config_map: str = Field(
+    config_map: ObjectName = Field(
         "taylorglo",
-        pattern=_OBJECT_NAME,
         description="Name of the ConfigMap with the URIs of the services.",
     )
+
+    @model_validator(mode="after")
+    def _requests_are_within_limits(self) -> "PipelineSettings":
+        for request, limit in (
+            ("cpu", "cpu_limit"),
+            ("memory", "memory_limit"),
+            # /dev/shm is a part of the memory of a task.
+            ("shared_memory", "memory_limit"),
+        ):
+            requested, most = getattr(self, request), getattr(self, limit)
+            if requested and most and amount(requested) > amount(most):
+                raise ValueError(f"{request}: {requested} is more than {limit} ({most})")
+        return self
 
 
 class ServiceSettings(Section):
@@ -167,22 +197,39 @@ class ServiceSettings(Section):
     )
 
     def variables(self) -> dict[str, str]:
-        """Return the environment variables with the services of a local run."""
-        folder = Path(self.work_dir).absolute()
+        """Return the environment variables with the services of a local run.
+
+        Raises:
+            InputError: an address in a file is malformed.
+        """
+        folder = self.folder
         return {
-            STUDY_URL: _first(self.study_url, STUDY_URL, f"sqlite:///{folder / 'study.db'}"),
-            STORE_URI: _first(self.store_uri, STORE_URI, str(folder / "store")),
-            TRACKING_URI: _first(
-                self.tracking_uri or os.environ.get(TRACKING_URI, ""),
-                "MLFLOW_TRACKING_URI",
-                f"sqlite:///{folder / 'mlruns.db'}",
-            ),
+            STUDY_URL: _address(self.study_url, STUDY_URL) or sqlite_url(folder / "study.db"),
+            STORE_URI: _address(self.store_uri, STORE_URI) or str(folder / "store"),
+            TRACKING_URI: _address(self.tracking_uri, TRACKING_URI, "MLFLOW_TRACKING_URI")
+            or sqlite_url(folder / "mlruns.db"),
         }
 
+    @property
+    def folder(self) -> Path:
+        """The absolute path of ``work_dir``.
 
-def _first(setting: str, variable: str, default: str) -> str:
-    """Return the first address that is not empty: the setting, the variable, or the default."""
-    return setting or os.environ.get(variable) or default
+        Raises:
+            InputError: it begins with the home of a user that does not exist.
+        """
+        return expanded(self.work_dir).absolute()
+
+
+def _address(setting: str, *variables: str) -> str:
+    """Return the first address that is not empty, of the setting and the variables.
+
+    A ``~`` in it is expanded: a task in a container has another home.
+    """
+    addresses = (setting, *(os.environ.get(variable, "") for variable in variables))
+    address = next(filter(None, addresses), "")
+    if is_sqlite(address):
+        return sqlite_url(sqlite_file(address))
+    return str(expanded(address)) if address.startswith("~") else address
 
 
 class Config(SweepSettings):
@@ -225,23 +272,6 @@ class Config(SweepSettings):
         return self
 
 
-class _Loader(yaml.SafeLoader):
-    """A loader that refuses repeated keys, of which PyYAML would take the last one silently."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if key.value in seen:
-                problem = f"the key {key.value!r} is there twice"
-                raise yaml.constructor.ConstructorError(
-                    problem=problem, problem_mark=key.start_mark
-                )
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
 def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
     """Read and validate a configuration.
 
@@ -253,23 +283,21 @@ def load(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Config:
         InputError: listing every problem by its path, a line each.
     """
     try:
-        content = yaml.load(Path(path).read_text(), _Loader)
+        content = parse(read_bytes(path, _MAX_BYTES).decode())
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: cannot be read: {reason}") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: is not YAML: {_yaml_problem(error)}") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not YAML: {error}") from None
     if content is not None and not isinstance(content, dict):
         raise InputError(f"{path}: should be a mapping of sections, is a {type(content).__name__}")
-    return validated(Config, with_overrides(content or {}, overrides), str(path))
+    changed = with_overrides(content or {}, overrides)
+    return validated(Config, changed, str(path), origins(overrides))
 
 
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    """Return the problem of a YAML file in one line, after its place in the file if it has one."""
-    if not isinstance(error, yaml.MarkedYAMLError) or error.problem_mark is None:
-        return one_line(error)
-    mark = error.problem_mark
-    return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+def origins(overrides: Sequence[str]) -> dict[str, str]:
+    """Return the options ``--set`` by the paths of the settings that they give, for an error."""
+    return {override.path: override.shown for override in _parsed(overrides)}
 
 
 def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -277,26 +305,65 @@ def with_overrides(content: Mapping[str, Any], overrides: Sequence[str]) -> dict
 
     Args:
         content: sections, and their values by key.
-        overrides: ``section.key=value`` or ``key=value``, with the value in YAML; nothing after
-            the equals sign is the empty text.
+        overrides: ``section.key=value`` or ``key=value``, with the value in YAML, in which a number
+            sign begins no comment; nothing after the equals sign is the empty text.
 
     Raises:
-        InputError: an override is malformed.
+        InputError: an override is malformed, or gives what another one gives.
     """
     changed = {k: dict(v) if isinstance(v, dict) else v for k, v in content.items()}
-    for override in overrides:
-        path, equals, text = override.partition("=")
+    for override in _parsed(overrides):
+        if not override.key:
+            changed[override.section] = override.value
+        elif isinstance(changed.setdefault(override.section, {}), dict):
+            changed[override.section][override.key] = override.value
+        else:
+            raise InputError(f"{override.shown}: {shortened(override.section)} is not a section")
+    return changed
+
+
+class _Override(NamedTuple):
+    """An option ``--set``.
+
+    Attributes:
+        section: name of the section, or of a key that is in none.
+        key: name of the key in the section; empty if a whole section is given.
+        value: the value.
+        shown: the option, for an error.
+    """
+
+    section: str
+    key: str
+    value: Any
+    shown: str
+
+    @property
+    def path(self) -> str:
+        """The path of what is given."""
+        return f"{self.section}.{self.key}" if self.key else self.section
+
+
+def _parsed(overrides: Sequence[str]) -> Iterator[_Override]:
+    """Yield the overrides.
+
+    Raises:
+        InputError: one is malformed, or gives what another one gives.
+    """
+    seen: list[_Override] = []
+    for text in overrides:
+        shown = f"--set {shortened(text, _MAX_OVERRIDE)}"
+        path, equals, value = text.partition("=")
         section, dot, key = path.strip().partition(".")
         if not equals or not section or (dot and not key):
-            raise InputError(f"--set {override}: should be section.key=value")
+            raise InputError(f"{shown}: should be section.key=value")
         try:
-            value = yaml.safe_load(text) if text.strip() else ""
-        except yaml.YAMLError:
-            raise InputError(f"--set {override}: the value is not YAML") from None
-        if not dot:
-            changed[section] = value
-        elif isinstance(changed.setdefault(section, {}), dict):
-            changed[section][key] = value
-        else:
-            raise InputError(f"--set {override}: {section} is not a section")
-    return changed
+            override = _Override(section, key, parse_value(value), shown)
+        except ValueError as error:
+            raise InputError(f"{shown}: the value is not YAML: {error}") from None
+        for other in seen:
+            if f"{other.path}.".startswith(f"{override.path}.") or f"{override.path}.".startswith(
+                f"{other.path}."
+            ):
+                raise InputError(f"{shown}: {other.shown} gives it already; one of them should go")
+        seen.append(override)
+        yield override

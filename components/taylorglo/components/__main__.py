@@ -11,7 +11,7 @@ from pathlib import Path
 
 from taylorglo.components import EXECUTOR
 from taylorglo.errors import InputError
-from taylorglo.tasks.console import say_waiting, task
+from taylorglo.tasks.console import say_warnings, task
 from taylorglo.variables import adopt
 
 
@@ -31,7 +31,9 @@ def main() -> None:
     # kfp then imports the part of itself that tasks need.
     os.environ["_KFP_RUNTIME"] = "true"
     adopt()
-    say_waiting()
+    say_warnings()
+    # The user's own networks, after everything else: a random.py there is not Python's.
+    sys.path.append("")
     sys.argv = [program, "--component_module_path", str(path), *arguments]
     runpy.run_module(program, run_name="__main__")
 

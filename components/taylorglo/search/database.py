@@ -1,22 +1,31 @@
 """The database of a study: which URLs are good, and actions that are retried."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import optuna
+import sqlalchemy
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
-from taylorglo.errors import InputError, ServiceError, one_line
-from taylorglo.retries import doubling, retry, waiting
+from taylorglo.addresses import sqlite_file
+from taylorglo.errors import InputError, ServiceError, is_disk_full, one_line
+from taylorglo.retries import PATIENCE, doubling, retry, waiting
+from taylorglo.search.locks import claims_of, opened
 
 TRIES = 4  # of an action on a database that fails
 SERVER_TRIES = 13  # of a server in the middle of a search: it has two minutes to start again
-BUSY_SECONDS = 60  # how long one try waits for an SQLite file that another process writes
+BUSY_SECONDS = 20  # how long one try waits for an SQLite file that another process writes
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 16  # seconds
+_RESTART = 180.0  # seconds that a server has to start again, in the middle of a search
+_STUDIES = "studies"  # the table by which a database of Optuna is known
+_OF_MLFLOW = "experiments"  # the table by which a database of MLflow is known
+_MIGRATIONS = "alembic_version"  # the table in which Optuna and MLflow alike keep their version
 # A minute after a connection is lost, both ends know it. The server has to know it too, so that
 # a lost process keeps no claims.
 _POSTGRESQL = {
@@ -30,6 +39,7 @@ _HOPELESS = (
     "file is not a database",
     "unable to open database file",
     "attempt to write a readonly database",
+    "database disk image is malformed",
     "password authentication failed",
 )
 
@@ -53,49 +63,145 @@ def open_storage(
         ServiceError: the database does not answer after the last try.
     """
     parsed = _parsed(url)
-    arguments: dict[str, Any] = {"timeout": busy_seconds}
-    if parsed.get_backend_name() == "postgresql":
-        arguments = _POSTGRESQL
+    arguments = _arguments(parsed, busy_seconds)
+    connection: dict[str, Any] = {"connect_args": arguments, "pool_pre_ping": True}
+
+    def storage() -> optuna.storages.RDBStorage:
+        if new:
+            _check_owner(parsed, _tables(parsed, arguments))
+        return optuna.storages.RDBStorage(
+            _with_driver(parsed).render_as_string(hide_password=False),
+            engine_kwargs=connection,
+            # The check takes a fifth of a second in every task.
+            skip_compatibility_check=not new,
+            skip_table_creation=not new,
+        )
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return retried(
-                lambda: optuna.storages.RDBStorage(
-                    _with_driver(parsed).render_as_string(hide_password=False),
-                    engine_kwargs={"connect_args": arguments, "pool_pre_ping": True},
-                    # The check takes a fifth of a second in every task.
-                    skip_compatibility_check=not new,
-                    skip_table_creation=not new,
-                ),
-                tries,
-            )
-    except (InputError, ArgumentError, NoSuchModuleError, ImportError) as error:
+            return retried(storage, tries, _shown(parsed))
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise InputError(f"{_shown(parsed)}: {_message(error)}") from None
+    except RuntimeError as error:
+        if isinstance(error, ServiceError):
+            raise
+        # Another version of Optuna has another schema, and Optuna says how to go on.
+        raise InputError(f"{_shown(parsed)}: {one_line(error)}") from None
 
 
-def retried(action: Callable[[], Result], tries: int) -> Result:
+def retried(
+    action: Callable[[], Result], tries: int, database: str = "the study's database"
+) -> Result:
     """Run an action on the database, again after 0.5, 1, 2, ... seconds if the database fails.
+
+    Args:
+        action: what is done; it has to be safe to do twice.
+        tries: how many tries there are in all.
+        database: name of the database, for the error.
 
     Raises:
         InputError: it fails in a way that no further try can mend.
         ServiceError: it still fails after the last try, and after the waiting on a cluster.
     """
-    return waiting(lambda: _retried(action, tries))
+    return waiting(lambda: _retried(action, tries, database))
 
 
-def _retried(action: Callable[[], Result], tries: int) -> Result:
+def _retried(action: Callable[[], Result], tries: int, database: str) -> Result:
     try:
         return retry(
             action,
             doubling(_FIRST_PAUSE, tries, _LONGEST_PAUSE),
             retryable=lambda error: _is_of_database(error) and not _is_hopeless(error),
+            patience=_RESTART if tries == SERVER_TRIES else PATIENCE,
         )
     except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
+        message = _message(error)
+        if is_disk_full(RuntimeError(message)):
+            raise ServiceError(
+                f"{database}: {message}; make room on the disk and run it again, which goes on "
+                "from here"
+            ) from None
         if _is_hopeless(error):
-            raise InputError(f"the study's database cannot be used: {_message(error)}") from None
-        raise ServiceError(
-            f"the study's database fails, after {tries} tries: {_message(error)}"
-        ) from None
+            raise InputError(f"{database}: cannot be used: {message}") from None
+        raise ServiceError(f"{database}: still fails after {tries} tries: {message}") from None
+
+
+def check(url: str) -> None:
+    """Find out whether a study can be kept in a database, before anything is computed.
+
+    Nothing is made or changed there.
+
+    Raises:
+        InputError: the URL is malformed, or the database cannot be used.
+        ServiceError: the database does not answer after the last try.
+    """
+    parsed = _parsed(url)
+    if parsed.get_backend_name() == "sqlite":
+        file = sqlite_file(url)
+        if claims_of(str(file)).exists():
+            opened(claims_of(str(file))).close()
+        if not file.exists():
+            _check_folder(parsed, file.parent)
+            return
+
+    def names() -> set[str]:
+        return _tables(parsed, _arguments(parsed, BUSY_SECONDS))
+
+    tables = retried(names, TRIES, _shown(parsed))
+    _check_owner(parsed, tables)
+    if _STUDIES in tables:
+        # Optuna compares the version of its tables.
+        open_storage(url, new=True, tries=TRIES).engine.dispose()
+
+
+def _check_folder(url: URL, folder: Path) -> None:
+    """Refuse a folder in which no file can be made."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{_shown(url)}: cannot be made; {folder} should be a folder that this user can write "
+            "to"
+        )
+
+
+def shown(url: str) -> str:
+    """Return the URL of a study's database as errors show it, without credentials."""
+    return _shown(_parsed(url))
+
+
+def _arguments(url: URL, busy_seconds: float) -> dict[str, Any]:
+    """Return the arguments of a connection."""
+    return _POSTGRESQL if url.get_backend_name() == "postgresql" else {"timeout": busy_seconds}
+
+
+def _tables(url: URL, arguments: dict[str, Any]) -> set[str]:
+    """Return the names of the tables that a database has."""
+    engine = sqlalchemy.create_engine(_with_driver(url), connect_args=arguments)
+    try:
+        return set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+def _check_owner(url: URL, names: set[str]) -> None:
+    """Refuse a database of another program, before Optuna adds its tables to it.
+
+    Args:
+        url: of the database.
+        names: of its tables.
+
+    Raises:
+        InputError: the database has tables of another program, or is one of MLflow.
+    """
+    foreign = names & {_OF_MLFLOW}
+    if not foreign and _STUDIES not in names:
+        # A server's database may have tables of others, as long as they keep no version there.
+        foreign = names if url.get_backend_name() == "sqlite" else names & {_MIGRATIONS}
+    if foreign:
+        raise InputError(
+            f"{_shown(url)}: is a database of another program, such as MLflow (it has the table "
+            f"{min(foreign)!r}); the study should have a database of its own"
+        )
 
 
 def _parsed(url: str) -> URL:
@@ -116,6 +222,8 @@ def _parsed(url: str) -> URL:
             f"{_shown(parsed)}: leave the password out of the URL and set PGPASSWORD in the "
             "environment"
         )
+    if parsed.get_backend_name() == "sqlite":
+        return parsed.set(database=str(sqlite_file(url)))
     return parsed
 
 
@@ -133,7 +241,8 @@ def _is_of_database(error: BaseException) -> bool:
 
 
 def _is_hopeless(error: BaseException) -> bool:
-    return any(message in _message(error) for message in _HOPELESS)
+    message = _message(error)
+    return is_disk_full(RuntimeError(message)) or any(text in message for text in _HOPELESS)
 
 
 def _message(error: BaseException) -> str:

@@ -66,7 +66,7 @@ class Claims:
                 # A database in memory, which no other process can see.
                 return True
             # One handle for good: closing any handle of a file gives up all of a process's locks.
-            self._file = Path(f"{path}.claims").open("ab")  # noqa: SIM115
+            self._file = opened(claims_of(path))
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset(part))
         except (BlockingIOError, PermissionError):
@@ -106,3 +106,23 @@ class Claims:
             with suppress(SQLAlchemyError):
                 connection.invalidate()
                 connection.close()
+
+
+def claims_of(database: str) -> Path:
+    """Return the file of locks beside an SQLite database."""
+    return Path(f"{database}.claims")
+
+
+def opened(path: Path) -> BinaryIO:
+    """Open a file of locks, which is made if there is none.
+
+    Raises:
+        InputError: it cannot be opened.
+    """
+    try:
+        return path.open("ab")
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be opened ({error.strerror}); it should be a file that this user can "
+            "write, which keeps the locks of the study"
+        ) from None

@@ -23,7 +23,14 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.loss.filters import Verdict, all_of
 from taylorglo.results import Candidate, Evaluation
-from taylorglo.search.database import BUSY_SECONDS, SERVER_TRIES, TRIES, open_storage, retried
+from taylorglo.search.database import (
+    BUSY_SECONDS,
+    SERVER_TRIES,
+    TRIES,
+    open_storage,
+    retried,
+    shown,
+)
 from taylorglo.search.locks import Claims
 from taylorglo.search.sampler import GenerationalCmaEs
 from taylorglo.search.space import Space
@@ -91,6 +98,7 @@ class Search:
         # A user who begins is told of a dead server at once. In the middle of a search, a server
         # may be starting again.
         self._tries = TRIES if new or url.startswith("sqlite") else SERVER_TRIES
+        self._database = shown(url)
         self._storage = open_storage(url, new=new, tries=self._tries, busy_seconds=busy_seconds)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._study = self._retried(
@@ -425,7 +433,7 @@ class Search:
         self._retried(lambda: self._study.tell(trial, **told, skip_if_finished=True))
 
     def _retried(self, action: Callable[[], Result]) -> Result:
-        return retried(action, self._tries)
+        return retried(action, self._tries, self._database)
 
     def _candidate(self, trial: FrozenTrial) -> Candidate:
         finished = trial.datetime_complete

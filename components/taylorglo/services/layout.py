@@ -21,7 +21,7 @@ def search_data(sweep: str, fingerprint: str) -> str:
 
     Each content has a key of its own: a run that goes on with former data must not get new ones.
     """
-    return f"{sweep}/search-data/{fingerprint[:12]}.safetensors"
+    return f"{all_search_data(sweep)}/{fingerprint[:12]}.safetensors"
 
 
 def champion(sweep: str, name: str = LOSS) -> str:
@@ -34,14 +34,34 @@ def run_state(sweep: str) -> str:
     return f"{sweep}/run.json"
 
 
+def all_search_data(sweep: str) -> str:
+    """Return the folder of a sweep's data without the test split."""
+    return f"{sweep}/search-data"
+
+
+def trainings(sweep: str) -> str:
+    """Return the folder of a sweep's trainings in full."""
+    return f"{sweep}/trainings"
+
+
 def training(sweep: str, key: str) -> str:
     """Return the key of the result of a training in full."""
-    return f"{sweep}/trainings/{key}.json"
+    return f"{trainings(sweep)}/{key}.json"
 
 
 def weights(sweep: str, key: str) -> str:
     """Return the key of the weights of a training in full."""
-    return f"{sweep}/trainings/{key}.safetensors"
+    return f"{trainings(sweep)}/{key}.safetensors"
+
+
+def all_references(sweep: str) -> str:
+    """Return the folder of the references of a sweep's studies."""
+    return f"{sweep}/references"
+
+
+def references(sweep: str, study: str) -> str:
+    """Return the key of the list of the trainings in full that a study's report stands on."""
+    return f"{all_references(sweep)}/{study}.json"
 
 
 def evaluation(key: str) -> str:

@@ -1,13 +1,31 @@
 """The memory of a sweep in the store: its finished trainings and its unfinished pipeline run."""
 
+import hashlib
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, TypeVar
+
+from pydantic import ValidationError
 
 from taylorglo.errors import InputError
-from taylorglo.results import FullTraining, Record, Training
+from taylorglo.results import Comparison, FullTraining, Record, Training
 from taylorglo.services import layout
 from taylorglo.services.storage import Store
+
+Kind = TypeVar("Kind", bound=Record)
+
+_logger = logging.getLogger(__name__)
+
+
+class _Recorded(FullTraining):
+    """A training in full as the store keeps it, with the checksum of its weights.
+
+    Version 0.1.0 kept none.
+    """
+
+    weights_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -22,28 +40,45 @@ class FullTrainings:
 
     def recall(self, key: str) -> FullTraining | None:
         """Return the training that was recorded under a key, or None."""
-        content = self.store.read(layout.training(self.sweep, key))
-        return None if content is None else FullTraining.model_validate_json(content)
+        path = layout.training(self.sweep, key)
+        known = _read(self.store, path, FullTraining)
+        if known is not None and known.key != key:
+            # Somebody copied or renamed a file.
+            _logger.warning("%s/%s is of another training, and is made again", self.store.uri, path)
+            return None
+        return known
 
     def weights(self, key: str) -> bytes:
         """Return the weights that were recorded under a key, as safetensors.
 
         Raises:
-            InputError: the weights were deleted.
+            InputError: the weights were deleted or damaged.
         """
         path = layout.weights(self.sweep, key)
         content = self.store.read(path)
         if content is None:
-            raise InputError(
-                f"{self.store.uri}: {path} is gone; remove the .json beside it to train it again"
-            )
-        return content
+            problem = "is gone"
+        elif self._is_damaged(key, content):
+            problem = "is damaged"
+        else:
+            return content
+        raise InputError(
+            f"{self.store.uri}: {path} {problem}; remove the .json beside it to train it again"
+        )
+
+    def _is_damaged(self, key: str, weights: bytes) -> bool:
+        """Return whether weights are not those that were recorded."""
+        known = _read(self.store, layout.training(self.sweep, key), _Recorded)
+        expected = known.weights_sha256 if known is not None else ""
+        return bool(expected) and hashlib.sha256(weights).hexdigest() != expected
 
     def record(self, training: FullTraining, weights: bytes) -> None:
         """Record a training and the weights of its network."""
         # The weights are written first, so that a recorded training is never without them.
         self.store.write(layout.weights(self.sweep, training.key), weights)
-        self.store.write(layout.training(self.sweep, training.key), _encoded(training))
+        digest = hashlib.sha256(weights).hexdigest()
+        recorded = _Recorded(**dict(training), weights_sha256=digest)
+        self.store.write(layout.training(self.sweep, training.key), _encoded(recorded))
 
 
 @dataclass(frozen=True)
@@ -57,8 +92,7 @@ class ShortTrainings:
 
     def recall(self, key: str) -> Training | None:
         """Return the training that was recorded under a key, or None."""
-        content = self.store.read(layout.evaluation(key))
-        return None if content is None else Training.model_validate_json(content)
+        return _read(self.store, layout.evaluation(key), Training)
 
     def record(self, key: str, training: Training) -> None:
         """Record a training."""
@@ -81,11 +115,59 @@ class RunState(Record):
     @classmethod
     def read(cls, store: Store, sweep: str) -> Self:
         """Read the state. A sweep that never ran has no unfinished run."""
-        return cls.model_validate_json(store.read(layout.run_state(sweep)) or b"{}")
+        return _read(store, layout.run_state(sweep), cls) or cls()
 
     def write(self, store: Store, sweep: str) -> None:
         """Write the state."""
         store.write(layout.run_state(sweep), _encoded(self))
+
+
+class References(Record):
+    """The trainings in full that the report of a study stands on, by their keys.
+
+    Attributes:
+        results: the trainings whose results a repeated run reads.
+        weights: those whose networks it reads, too, to keep or to attack them.
+    """
+
+    results: list[str]
+    weights: list[str]
+
+    @classmethod
+    def of(cls, tuning: Sequence[FullTraining], comparison: Comparison) -> Self:
+        """Return the references of a report.
+
+        Args:
+            tuning: the trainings that tuned the baselines.
+            comparison: the trainings of champion and baselines.
+        """
+        tested = comparison.trainings
+        read = [*tuning, *comparison.finalists, *tested, *comparison.standing]
+        return cls(
+            results=sorted({training.key for training in read}),
+            weights=sorted({training.key for training in tested}),
+        )
+
+    @classmethod
+    def read(cls, store: Store, sweep: str, study: str) -> Self | None:
+        """Read the references of a study; None if no report of it was written."""
+        return _read(store, layout.references(sweep, study), cls)
+
+    def write(self, store: Store, sweep: str, study: str) -> None:
+        """Write the references of a study."""
+        store.write(layout.references(sweep, study), _encoded(self))
+
+
+def _read(store: Store, key: str, kind: type[Kind]) -> Kind | None:
+    """Read a record; None if there is none, or if it is damaged: it is made again then."""
+    content = store.read(key)
+    if content is None:
+        return None
+    try:
+        return kind.model_validate_json(content)
+    except ValidationError:
+        _logger.warning("%s/%s is damaged, and is made again", store.uri, key)
+        return None
 
 
 def _encoded(record: Record) -> bytes:

@@ -18,7 +18,15 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from taylorglo.errors import MAX_REASON, InputError, ServiceError, first_line, shortened
+from taylorglo.addresses import is_sqlite, sqlite_file, sqlite_url
+from taylorglo.errors import (
+    MAX_REASON,
+    InputError,
+    ServiceError,
+    first_line,
+    is_disk_full,
+    shortened,
+)
 from taylorglo.retries import retry, waiting
 from taylorglo.services import layout
 
@@ -32,15 +40,24 @@ _T = TypeVar("_T")
 
 # Seconds between the tries to use an SQLite file. In each try MLflow waits 20 s for a lock.
 _PAUSES = (0.5, 1.0, 2.0)
+_BUSY_SECONDS = 20  # how long a file that is checked may be locked
 
 # MLflow's own 7 retries of 120 s each could take a quarter of an hour.
 _ENVIRONMENT = {
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+# Errors of an SQLite file that no further try can mend.
+_HOPELESS = (
+    "unable to open database file",
+    "readonly database",
+    "disk image is malformed",
+    "already exists",
+)
 
 # MLflow's codes of errors that no further try can mend.
 _REFUSALS = (
@@ -79,7 +96,9 @@ class Connection:
             InputError: the URI is malformed, or the file is not MLflow's.
             ServiceError: the server or the database cannot be reached.
         """
-        path = _check_uri(uri)
+        path = check_uri(uri)
+        if path:
+            uri = sqlite_url(path)
         for key, value in _ENVIRONMENT.items():
             os.environ.setdefault(key, value)
         from mlflow import MlflowClient
@@ -119,6 +138,8 @@ class Connection:
 
         def transient(error: Exception) -> bool:
             code = getattr(error, "error_code", "")
+            if any(text in str(error) for text in _HOPELESS) or is_disk_full(error):
+                return False
             return isinstance(error, OperationalError) or code == "TEMPORARILY_UNAVAILABLE"
 
         try:
@@ -140,6 +161,8 @@ class Connection:
         # urllib3 ends its long message with the cause.
         cause = line.rpartition("(Caused by ")[2]
         message = f"MLflow at {self.name}: {redacted(cause)[:MAX_REASON]}"
+        if is_disk_full(error):
+            message += "; make room on the disk and run it again, which goes on from here"
         if code in _REFUSALS:
             return InputError(message)
         return ServiceError(message)
@@ -259,11 +282,14 @@ class Connection:
             raise self.error(error) from None
 
 
-def _check_uri(uri: str) -> Path | None:
+def check_uri(uri: str) -> Path | None:
     """Refuse a URI that MLflow would fail on, or would retry for minutes.
 
     Returns:
         The file of an SQLite URI, or None for http.
+
+    Raises:
+        InputError: the URI is malformed, or the file is not MLflow's.
     """
     subject = f"tracking URI {redacted(uri)!r}:"
     try:
@@ -277,12 +303,9 @@ def _check_uri(uri: str) -> Path | None:
         if not parts.hostname:
             raise InputError(f"{subject} has no host; should be like http://host:5000")
         return None
-    if not uri.startswith("sqlite:///"):
+    if not is_sqlite(uri):
         raise InputError(f"{subject} should start with http://, https:// or sqlite:///")
-    name = uri.removeprefix("sqlite:///").partition("?")[0]
-    if not name or name.startswith((":memory:", "file:")):
-        raise InputError(f"{subject} should name a file, like sqlite:///mlflow.db")
-    path = Path(name).absolute()
+    path = sqlite_file(uri)
     _check_file(path, subject)
     return path
 
@@ -301,13 +324,16 @@ def _check_file(path: Path, subject: str) -> None:
         return
     query = "SELECT 1 FROM sqlite_master WHERE name = 'experiments'"
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as database:
+        # MLflow itself would try for minutes to open what cannot be opened.
+        location = f"{path.as_uri()}?mode=ro"
+        with closing(sqlite3.connect(location, uri=True, timeout=_BUSY_SECONDS)) as database:
             tables = database.execute(query).fetchall()
-    except sqlite3.OperationalError:
-        # The file may be locked, for example. MLflow waits for it, or reports the error.
-        return
-    except sqlite3.DatabaseError:
-        raise InputError(f"{subject} {str(path)!r} is not an SQLite database") from None
+    except sqlite3.OperationalError as error:
+        raise ServiceError(f"{subject} {str(path)!r}: {error}") from None
+    except sqlite3.DatabaseError as error:
+        raise InputError(
+            f"{subject} {str(path)!r} is not an SQLite database, or is damaged: {error}"
+        ) from None
     # MLflow would add its tables to any database, such as the one of an Optuna study.
     if not tables:
         raise InputError(
@@ -335,7 +361,7 @@ def _create_database(path: Path, connect: Callable[[str], object]) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if _is_empty(path):
             with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-                connect(f"sqlite:///{temporary}/{path.name}")
+                connect(sqlite_url(Path(temporary) / path.name))
                 os.replace(f"{temporary}/{path.name}", path)
     finally:
         os.close(folder)

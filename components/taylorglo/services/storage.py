@@ -13,25 +13,45 @@ import functools
 import hashlib
 import re
 import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Concatenate, ParamSpec, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
+from taylorglo.addresses import expanded
 from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo.extras import missing
-from taylorglo.files import replacing
+from taylorglo.files import is_draft, replacing
 from taylorglo.retries import waiting
 
 _Self = TypeVar("_Self")
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
-_TRIES = 4
+_TRIES = 3
 _CONNECT_SECONDS = 5
-_READ_SECONDS = 30
+_READ_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file of a store, as a listing shows it.
+
+    Attributes:
+        key: of the file.
+        size: in bytes.
+        modified: when it was written last.
+    """
+
+    key: str
+    size: int
+    modified: datetime
 
 
 class Store(Protocol):
@@ -48,6 +68,9 @@ class Store(Protocol):
     """
 
     uri: str
+
+    def check(self) -> None:
+        """Find out whether files can be kept here, before anything is computed."""
 
     def read(self, key: str) -> bytes | None:
         """Return the content of a file, or None if there is no such file."""
@@ -68,6 +91,12 @@ class Store(Protocol):
     def upload(self, path: Path, key: str) -> str:
         """Write the content of a local file without holding it in memory, and return its URI."""
 
+    def files(self, folder: str) -> list[StoredFile]:
+        """Return the files whose keys begin with ``folder/``, in the order of their keys."""
+
+    def delete(self, key: str) -> None:
+        """Delete a file. It is no error if there is no such file."""
+
 
 class FolderStore:
     """A :class:`Store` in a local folder, which is created by the first write."""
@@ -76,6 +105,13 @@ class FolderStore:
         """Open a folder, which need not exist."""
         self._folder = folder.absolute()
         self.uri = self._folder.as_uri()
+
+    def check(self) -> None:
+        """See :meth:`Store.check`."""
+        with _local(self._folder):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self._folder):
+                pass
 
     def read(self, key: str) -> bytes | None:
         """See :meth:`Store.read`."""
@@ -105,6 +141,31 @@ class FolderStore:
         target = self._path(key)
         _copy(path, target)
         return target.as_uri()
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """See :meth:`Store.files`. A file that is just being written is left out."""
+        root = self._path(folder)
+        with _local(root):
+            found = [self._listed(path) for path in root.rglob("*") if not is_draft(path)]
+        return sorted((file for file in found if file is not None), key=lambda file: file.key)
+
+    def delete(self, key: str) -> None:
+        """See :meth:`Store.delete`."""
+        path = self._path(key)
+        with _local(path), suppress(FileNotFoundError, NotADirectoryError):
+            path.unlink()
+
+    def _listed(self, path: Path) -> StoredFile | None:
+        """Return the entry of a path in a listing; None if it is a folder, or is gone."""
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            return None
+        if not stat.S_ISREG(state.st_mode):
+            return None
+        modified = datetime.fromtimestamp(state.st_mtime, UTC)
+        key = path.relative_to(self._folder).as_posix()
+        return StoredFile(key, state.st_size, modified)
 
     def _path(self, key: str) -> Path:
         return self._folder / _checked(key)
@@ -157,6 +218,17 @@ class S3Store:
             self._client: Any = boto3.session.Session().client("s3", config=config)
 
     @_waits
+    def check(self) -> None:
+        """See :meth:`Store.check`."""
+        with self._explained():
+            listed = self._client.list_objects_v2(
+                Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1
+            )
+        # A web page, such as that of a proxy, may be an answer too, which botocore reads as none.
+        if "KeyCount" not in listed and "Name" not in listed:
+            raise InputError(_no_s3(self.uri, self._endpoint()))
+
+    @_waits
     def read(self, key: str) -> bytes | None:
         """See :meth:`Store.read`."""
         buffer = BytesIO()
@@ -191,6 +263,22 @@ class S3Store:
         with _local(path), path.open("rb") as file, self._explained():
             self._client.upload_fileobj(file, self._bucket, name)
         return f"s3://{self._bucket}/{name}"
+
+    @_waits
+    def delete(self, key: str) -> None:
+        """See :meth:`Store.delete`."""
+        name = self._name(key)
+        with self._explained():
+            self._client.delete_object(Bucket=self._bucket, Key=name)
+
+    def files(self, folder: str) -> list[StoredFile]:
+        """See :meth:`Store.files`."""
+        return [
+            StoredFile(
+                entry["Key"].removeprefix(self._prefix), entry["Size"], entry["LastModified"]
+            )
+            for entry in self._entries(f"{self._name(folder)}/")
+        ]
 
     def keys(self) -> Iterator[str]:
         """Return the key of every file of this store. Folder markers are no files."""
@@ -258,6 +346,7 @@ class S3Store:
         boto3's own texts may quote credentials.
         """
         from botocore import exceptions
+        from botocore.parsers import ResponseParserError
         from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
         try:
@@ -282,6 +371,8 @@ class S3Store:
                 f"{self.uri}: {type(error).__name__} at {self._endpoint()} after {_TRIES} tries; "
                 "is it up, and is AWS_ENDPOINT_URL right?"
             ) from None
+        except ResponseParserError:
+            raise InputError(_no_s3(self.uri, self._endpoint())) from None
         except (exceptions.BotoCoreError, ValueError) as error:
             raise InputError(
                 f"{self.uri}: malformed bucket name, AWS_ENDPOINT_URL, AWS_PROFILE or "
@@ -315,6 +406,14 @@ class S3Store:
         """Return the address of the service, without credentials."""
         parts = urlsplit(self._client.meta.endpoint_url)
         return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _no_s3(uri: str, endpoint: str) -> str:
+    """Return the error for a server whose answers are not those of S3."""
+    return (
+        f"{uri}: {endpoint} answers, but not as S3 does, perhaps with a web page; AWS_ENDPOINT_URL "
+        "should be the address of an S3 service"
+    )
 
 
 def open_store(uri: str) -> Store:
@@ -402,7 +501,7 @@ def _parsed(uri: str) -> Path | tuple[str, str]:
             raise InputError(
                 "storage URI: should be a folder's path, file:///path or s3://bucket/prefix"
             )
-        return Path(uri)
+        return expanded(uri)
     if scheme == "file":
         host, slash, path = rest.partition("/")
         if host not in ("", "localhost") or not slash:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, one_line
 from taylorglo.loss.polynomial import checked_theta
 from taylorglo.results import Candidate, DatasetDescription, Evaluation, StandingChampion
 from taylorglo.services.mlflow import Connection, redacted
@@ -308,7 +308,6 @@ class Tracker:
         """Return the version of a registered loss that has the alias ``champion``, or None.
 
         Raises:
-            InputError: its file is not a saved loss.
             ServiceError: the server, the database or the artifact store fails.
         """
         try:
@@ -316,27 +315,39 @@ class Tracker:
         except InputError:
             # There is no such model, or no such alias.
             return None
-        uri = f"models:/{name}/{version.version}"
+        number = str(version.version)
+        study = str(version.tags.get("taylorglo.study", "unknown"))
+        try:
+            theta, rate = self._loss(f"models:/{name}/{number}")
+        except InputError as error:
+            # Its file was deleted or damaged. Nobody can use this champion any more.
+            return StandingChampion(
+                version=number, study=study, theta=[], learning_rate=None, lost=str(error)
+            )
+        return StandingChampion(version=number, study=study, theta=theta, learning_rate=rate)
+
+    def _loss(self, uri: str) -> tuple[list[float], float | None]:
+        """Return theta and learning rate of a model version.
+
+        Raises:
+            InputError: its file is gone, or is not a saved loss.
+            ServiceError: the server, the database or the artifact store fails.
+        """
         with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
             text = self._connection.download_loss(uri, Path(folder)).read_bytes()
         try:
             content = json.loads(text)
             theta, _ = checked_theta(content["theta"])
             rate = (content.get("provenance") or {}).get("learning_rate")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{uri}: is not a saved loss: {error}") from None
-        return StandingChampion(
-            version=str(version.version),
-            study=str(version.tags.get("taylorglo.study", "unknown")),
-            theta=theta,
-            learning_rate=rate,
-        )
+            return theta, None if rate is None else float(rate)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise InputError(f"{uri}: is not a saved loss: {one_line(error)}") from None
 
     def register_loss(self, name: str, run_id: str, study: str, theta: Sequence[float]) -> str:
         """Register the loss of a nested run as a version of a model.
 
-        If there is a version of the same study with the same theta, and its run was not deleted, no
-        other one is registered.
+        If there is a version of the same study with the same theta, and neither its run nor its
+        file was deleted, no other one is registered.
 
         Args:
             name: name of the model.
@@ -355,7 +366,8 @@ class Tracker:
             call(client.get_registered_model, name)
         tags = {"taylorglo.study": study, "taylorglo.theta": json.dumps(list(theta))[:_MAX_TAG]}
         for version in call(client.search_model_versions, f"name = '{name}'"):
-            if tags.items() <= version.tags.items() and self._is_active(version.run_id):
+            known = tags.items() <= version.tags.items() and self._is_active(version.run_id)
+            if known and self._has_loss(f"models:/{name}/{version.version}"):
                 return str(version.version)
         source = call(client.get_run, run_id).info.artifact_uri
         return str(call(client.create_model_version, name, source, run_id, tags=tags).version)
@@ -389,6 +401,14 @@ class Tracker:
         """Return whether there is such a run, and it was not deleted."""
         try:
             self._connection.run(run_id or "", "run")
+        except InputError:
+            return False
+        return True
+
+    def _has_loss(self, uri: str) -> bool:
+        """Return whether a model version still has its loss."""
+        try:
+            self._loss(uri)
         except InputError:
             return False
         return True

@@ -102,8 +102,9 @@ def crown(
         trainings = [
             training for contender in contenders for training in _compared(contender, engine, sweep)
         ]
-        if sweep.standing and sweep.standing.theta != champion.theta and complete:
-            standing = _compared(_standing_contender(sweep.standing, rate), engine, sweep)
+        former = sweep.standing
+        if complete and former and not former.lost and former.theta != champion.theta:
+            standing = _compared(_standing_contender(former, rate), engine, sweep)
     outcome = Outcome(
         comparison=Comparison(
             champion=_champion(champion, sweep.settings.search.order),

@@ -6,14 +6,17 @@ import os
 import select
 import sys
 import threading
+import traceback
 from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, TypeVar
 
-from taylorglo.errors import TaylorgloError
+from taylorglo.errors import TaylorgloError, explained, printable
 from taylorglo.variables import LOCAL_RUN
 
 PREFIX = "taylorglo:"
 ERROR = "error:"
+# How the line of an error begins that no code of ours expected: the log has its traceback.
+UNEXPECTED = "unexpected"
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -29,7 +32,7 @@ class Line(NamedTuple):
 def say(text: str) -> None:
     """Print lines of progress."""
     for line in text.splitlines():
-        print(f"{PREFIX} {line}", flush=True)
+        print(f"{PREFIX} {printable(line)}", flush=True)
 
 
 class _Speaker(logging.Handler):
@@ -39,10 +42,10 @@ class _Speaker(logging.Handler):
         say(record.getMessage())
 
 
-def say_waiting() -> None:
-    """Let a person see that a service is waited for, which :mod:`taylorglo.retries` logs."""
-    logger = logging.getLogger("taylorglo.retries")
-    logger.handlers = [_Speaker()]
+def say_warnings() -> None:
+    """Let a person see the warnings of this package, such as that a service is waited for."""
+    logger = logging.getLogger("taylorglo")
+    logger.handlers = [_Speaker(logging.WARNING)]
     logger.propagate = False
 
 
@@ -57,16 +60,23 @@ def parse(line: str) -> Line | None:
 
 
 def task(body: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """Make a function the body of a task: an error for users ends it with status 2, in one line."""
+    """Make a function the body of a task: an error ends it with status 2, in one line for a person.
+
+    The traceback of an error that is not for users goes to the log.
+    """
 
     @functools.wraps(body)
     def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         try:
             return body(*args, **kwargs)
         except TaylorgloError as error:
-            for line in str(error).splitlines():
-                say(f"{ERROR} {line}")
-            sys.exit(2)
+            message = str(error)
+        except Exception as error:
+            traceback.print_exc()
+            message = f"{UNEXPECTED} {explained(error)}"
+        for line in message.splitlines():
+            say(f"{ERROR} {line}")
+        sys.exit(2)
 
     return run
 

@@ -5,11 +5,14 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from taylorglo.addresses import is_sqlite
 from taylorglo.errors import InputError
 from taylorglo.results import DatasetDescription, read_json
 from taylorglo.search.study import Search
 from taylorglo.services import layout
 from taylorglo.services.memo import RunState
+from taylorglo.services.mlflow import check_uri
+from taylorglo.services.relocation import relocate
 from taylorglo.services.storage import Store, open_store
 from taylorglo.services.tracking import Tracker
 from taylorglo.settings import SweepSettings
@@ -88,9 +91,7 @@ def open_sweep(
     last = min(first + generations - 1, total)
     store = open_store(required(STORE_URI))
     store.upload(Path(data.full), layout.dataset(settings.name))
-    search_data = layout.search_data(settings.name, description.fingerprint)
-    if not store.exists(search_data):
-        store.upload(Path(data.search), search_data)
+    store.upload(Path(data.search), layout.search_data(settings.name, description.fingerprint))
     tracker = open_tracker(store, settings.name, search.study)
     tracker.log_settings({**settings.flat(), "study": search.study, "generations": total})
     tracker.log_dataset(description)
@@ -133,6 +134,8 @@ def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
 
     A new run is begun if the old one was deleted, or if MLflow is another server now.
     """
+    location = f"{store.uri}/mlflow"
+    _follow_move(required(TRACKING_URI), sweep, location)
     state = RunState.read(store, sweep)
     unfinished = state.unfinished if state.study == study else ""
 
@@ -141,7 +144,7 @@ def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
             required(TRACKING_URI),
             sweep,
             run_name=f"{study} {time.strftime('%Y-%m-%d %H:%M')}",
-            artifact_location=f"{store.uri}/mlflow",
+            artifact_location=location,
             resume_run_id=resume,
         )
 
@@ -154,6 +157,17 @@ def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
     if unfinished != tracker.run_id:
         RunState(unfinished=tracker.run_id, study=study).write(store, sweep)
     return tracker
+
+
+def _follow_move(uri: str, sweep: str, location: str) -> None:
+    """Let MLflow find its artifacts after the folder with its file and the store was moved."""
+    if not (is_sqlite(uri) and location.startswith("file:")):
+        return
+    database = check_uri(uri)
+    if database is None or not database.exists() or not database.stat().st_size:
+        return
+    if moved := relocate(database, sweep, location):
+        say(f"the store was moved: MLflow has {moved} places of artifacts in {location} now")
 
 
 def _check_machine(

@@ -147,20 +147,23 @@ def _metrics(record: SweepRecord) -> dict[str, float]:
 def _register(sweep: Sweep, record: SweepRecord, run_id: str) -> str:
     """Register the champion in MLflow, and return in a sentence whether it is the standing one.
 
-    It becomes the standing champion if there is none, or if it beats the one there is.
+    It becomes the standing champion if there is none that can be loaded, or if it beats the one
+    there is.
     """
     name = layout.registered_loss(sweep.settings.name)
     if not beats_guessing(record):
         return f"It is not registered as a version of {name}."
     version = sweep.tracker.register_loss(name, run_id, sweep.study, record.champion.theta)
     former = sweep.standing.version if sweep.standing else None
+    lost = sweep.standing.lost if sweep.standing else ""
     if version == former:
         return f"models:/{name}@champion is version {version}, as before"
     registered = f"models:/{name}/{version} is registered"
-    if former is not None and not beats_standing(record):
+    if former is not None and not lost and not beats_standing(record):
         return f"{registered}; models:/{name}@champion stays version {former}"
     if sweep.tracker.move_champion(name, version, standing=former):
-        return f"models:/{name}@champion is version {version} now"
+        why = f", because version {former} is lost: {lost}" if lost else ""
+        return f"models:/{name}@champion is version {version} now{why}"
     return f"{registered}; models:/{name}@champion was moved by somebody else in between"
 
 

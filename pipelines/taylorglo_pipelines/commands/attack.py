@@ -1,14 +1,22 @@
 """``taylorglo attack``: FGSM and PGD on a trained network, outside a sweep."""
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, one_line
+from taylorglo.reading import check_regular, parse_json
 from taylorglo.services import layout
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from taylorglo.data.dataset import Dataset
+
+_TRIED = 100  # images whose logits are looked at before the attacks
 
 
 @click.command("attack")
@@ -60,9 +68,10 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     from taylorglo.settings import AttackSettings, TrainingSettings, validated
     from taylorglo.training.devices import device_of
     from taylorglo.training.loop import resident
-    from taylorglo_pipelines.config import with_overrides
+    from taylorglo_pipelines.config import origins, with_overrides
 
-    settings = validated(AttackSettings, with_overrides({}, overrides), "--set")
+    given = with_overrides({}, overrides)
+    settings = validated(AttackSettings, given, "--set", origins(overrides))
     weights = model
     if not model.endswith(".safetensors"):
         weights = f"{model.rstrip('/')}/{layout.NETWORK}"
@@ -71,11 +80,43 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
         model_name = model_name or _named_by(path)
         data = data or _data_beside(weights)
         dataset = datasets.read(fetch(data, Path(folder) / "data"))
-        network = restore_network(path.read_bytes(), model_name, dataset)
+        network = restore_network(_content(path), model_name, dataset)
     if dataset.test is None:
         raise InputError(f"{data}: has no test split to attack")
+    _check_finite(network, dataset, weights)
     dataset = resident(dataset, device_of(TrainingSettings()))
     return _table(attack_network(network, dataset, settings, seed=0))
+
+
+def _content(weights: Path) -> bytes:
+    """Return the content of a file of weights."""
+    try:
+        check_regular(weights)
+        return weights.read_bytes()
+    except OSError as error:
+        raise InputError(f"{weights}: cannot be read: {error.strerror}") from None
+
+
+def _check_finite(network: "nn.Module", dataset: "Dataset", weights: str) -> None:
+    """Refuse a network that computes no numbers: it would seem to withstand nothing.
+
+    Raises:
+        InputError: weights or logits are infinite or NaN.
+    """
+    import torch
+
+    from taylorglo.data.batches import scaled
+
+    assert dataset.test is not None
+    for name, values in network.state_dict().items():
+        if not values.isfinite().all():
+            raise InputError(
+                f"{weights}: {name} has NaN or infinite numbers, as after a training that diverged"
+            )
+    with torch.no_grad():
+        logits = network(scaled(dataset.test.images[:_TRIED]))
+    if isinstance(logits, torch.Tensor) and not logits.isfinite().all():
+        raise InputError(f"{weights}: the network returns NaN or infinite logits for test images")
 
 
 def _table(accuracies: Mapping[str, Mapping[float, float]]) -> str:
@@ -108,13 +149,15 @@ def _named_by(weights: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(weights)
         with safe_open(weights, framework="pt") as file:
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{weights}: are not weights in safetensors: {error}") from None
-    if "taylorglo" not in metadata:
+        content: Any = parse_json(metadata.get("taylorglo", "{}"))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{weights}: are not weights in safetensors: {one_line(error)}") from None
+    name = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(name, str):
         raise InputError(f"{weights}: do not name their network; give it with --model-name")
-    name = str(json.loads(metadata["taylorglo"])["model"])
     # A file from somebody else must not choose the code that is run.
     if ":" in name and not name.startswith("torchvision:"):
         raise InputError(

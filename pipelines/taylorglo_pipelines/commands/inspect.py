@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, quoted
 from taylorglo_pipelines.commands.options import FILE
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def _words(arguments: Sequence[str]) -> list[str]:
     Raises:
         NoSuchOption: an argument is an option that the command does not have.
     """
+    # The name of a file may have spaces and commas in it.
+    if len(arguments) == 1 and arguments[0].endswith(".json"):
+        return [*arguments]
     words = []
     for argument in arguments:
         parts = argument.replace(",", " ").split()
@@ -101,8 +104,8 @@ def _theta(words: Sequence[str]) -> tuple[list[float], int | None]:
     if len(words) == 1 and not _is_number(words[0]):
         if not words[0].endswith(".json"):
             raise InputError(
-                f"unknown loss {words[0]!r}; there are {', '.join(_CLASSIC)}, saved losses (.json) "
-                "and thetas (numbers)"
+                f"unknown loss {quoted(words[0])}; there are {', '.join(_CLASSIC)}, saved losses "
+                "(.json) and thetas (numbers)"
             )
         # PyTorch takes seconds to import, and only a saved loss needs it.
         from taylorglo.loss.functions import TaylorLoss
@@ -111,7 +114,7 @@ def _theta(words: Sequence[str]) -> tuple[list[float], int | None]:
         return loss.theta.tolist(), loss.classes
     for index, word in enumerate(words):
         if not _is_number(word):
-            raise InputError(f"theta[{index}] is {word!r}, which is not a number")
+            raise InputError(f"theta[{index}] is {quoted(word)}, which is not a number")
     return checked_theta([float(word) for word in words])[0], None
 
 

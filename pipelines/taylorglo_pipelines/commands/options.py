@@ -6,12 +6,29 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from taylorglo.addresses import expanded
+from taylorglo.errors import printable
+
 if TYPE_CHECKING:
     from taylorglo_pipelines.kubeflow.client import Connection
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-FILE = click.Path(path_type=Path)
+
+class _File(click.Path):
+    """A path, in which ``~`` is the user's home: no shell expands it in ``--option=~/file``."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        return expanded(str(super().convert(value, param, ctx)))
+
+
+FILE = _File()
+
+
+def echo(text: str) -> None:
+    """Print text that a server may have given: names must not steer the terminal."""
+    for line in text.split("\n"):
+        click.echo(printable(line))
 
 
 def sweep_options(function: Function) -> Function:

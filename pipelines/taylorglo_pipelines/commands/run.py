@@ -1,5 +1,6 @@
 """``taylorglo run``: a sweep on this machine."""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from taylorglo import __version__
+from taylorglo.addresses import is_sqlite
 from taylorglo.services import layout
 from taylorglo_pipelines.commands.options import sweep_options
 
@@ -34,16 +36,16 @@ def command(path: Path, overrides: Sequence[str], runner: "Runner") -> None:
     settings = config.load(path, overrides)
     click.echo(
         f"taylorglo {__version__}: sweep {settings.name!r}, {settings.pipeline.generations} "
-        f"generations of {settings.search.popsize} candidates, in {settings.services.work_dir}/"
+        f"generations of {settings.search.popsize} candidates, in {settings.services.folder}/"
     )
     # kfp takes a second to import; a mistake in the configuration is reported before.
     from taylorglo_pipelines.local.runner import run
 
     places = run(settings, runner)
     runs = places.tracking
-    if runs.startswith("sqlite:"):
-        mlflow = Path(sys.executable).with_name("mlflow")
-        runs = f"{mlflow} ui --backend-store-uri {runs}"
+    if is_sqlite(runs):
+        mlflow = str(Path(sys.executable).with_name("mlflow"))
+        runs = shlex.join([mlflow, "ui", "--backend-store-uri", runs])
     click.echo(
         f"\nreport    {places.store}/{layout.report(settings.name)}\n"
         f"champion  {places.store}/{layout.champion(settings.name)}\n"

@@ -9,6 +9,7 @@ import click
 from taylorglo_pipelines.commands.options import (
     access_options,
     connect,
+    echo,
     sweep_options,
 )
 
@@ -71,8 +72,8 @@ def create(
         raise click.UsageError("either --cron or --every is needed, and not both")
     settings = config.load(path, overrides)
     change, lines = schedules.create(settings, connect(access), name, experiment, trigger)
-    click.echo(f"schedule {name or settings.name!r} {change}")
-    click.echo("\n".join(lines))
+    echo(f"schedule {name or settings.name!r} {change}")
+    echo("\n".join(lines))
 
 
 @command.command("list")
@@ -81,7 +82,7 @@ def list_schedules(experiment: str, **access: Any) -> None:
     """List all schedules, which are running now, and when they fire next."""
     from taylorglo_pipelines.kubeflow import schedules
 
-    click.echo("\n".join(schedules.listing(connect(access), experiment)))
+    echo("\n".join(schedules.listing(connect(access), experiment)))
 
 
 @command.command("show")
@@ -90,7 +91,7 @@ def show(name: str, experiment: str, **access: Any) -> None:
     """Show a schedule, its next firings and its last runs."""
     from taylorglo_pipelines.kubeflow import schedules
 
-    click.echo("\n".join(schedules.show(connect(access), name, experiment)))
+    echo("\n".join(schedules.show(connect(access), name, experiment)))
 
 
 @command.command("pause")
@@ -100,7 +101,7 @@ def pause(name: str, experiment: str, **access: Any) -> None:
     from taylorglo_pipelines.kubeflow import schedules
 
     lines = schedules.pause(connect(access), name, experiment)
-    click.echo("\n".join([f"schedule {name!r} is paused", *lines]))
+    echo("\n".join([f"schedule {name!r} is paused", *lines]))
 
 
 @command.command("resume")
@@ -109,7 +110,7 @@ def resume(name: str, experiment: str, **access: Any) -> None:
     """Fire again from the next time on, without the firings that were missed."""
     from taylorglo_pipelines.kubeflow import schedules
 
-    click.echo("\n".join(schedules.resume(connect(access), name, experiment)))
+    echo("\n".join(schedules.resume(connect(access), name, experiment)))
 
 
 @command.command("delete")
@@ -119,7 +120,7 @@ def delete(name: str, experiment: str, **access: Any) -> None:
     from taylorglo_pipelines.kubeflow import schedules
 
     lines = schedules.delete(connect(access), name, experiment)
-    click.echo("\n".join([f"schedule {name!r} is deleted", *lines]))
+    echo("\n".join([f"schedule {name!r} is deleted", *lines]))
 
 
 @command.command("run-now")
@@ -130,4 +131,4 @@ def run_now(name: str, experiment: str, **access: Any) -> None:
 
     connection = connect(access)
     run = schedules.run_now(connection, name, experiment)
-    click.echo(connection.link(f"runs/details/{run.run_id}"))
+    echo(connection.link(f"runs/details/{run.run_id}"))

@@ -10,6 +10,7 @@ import click
 from taylorglo_pipelines.commands.options import (
     access_options,
     connect,
+    echo,
     sweep_options,
 )
 from taylorglo_pipelines.commands.wait import errors_as_events, follow, json_option
@@ -57,4 +58,4 @@ def _say_submitted(run_id: str, link: str, as_json: bool) -> None:
 
         event = progress.Event(datetime.now(UTC), "submitted", message=link, run=run_id)
         link = progress.as_json(event)
-    click.echo(link)
+    echo(link)

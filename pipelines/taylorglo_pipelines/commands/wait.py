@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from taylorglo.errors import TaylorgloError
-from taylorglo_pipelines.commands.options import access_options, connect
+from taylorglo_pipelines.commands.options import access_options, connect, echo
 
 if TYPE_CHECKING:
     from taylorglo_pipelines.kubeflow.client import Connection
@@ -49,8 +49,8 @@ def follow(connection: "Connection", run_id: str, as_json: bool) -> None:
     from taylorglo_pipelines.kubeflow.wait import wait
 
     written = progress.as_json if as_json else progress.as_text
-    outcome = wait(connection, run_id, click.echo, written=written)
-    click.echo(progress.as_json(outcome) if as_json else outcome.message)
+    outcome = wait(connection, run_id, echo, written=written)
+    echo(progress.as_json(outcome) if as_json else outcome.message)
 
 
 @contextlib.contextmanager
@@ -66,5 +66,5 @@ def errors_as_events(as_json: bool) -> Iterator[None]:
             event = progress.Event(datetime.now(UTC), "error", message=str(error))
             if isinstance(error, RunFailedError):
                 event = error.event
-            click.echo(progress.as_json(event))
+            echo(progress.as_json(event))
         raise

@@ -188,7 +188,10 @@ class Connection:
         token = ""
         while True:
             page = self.call(method, page_token=token, page_size=_PAGE, **kwargs)
-            yield from getattr(page, items) or ()
+            listed = getattr(page, items) or ()
+            if None in listed:
+                raise self._server.foreign()
+            yield from listed
             token = page.next_page_token
             if not token:
                 return
@@ -231,18 +234,25 @@ class _Server:
             raise self._refusal(error.status, error.body or error.reason) from None
         except HTTPError as error:
             raise self._failure(error) from None
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, TypeError, LookupError):
             # Not chained: the error may quote a malformed header with the token in it.
-            raise ServiceError(
-                f"{self._name}: its answer is not one of Kubeflow Pipelines"
-            ) from None
+            raise self.foreign() from None
         if "json" not in (self.api.last_response.getheader("content-type") or ""):
             # The generated client makes an empty answer of a page for people.
             raise InputError(
                 f"{self._name}: answers with a web page; the address is wrong, or a login is "
                 "needed (--token-file)"
             )
+        # The generated client makes an empty answer of what is no object, too.
+        if not self.api.last_response.data.lstrip().startswith("{"):
+            raise self.foreign()
         return answer
+
+    def foreign(self) -> ServiceError:
+        """Return the error for an answer that Kubeflow Pipelines does not give."""
+        return ServiceError(
+            f"{self._name}: its answer is not one of Kubeflow Pipelines; is the address right?"
+        )
 
     def _redirect(self, error: ApiException) -> InputError:
         """Return the error for an answer that sends the caller elsewhere, which nobody follows."""

@@ -20,11 +20,13 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from cronsim import CronSim, CronSimError
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, quoted, shortened
 
-_STAR = re.compile(r"[*?](/0*[1-9]\d*)?", re.ASCII)
+_LONGEST = 1000  # characters; each value of each field once takes half of them
+# Kubeflow reads a step as a number of 64 bits.
+_STAR = re.compile(r"[*?](/0*[1-9]\d{0,17})?", re.ASCII)
 _ITEM = re.compile(
-    r"(?P<first>\d+|[a-z]{3})(?P<last>-(\d+|[a-z]{3}))?(/(?P<step>0*[1-9]\d*))?",
+    r"(?P<first>\d+|[a-z]{3})(?P<last>-(\d+|[a-z]{3}))?(/(?P<step>0*[1-9]\d{0,17}))?",
     re.ASCII | re.IGNORECASE,
 )
 _INTERVAL = re.compile(r"([1-9]\d{0,5})([mhd])", re.ASCII)
@@ -96,8 +98,10 @@ def parse(text: str, now: datetime | None = None) -> Cron:
     Raises:
         InputError: the expression is malformed, or never fires.
     """
-    words = text.split()
     try:
+        if len(text) > _LONGEST:
+            raise ValueError(f"should have at most {_LONGEST} characters, has {len(text)}")
+        words = text.split()
         if len(words) not in (5, 6):
             raise ValueError(f"should have six fields, seconds first, or five; has {len(words)}")
         if len(words) == 5:
@@ -107,7 +111,7 @@ def parse(text: str, now: datetime | None = None) -> Cron:
         if next(cron.firing_times(now or datetime.now(UTC)), None) is None:
             raise ValueError(f"never fires; there is no such day in the next {_HORIZON} years")
     except ValueError as error:
-        raise InputError(f'--cron "{text}": {error}') from None
+        raise InputError(f'--cron "{shortened(text)}": {error}') from None
     return cron
 
 
@@ -120,7 +124,9 @@ def interval(text: str) -> int:
     match = _INTERVAL.fullmatch(text)
     seconds = int(match[1]) * _SECONDS[match[2]] if match else 0
     if not 0 < seconds <= _LONGEST_INTERVAL:
-        raise InputError(f"--every {text}: should be like 30m, 12h or 2d, and at most 366d")
+        raise InputError(
+            f"--every {shortened(text)}: should be like 30m, 12h or 2d, and at most 366d"
+        )
     return seconds
 
 
@@ -186,7 +192,7 @@ def _values(item: str, field: _Field) -> list[int]:
         ValueError: the item is malformed, or out of the field's range.
     """
     problem = (
-        f"{field.name}: {item!r} should be *, N, N-M (N up to M) or one of these with /STEP "
+        f"{field.name}: {quoted(item)} should be *, N, N-M (N up to M) or one of these with /STEP "
         f"(at least 1); N is {field.values}"
     )
     match = _ITEM.fullmatch(item)

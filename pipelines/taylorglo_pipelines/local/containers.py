@@ -16,6 +16,7 @@ from docker import DockerClient
 from docker.errors import APIError, DockerException
 from docker.types import DeviceRequest, Mount
 
+from taylorglo.addresses import is_sqlite, sqlite_file
 from taylorglo.errors import InputError, shortened
 from taylorglo.variables import CPUS, STARTED, STORE_URI, STUDY_URL, TRACKING_URI
 from taylorglo_pipelines.config import Config
@@ -159,8 +160,8 @@ def _paths(config: Config, work: Path, variables: Mapping[str, str]) -> dict[str
     """Return the paths of this machine that tasks use, and whether tasks only read them."""
     paths = {str(work): False}
     for uri in (variables[name] for name in (STUDY_URL, STORE_URI, TRACKING_URI)):
-        if uri.startswith("sqlite:///"):
-            paths[str(Path(uri.removeprefix("sqlite:///")).absolute().parent)] = False
+        if is_sqlite(uri):
+            paths[str(sqlite_file(uri).parent)] = False
         elif "://" not in uri:
             Path(uri).mkdir(parents=True, exist_ok=True)
             paths[str(Path(uri).absolute())] = False

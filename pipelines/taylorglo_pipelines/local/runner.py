@@ -19,7 +19,8 @@ from typing import Any, Literal, TextIO
 
 from kfp import local
 
-from taylorglo.errors import InputError, TaylorgloError, one_line
+from taylorglo.addresses import expanded
+from taylorglo.errors import InputError, TaylorgloError, explained
 from taylorglo.services.memo import RunState
 from taylorglo.services.mlflow import redacted
 from taylorglo.services.storage import open_store
@@ -27,11 +28,13 @@ from taylorglo.services.tracking import Tracker
 from taylorglo.tasks import console
 from taylorglo.variables import LOCAL_RUN, STARTED, STORE_URI, TRACKING_URI, required
 from taylorglo_pipelines.config import Config
+from taylorglo_pipelines.local.processes import Processes, started_by
 from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
 Runner = Literal["subprocess", "docker"]
 
-_INTERRUPTS = (signal.SIGINT, signal.SIGTERM)
+_INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_FAREWELL = 10.0  # seconds that MLflow has to note the end of a run
 _COLOUR = re.compile(r"\x1b\[\d*m")
 
 
@@ -56,8 +59,12 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
         InputError: another run of the sweep is going on, or a task found bad input.
         TaylorgloError: a task failed.
     """
-    work = _folder(Path(config.services.work_dir).absolute())
+    work = _folder(config.services.folder)
     variables = _variables(config)
+    if config.data.root and "://" not in config.data.root:
+        # A task in a container has another home.
+        data = config.data.model_copy(update={"root": str(expanded(config.data.root))})
+        config = config.model_copy(update={"data": data})
     places = Places(
         variables[STORE_URI],
         redacted(variables[TRACKING_URI]),
@@ -68,7 +75,7 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
         _environment(variables),
         _opened(places.log, "a") as log,
         _kfp_runner(runner, config, work) as (kfp_runner, prepared),
-        _interruptible(config, places.log),
+        _processes(config, places.log),
     ):
         output = _TaskOutput(log, sys.stdout)
         try:
@@ -77,8 +84,11 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
             _end_tracking(config, "FAILED")
             if output.errors:
                 # Several shards may find the same problem.
-                raise InputError("\n".join(dict.fromkeys(output.errors))) from None
-            reason = _COLOUR.sub("", one_line(error)).rstrip(".")
+                lines = list(dict.fromkeys(output.errors))
+                if any(line.startswith(console.UNEXPECTED) for line in lines):
+                    lines.append(f"what the tasks printed is in {places.log}")
+                raise InputError("\n".join(lines)) from None
+            reason = _COLOUR.sub("", explained(error)).rstrip(".")
             raise TaylorgloError(
                 f"a task failed: {reason}; what it printed is in {places.log}"
             ) from None
@@ -234,39 +244,53 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interruptible(config: Config, log: Path) -> Iterator[None]:
-    """On Ctrl-C or a termination signal, close the MLflow run and end this process at once.
+def _processes(config: Config, log: Path) -> Iterator[None]:
+    """Let kfp start tasks by a class of ours, and end them all if a signal ends this process.
 
-    The tasks end by themselves when this process ends.
+    On Ctrl-C, on a termination signal, or when the terminal is closed, the MLflow run is closed,
+    too. If this process is killed, the tasks end by themselves.
     """
+    processes = Processes()
 
     def leave(number: int, _: FrameType | None) -> None:
         # A second signal does not wait for MLflow.
         for interrupt in _INTERRUPTS:
             signal.signal(interrupt, signal.SIG_DFL)
-        print(
-            "\ntaylorglo: interrupted; what is finished is kept, the same command goes on from "
-            f"there ({log})",
-            file=sys.__stderr__,
-            flush=True,
-        )
         try:
+            processes.end()
+            # The terminal may be gone.
+            with contextlib.suppress(OSError):
+                print(
+                    "\ntaylorglo: interrupted; what is finished is kept, the same command goes on "
+                    f"from there ({log})",
+                    file=sys.__stderr__,
+                    flush=True,
+                )
             _end_tracking(config, "KILLED")
         finally:
             os._exit(128 + number)
 
-    previous = {interrupt: signal.signal(interrupt, leave) for interrupt in _INTERRUPTS}
+    # A command that was started with nohup goes on when its terminal is closed.
+    heeded = [signal_ for signal_ in _INTERRUPTS if signal.getsignal(signal_) != signal.SIG_IGN]
+    previous = {interrupt: signal.signal(interrupt, leave) for interrupt in heeded}
     try:
-        yield
+        with started_by(processes):
+            yield
     finally:
         for interrupt, handler in previous.items():
             signal.signal(interrupt, handler)
 
 
 def _end_tracking(config: Config, status: Literal["FAILED", "KILLED"]) -> None:
-    """End the MLflow run of a pipeline run that did not come to its end."""
-    # The user reads what ended the run, and not that MLflow is away too.
-    with contextlib.suppress(TaylorgloError):
-        state = RunState.read(open_store(required(STORE_URI)), config.name)
-        if state.unfinished:
-            Tracker.attach(required(TRACKING_URI), state.unfinished).finish(status)
+    """End the MLflow run of a pipeline run that did not come to its end, if that is quick."""
+
+    def end() -> None:
+        # The user reads what ended the run, and not that MLflow is away too.
+        with contextlib.suppress(Exception):
+            state = RunState.read(open_store(required(STORE_URI)), config.name)
+            if state.unfinished:
+                Tracker.attach(required(TRACKING_URI), state.unfinished).finish(status)
+
+    thread = threading.Thread(target=end, daemon=True)
+    thread.start()
+    thread.join(_FAREWELL)

@@ -357,6 +357,25 @@ def test_a_proxy_that_keeps_failing(server: KubeflowServer) -> None:
     )
 
 
+@pytest.mark.parametrize("body", [b"null", b"3", b"true", b"[null]", b'"ok'])
+def test_an_answer_that_is_none_of_kubeflow(body: bytes, server: KubeflowServer) -> None:
+    server.faults = [
+        Fault("GET", path, 200, 10**6, body=body) for path in ("/healthz", "/experiments")
+    ]
+    assert "is not one of Kubeflow Pipelines" in error_of(
+        lambda: ask(Access(server.url)), ServiceError
+    )
+
+
+def test_a_list_of_nothing_is_none_of_kubeflow(server: KubeflowServer) -> None:
+    connection = connect(Access(server.url))
+    server.faults = [Fault("GET", "/experiments", 200, 10**6, body=b'{"experiments": [null]}')]
+    page = connection.pages(
+        connection.experiments.experiment_service_list_experiments, "experiments"
+    )
+    assert "is not one of Kubeflow Pipelines" in error_of(lambda: list(page), ServiceError)
+
+
 def test_a_page_to_log_in_on(server: KubeflowServer) -> None:
     server.login_page = True
     assert error_of(lambda: connect(Access(server.url))).endswith(

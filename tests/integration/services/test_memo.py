@@ -92,6 +92,38 @@ def test_weights_that_were_deleted_are_named(store: RecordingStore, tmp_path: Pa
     )
 
 
+def test_weights_that_were_damaged_are_named(store: RecordingStore, tmp_path: Path) -> None:
+    trainings = FullTrainings(store, SWEEP)
+    trainings.record(FULL_TRAINING, b"weights")
+    key = layout.weights(SWEEP, FULL_TRAINING.key)
+    (tmp_path / key).write_bytes(b"veights")
+    with pytest.raises(InputError, match=rf"{key} is damaged; remove the \.json beside it"):
+        trainings.weights(FULL_TRAINING.key)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe\x00", b"null"])
+def test_what_is_damaged_is_told_and_made_again(
+    content: bytes, store: RecordingStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    key = FULL_TRAINING.key
+    paths = (layout.training(SWEEP, key), layout.evaluation(key))
+    for path in (*paths, layout.run_state(SWEEP)):
+        store.write(path, content)
+    assert FullTrainings(store, SWEEP).recall(key) is None
+    assert ShortTrainings(store).recall(key) is None
+    for path in paths:
+        assert f"{store.uri}/{path} is damaged, and is made again" in caplog.text
+    assert RunState.read(store, SWEEP) == RunState()
+
+
+def test_the_file_of_another_training_is_not_recalled(store: RecordingStore) -> None:
+    FullTrainings(store, SWEEP).record(FULL_TRAINING, b"weights")
+    content = store.read(layout.training(SWEEP, FULL_TRAINING.key))
+    assert content is not None
+    store.write(layout.training(SWEEP, "4567"), content)
+    assert FullTrainings(store, SWEEP).recall("4567") is None
+
+
 def test_a_training_in_full_of_version_0_1_0_is_recalled(store: RecordingStore) -> None:
     key = FULL_TRAINING.key
     old = {

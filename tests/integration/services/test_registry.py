@@ -1,5 +1,6 @@
 """Losses in MLflow's model registry, and loading a loss from there and from files."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,7 +97,7 @@ def test_a_version_whose_run_was_deleted_is_registered_again(
     assert tracker.register_loss(NAME, again, "digits", THETA) == "2"
 
 
-def test_a_champion_that_is_no_loss_is_named(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_champion_that_is_no_loss_is_lost(tracker: Tracker, tmp_path: Path) -> None:
     path = tmp_path / "saved.json"
     standing = None
     for content in ("", "[]", "{}", '{"theta": [1, 2]}', '{"theta": "x"}'):
@@ -105,20 +106,33 @@ def test_a_champion_that_is_no_loss_is_named(tracker: Tracker, tmp_path: Path) -
         version = tracker.register_loss(NAME, run_id, content, THETA)
         assert tracker.move_champion(NAME, version, standing=standing)
         standing = version
-        problem = rf"^models:/{NAME}/{version}: is not a saved loss: "
-        with pytest.raises(InputError, match=problem):
-            tracker.standing_champion(NAME)
+        champion = tracker.standing_champion(NAME)
+        assert champion is not None
+        assert (champion.version, champion.theta) == (version, [])
+        assert champion.lost.startswith(f"models:/{NAME}/{version}: is not a saved loss: ")
 
 
-def test_a_champion_whose_file_is_gone_is_named(tracker: Tracker, tmp_path: Path) -> None:
+def test_a_champion_whose_file_is_gone_is_lost_and_registered_again(
+    uri: str, tracker: Tracker, tmp_path: Path
+) -> None:
     run_id = logged_loss(tracker, tmp_path, THETA)
     version = tracker.register_loss(NAME, run_id, "digits", THETA)
     tracker.move_champion(NAME, version, standing=None)
     for path in (tmp_path / "artifacts").rglob(LOSS):
         path.unlink()
-    problem = rf"^models:/{NAME}/1: its loss\.json cannot be read from .*artifacts"
-    with pytest.raises(InputError, match=problem):
-        tracker.standing_champion(NAME)
+    champion = tracker.standing_champion(NAME)
+    assert champion is not None
+    assert re.match(
+        rf"models:/{NAME}/1: its loss\.json cannot be read from .*artifacts", champion.lost
+    )
+    # The version that is there already cannot be loaded, so it is no use.
+    second = Tracker.open(uri, "digits", run_name="second")
+    again = logged_loss(second, tmp_path, THETA)
+    assert second.register_loss(NAME, again, "digits", THETA) == "2"
+    assert second.move_champion(NAME, "2", standing="1")
+    restored = second.standing_champion(NAME)
+    assert restored is not None
+    assert (restored.theta, restored.lost) == (THETA, "")
 
 
 def test_a_registered_loss_needs_the_address_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,9 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +22,7 @@ from hypothesis import strategies as st
 
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.extras import MissingExtraError
+from taylorglo.files import replacing
 from taylorglo.services.storage import FolderStore, Store, fetch, open_store, version
 
 
@@ -92,6 +96,54 @@ def test_an_absent_file_to_upload_is_named(store: Store, tmp_path: Path) -> None
     assert not store.exists("a")
 
 
+def test_the_files_of_a_folder_are_listed_with_size_and_time(store: Store) -> None:
+    started = datetime.now(UTC) - timedelta(seconds=2)  # S3 tells whole seconds
+    for key in ("run-1/b", "run-1/a.json", "run-1/deep/er/ä 1.json", "run-10/c", "run-1.json"):
+        store.write(key, key.encode())
+    files = store.files("run-1")
+    assert [(file.key, file.size) for file in files] == [
+        (key, len(key.encode())) for key in ("run-1/a.json", "run-1/b", "run-1/deep/er/ä 1.json")
+    ]
+    assert all(started <= file.modified <= datetime.now(UTC) for file in files)
+    assert [file.key for file in store.files("run-1/deep")] == ["run-1/deep/er/ä 1.json"]
+    assert store.files("run") == store.files("absent/folder") == store.files("run-1/b") == []
+
+
+def test_a_file_that_is_being_written_is_not_listed(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    store.write("run-1/a", b"")
+    (tmp_path / "run-1/a-link").symlink_to(tmp_path / "nowhere")
+    with replacing(tmp_path / "run-1/b") as file:
+        file.write(b"half")
+        assert len(list((tmp_path / "run-1").iterdir())) == 3
+        assert [file.key for file in store.files("run-1")] == ["run-1/a"]
+    assert [file.key for file in store.files("run-1")] == ["run-1/a", "run-1/b"]
+
+
+def test_more_files_than_s3_lists_at_once(bucket: str) -> None:
+    store = open_store(bucket)
+    keys = [f"run/{number:04}" for number in range(1001)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda key: store.write(key, b""), keys))
+    assert [file.key for file in store.files("run")] == keys
+
+
+def test_a_deleted_file_is_gone_and_its_neighbours_are_not(store: Store) -> None:
+    for key in ("run-1/a", "run-1/ab", "run-1/b/c"):
+        store.write(key, b"x")
+    for key in ("run-1/a", "run-1/a", "run-1/absent", "run-1/ab/c", "absent/a"):
+        store.delete(key)
+    assert store.read("run-1/a") is None
+    assert [file.key for file in store.files("run-1")] == ["run-1/ab", "run-1/b/c"]
+
+
+def test_a_folder_is_not_deleted(store: Store) -> None:
+    store.write("run-1/a", b"x")
+    with suppress(InputError):
+        store.delete("run-1")
+    assert store.read("run-1/a") == b"x"
+
+
 @pytest.mark.parametrize(
     "key", ["", ".", "..", "/a", "a/../b", "../a", "a//b", "a/", "./a", "a/.", "a\0b", "//a"]
 )
@@ -99,6 +151,9 @@ def test_a_key_that_is_no_relative_path_is_refused(store: Store, key: str, tmp_p
     for call in (store.read, store.exists):
         with pytest.raises(InputError, match="key"):
             call(key)
+    for act in (store.files, store.delete):
+        with pytest.raises(InputError, match="key"):
+            act(key)
     with pytest.raises(InputError, match="key"):
         store.write(key, b"")
     with pytest.raises(InputError, match="key"):
@@ -282,9 +337,9 @@ def faulty(s3: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Faulty]]:
 def test_the_number_of_tries_is_bounded(s3: Any, faulty: type[Faulty], method: str) -> None:
     store = open_store("s3://tests/x")
     calls = {"read": lambda: store.read("a"), "write": lambda: store.write("a", b"x")}
-    with pytest.raises(ServiceError, match="4 tries") as caught:
+    with pytest.raises(ServiceError, match="3 tries") as caught:
         calls[method]()
-    assert len(faulty.requests) == 4
+    assert len(faulty.requests) == 3
     assert_plain(caught.value, s3.access_key, s3.secret_key)
 
 
@@ -297,9 +352,9 @@ def test_a_download_that_breaks_off_leaves_the_old_file(
     store = open_store("s3://tests/x")
     for call in (lambda: store.read("a"), lambda: store.download("a", target)):
         faulty.requests.clear()
-        with pytest.raises(ServiceError, match="4 tries"):
+        with pytest.raises(ServiceError, match="3 tries"):
             call()
-        assert faulty.requests.count("GET") == 4
+        assert faulty.requests.count("GET") == 3
     assert target.read_bytes() == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["target"]
 
@@ -315,6 +370,8 @@ def every_use(uri: str, tmp_path: Path) -> dict[str, Callable[[], object]]:
         "exists": lambda: store.exists("a"),
         "download": lambda: store.download("a", tmp_path / "target"),
         "upload": lambda: store.upload(source, "a"),
+        "files": lambda: store.files("a"),
+        "delete": lambda: store.delete("a"),
         "fetch": lambda: fetch(f"{uri}/a", tmp_path),
     }
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from taylorglo.addresses import sqlite_url
 from taylorglo.results import (
     Contender,
     DatasetDescription,
@@ -60,11 +61,11 @@ class Work:
 
     def name_services(self, patch: pytest.MonkeyPatch) -> None:
         """Name study, store and MLflow of this folder in the environment."""
-        patch.setenv(STUDY_URL, f"sqlite:///{self.folder / 'study.db'}")
+        patch.setenv(STUDY_URL, sqlite_url(self.folder / "study.db"))
         patch.setenv(STORE_URI, str(self.folder / "store"))
         # The second one is for load_loss, which is not a task.
         for name in (TRACKING_URI, "MLFLOW_TRACKING_URI"):
-            patch.setenv(name, f"sqlite:///{self.folder / 'mlruns.db'}")
+            patch.setenv(name, sqlite_url(self.folder / "mlruns.db"))
         for name in (LOCAL_RUN, "MLFLOW_RUN_ID"):
             patch.delenv(name, raising=False)
 

@@ -24,6 +24,7 @@ from engine_faults import (
     read_or_die,
 )
 from engine_runs import assert_same, recipe, recipes, results, settings_of
+from pids import is_running
 from trainings import steps_counted
 
 from taylorglo.data.dataset import Dataset
@@ -151,15 +152,6 @@ def test_workers_end_with_the_process_that_they_work_for(
 def pids_in(folder: Path) -> set[int]:
     """Return the ids of the processes that computed the visible network."""
     return {int(path.name.removeprefix("pid-")) for path in folder.glob("pid-*")}
-
-
-def is_running(pid: int) -> bool:
-    """Return whether there is such a process, and it is not a zombie."""
-    try:
-        status = Path(f"/proc/{pid}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -1,0 +1,113 @@
+"""Tasks as processes: they are named if they are killed, and leave nothing behind."""
+
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from pids import is_running
+
+from taylorglo_pipelines.local.processes import Processes, started_by
+
+
+def run(code: str, *arguments: str) -> int:
+    """Run a task with this code to its end."""
+    name = ("--function_to_execute", "train_champion")
+    return Processes().run([sys.executable, "-c", code, *name, *arguments])
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "reason"),
+    [
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            -signal.SIGKILL,
+            "the task train_champion was killed by SIGKILL, probably because memory ran out; lower "
+            "training.workers or training.batch_size, or free memory, and run the same command "
+            "again: it goes on from here",
+        ),
+        (
+            "import os; os.abort()",
+            -signal.SIGABRT,
+            "the task train_champion was killed by SIGABRT",
+        ),
+        (
+            "import os; print('half', flush=True); os._exit(3)",
+            3,
+            "the task train_champion ended with exit status 3; the last that it printed is: half",
+        ),
+        (
+            "import os; os._exit(1)",
+            1,
+            "the task train_champion ended with exit status 1 and printed nothing",
+        ),
+    ],
+)
+def test_a_task_that_does_not_say_why_it_ended_is_named(
+    code: str, status: int, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(code) == status
+    assert capsys.readouterr().out.splitlines()[-1] == f"taylorglo: error: unexpected end: {reason}"
+
+
+def test_a_task_that_says_why_is_not_spoken_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("print('taylorglo: error: no such data'); raise SystemExit(2)") == 2
+    assert capsys.readouterr().out == "taylorglo: error: no such data\n"
+
+
+def test_a_file_of_the_user_is_not_taken_for_a_module_of_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "random.py").write_text("raise RuntimeError('not this one')\n")
+    assert run("import random; print(random.__name__)") == 0
+    assert capsys.readouterr().out == "random\n"
+
+
+def test_output_that_is_not_text_is_passed_on(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("import os; os.write(1, b'\\xff\\xfe\\n')") == 0
+    assert capsys.readouterr().out == "\\xff\\xfe\n"
+
+
+def test_python3_in_an_argument_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    from kfp.local import subprocess_task_handler
+
+    processes = Processes()
+    with started_by(processes):
+        command = subprocess_task_handler.replace_python_executable(
+            ["python3", "-c", "import sys; print(sys.argv[1])", "/home/me/python3/runs"],
+            sys.executable,
+        )
+        assert subprocess_task_handler.run_local_subprocess(full_command=command) == 0
+    assert capsys.readouterr().out == "/home/me/python3/runs\n"
+    assert subprocess_task_handler.run_local_subprocess != processes.run
+
+
+def test_the_end_is_that_of_every_task_and_its_workers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (
+        "import os, subprocess, sys, time; "
+        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        f"open({str(tmp_path / 'pids')!r}, 'w').write(f'{{os.getpid()}} {{worker.pid}}\\n'); "
+        "print('ready', flush=True); time.sleep(600)"
+    )
+    processes = Processes()
+    statuses: list[int] = []
+    thread = threading.Thread(
+        target=lambda: statuses.append(processes.run([sys.executable, "-c", code]))
+    )
+    thread.start()
+    pids = tmp_path / "pids"
+    while not (pids.exists() and pids.read_text().endswith("\n")):
+        assert thread.is_alive()
+    processes.end()
+    thread.join(60)
+    assert statuses == [-signal.SIGKILL]
+    for pid in map(int, pids.read_text().split()):
+        assert not is_running(pid)
+    # It was this process that killed the task, so nobody has to be told.
+    assert "error" not in capsys.readouterr().out
+    # None is started any more.
+    assert processes.run([sys.executable, "-c", "import time; time.sleep(600)"]) == -signal.SIGKILL

@@ -5,13 +5,15 @@ are one group of values for each section. A setting is declared here and nowhere
 range, what it means, and what it decides in a search.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -22,9 +24,22 @@ from pydantic import (
     model_validator,
 )
 
-from taylorglo.errors import InputError
+from taylorglo.errors import MAX_QUOTE, InputError, printable, quoted
 
 Scalar = str | int | float | bool
+
+# Limits that no real sweep meets. Beyond them, numbers overflow, in Kubernetes or in a training.
+YEAR = 366 * 86_400  # seconds
+_MOST_STEPS = 100_000_000
+_HIGHEST_RATE = 1_000_000
+_FARTHEST = 1_000_000  # a coordinate of the search at its beginning
+_MOST_ITEMS = 100  # of a list
+_LONGEST_TEXT = 4096  # characters; that of a path
+
+# Control characters, and halves of characters, which no encoding can write.
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# How pydantic begins its messages, which stand after the path of the setting here.
+_SUBJECT = re.compile(r"^(Input|String|List|Dictionary) should")
 
 
 class Decides(Enum):
@@ -44,6 +59,30 @@ def _split(value: object) -> object:
     return [value] if isinstance(value, int | float) else value
 
 
+def _split_numbers(value: object) -> object:
+    """Do the same for numbers. In a list, a text is no number."""
+    if isinstance(value, list) and any(isinstance(item, str) for item in value):
+        raise ValueError("should be numbers, without quotes")
+    return _split(value)
+
+
+def like(pattern: str, words: str) -> AfterValidator:
+    """Return a check that a text has a form, with an error that a person understands.
+
+    Args:
+        pattern: regular expression of the whole text, without other than ASCII characters.
+        words: what the text should be, with an example, for the error.
+    """
+    expression = re.compile(pattern, re.ASCII)
+
+    def check(text: str) -> str:
+        if expression.fullmatch(text) is None:
+            raise ValueError(f"should be {words}")
+        return text
+
+    return AfterValidator(check)
+
+
 def _ascending(values: list[Any]) -> list[Any]:
     if any(b <= a for a, b in pairwise(values)):
         raise ValueError("should be in ascending order, without repeats")
@@ -51,7 +90,7 @@ def _ascending(values: list[Any]) -> list[Any]:
 
 
 Names = Annotated[list[str], BeforeValidator(_split)]
-Numbers = Annotated[list[float], BeforeValidator(_split)]
+Numbers = Annotated[list[float], BeforeValidator(_split_numbers), Field(max_length=_MOST_ITEMS)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
@@ -59,7 +98,9 @@ Fraction = Annotated[float, Field(gt=0, lt=1)]
 class Section(BaseModel):
     """A group of settings: immutable, closed to unknown keys, with finite numbers only."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, str_max_length=_LONGEST_TEXT
+    )
 
     decides: ClassVar[Decides] = Decides.OUTCOME
 
@@ -71,6 +112,14 @@ class Section(BaseModel):
         annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
         if annotation is not bool and any(isinstance(item, bool) for item in items):
             raise ValueError("should not be true or false")
+        return value
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _texts_have_no_controls(cls, value: object) -> object:
+        """Reject control characters: no path, name or address has them."""
+        if isinstance(value, str) and _CONTROLS.search(value):
+            raise ValueError("should have no control characters")
         return value
 
     @classmethod
@@ -105,16 +154,21 @@ class DataSettings(Section):
     download: bool = Field(
         False, description="Let torchvision download the files that are missing in `root`."
     )
-    sha256: str = Field(
+    sha256: Annotated[
+        str,
+        like(
+            r"([0-9a-f]{64})?",
+            "64 hexadecimal digits (0 to 9 and a to f), as sha256sum prints them, or empty",
+        ),
+    ] = Field(
         "",
-        pattern=r"^([0-9a-f]{64})?$",
         description="Expected checksum of the source, 64 hexadecimal digits. The report names the "
         "actual one.",
     )
     validation_fraction: Fraction = Field(
         0.2,
         description="Part of the training images that is held out for the fitness of candidates "
-        "and for tuning.",
+        "and for tuning, if the source has no validation split.",
     )
     test_fraction: Fraction = Field(
         0.25,
@@ -155,18 +209,21 @@ class TrainingSettings(Section):
 
     decides = Decides.FITNESS
 
-    steps: int = Field(1500, ge=1, description="Number of steps of a training in full.")
-    batch_size: int = Field(64, ge=1, description="Number of images in a step.")
+    steps: int = Field(
+        1500, ge=1, le=_MOST_STEPS, description="Number of steps of a training in full."
+    )
+    batch_size: int = Field(64, ge=1, le=1_000_000, description="Number of images in a step.")
     learning_rate: float = Field(
         0.1,
         gt=0,
+        le=_HIGHEST_RATE,
         description="Learning rate of candidates and champion. The scale of a loss multiplies it.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
     nesterov: bool = Field(
         True, description="Use Nesterov's form of the momentum, which has to be above 0 then."
     )
-    weight_decay: float = Field(5e-4, ge=0, description="Weight decay of SGD.")
+    weight_decay: float = Field(5e-4, ge=0, le=1000, description="Weight decay of SGD.")
     schedule: Literal["constant", "step", "cosine", "one-cycle"] = Field(
         "cosine", description="Schedule of the learning rate."
     )
@@ -201,6 +258,7 @@ class TrainingSettings(Section):
     threads: Annotated[int, Decides.EFFORT] = Field(
         1,
         ge=1,
+        le=1024,
         description="Number of CPU threads of each process. Results on a CPU are exact for a given "
         "number.",
     )
@@ -255,6 +313,7 @@ class AugmentationSettings(Section):
     crop_padding: int = Field(
         0,
         ge=0,
+        le=256,
         description="Number of black pixels around an image, from which a window of the image's "
         "size is cut at random; 0: no crop.",
     )
@@ -264,6 +323,7 @@ class AugmentationSettings(Section):
     cutout: int = Field(
         0,
         ge=0,
+        le=4096,
         description="Side in pixels of a square that is blanked at a random place (Cutout); "
         "0: none.",
     )
@@ -281,7 +341,10 @@ class EvaluationSettings(Section):
     decides = Decides.FITNESS
 
     steps: int = Field(
-        300, ge=1, description="Number of steps of a short training, at most `training.steps`."
+        300,
+        ge=1,
+        le=_MOST_STEPS,
+        description="Number of steps of a short training, at most `training.steps`.",
     )
     attempts: int = Field(
         2,
@@ -298,6 +361,7 @@ class EvaluationSettings(Section):
     give_up_step: int = Field(
         100,
         ge=0,
+        le=_MOST_STEPS,
         description="Step at which a candidate that has not learned is given up, at most `steps`; "
         "0: never.",
     )
@@ -360,7 +424,9 @@ class SearchSettings(Section):
     popsize: int = Field(
         12, ge=2, le=10_000, description="Number of candidates of a generation that are evaluated."
     )
-    sigma: float = Field(1.2, gt=0, description="Step size of CMA-ES in the first generation.")
+    sigma: float = Field(
+        1.2, gt=0, le=1000, description="Step size of CMA-ES in the first generation."
+    )
     mean: Numbers = Field(
         [],
         description="Mean of CMA-ES in the first generation, a number for each coordinate. Empty: "
@@ -379,11 +445,13 @@ class SearchSettings(Section):
     max_draws: Annotated[int, Decides.EFFORT] = Field(
         1000,
         ge=2,
+        le=1_000_000,
         description="Largest number of candidates drawn for one generation, at least `popsize`.",
     )
     generations: Annotated[int, Decides.EFFORT] = Field(
         0,
         ge=0,
+        le=1_000_000,
         description="Number of generations of the whole search, in as many runs as it takes, at "
         "least `pipeline.generations`; 0: those of one run.",
     )
@@ -404,6 +472,13 @@ class SearchSettings(Section):
             raise ValueError(
                 "should be none, or one or more different ones of published, learnable, stable"
             )
+        return values
+
+    @field_validator("mean")
+    @classmethod
+    def _mean_is_near(cls, values: list[float]) -> list[float]:
+        if any(abs(value) > _FARTHEST for value in values):
+            raise ValueError(f"should be numbers between -{_FARTHEST:,} and {_FARTHEST:,}")
         return values
 
     @property
@@ -443,8 +518,8 @@ class BaselineSettings(Section):
     @field_validator("learning_rates")
     @classmethod
     def _rates_are_positive(cls, values: list[float]) -> list[float]:
-        if not values or min(values) <= 0:
-            raise ValueError("should be one or more positive numbers")
+        if not values or min(values) <= 0 or max(values) > _HIGHEST_RATE:
+            raise ValueError(f"should be one or more positive numbers, at most {_HIGHEST_RATE:,}")
         return [float(value) for value in _ascending(values)]
 
 
@@ -470,18 +545,25 @@ class ChampionSettings(Section):
 class AttackSettings(Section):
     """FGSM and PGD (l-infinity, in pixel space) on networks of the champion and the baselines."""
 
-    epsilons: Annotated[list[Epsilon], BeforeValidator(_split)] = Field(
+    epsilons: Annotated[list[Epsilon], BeforeValidator(_split_numbers)] = Field(
         [0.0, 0.02, 0.05, 0.1],
+        max_length=_MOST_ITEMS,
         description="Radii of the attacks in pixel space; 0 is always added.",
     )
-    pgd_steps: int = Field(20, ge=1, description="Number of steps of PGD.")
+    pgd_steps: int = Field(20, ge=1, le=100_000, description="Number of steps of PGD.")
     pgd_restarts: int = Field(
-        2, ge=1, description="Number of starts of PGD, the first one at the image itself."
+        2,
+        ge=1,
+        le=10_000,
+        description="Number of starts of PGD, the first one at the image itself.",
     )
-    images: int = Field(500, ge=1, description="Largest number of test images to attack.")
+    images: int = Field(
+        500, ge=1, le=10_000_000, description="Largest number of test images to attack."
+    )
     seeds: int = Field(
         3,
         ge=1,
+        le=1000,
         description="Number of trained networks to attack for each loss, at most `champion.seeds`.",
     )
 
@@ -513,9 +595,14 @@ class Identity:
 class SweepSettings(Section):
     """Everything that decides what a sweep computes."""
 
-    name: str = Field(
+    name: Annotated[
+        str,
+        like(
+            r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?",
+            "1 to 63 of a-z, 0-9 and hyphens, with no hyphen at either end, such as cifar10-wrn",
+        ),
+    ] = Field(
         "digits",
-        pattern=r"^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
         description="Name of the sweep: of its study, its MLflow experiment and its folder in the "
         "store. At most 63 of a-z, 0-9 and hyphens.",
     )
@@ -580,13 +667,16 @@ class SweepSettings(Section):
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def validated(model: type[Model], values: object, source: str) -> Model:
+def validated(
+    model: type[Model], values: object, source: str, origins: Mapping[str, str] | None = None
+) -> Model:
     """Validate ``values``.
 
     Args:
         model: the settings that they should be.
         values: nested mappings.
         source: where they come from, for the error.
+        origins: where some of them come from instead, by their paths (``section.key``).
 
     Raises:
         InputError: listing every problem by its path, a line each.
@@ -594,15 +684,26 @@ def validated(model: type[Model], values: object, source: str) -> Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise InputError("\n".join(f"{source}: {line}" for line in _problems(error))) from None
+        lines = []
+        for path, message in _problems(error):
+            place = [_origin(path, origins or {}) or source, *filter(None, [path])]
+            lines.append(": ".join([*place, message]))
+        raise InputError("\n".join(lines)) from None
 
 
-def _problems(error: ValidationError) -> list[str]:
-    lines = []
-    for problem in error.errors():
-        path = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
-        message = message.replace("Input should be", "should be")
+def _origin(path: str, origins: Mapping[str, str]) -> str | None:
+    """Return where the setting of a path comes from, or None if it is not among the origins."""
+    for given, origin in origins.items():
+        if f"{path}.".startswith(f"{given}."):
+            return origin
+    return None
+
+
+def _problems(error: ValidationError) -> Iterator[tuple[str, str]]:
+    """Yield the path of each setting that is wrong, and what is wrong with it."""
+    for problem in error.errors(include_url=False):
+        path = ".".join(_in_path(part) for part in problem["loc"])
+        message = _SUBJECT.sub("should", problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "extra_forbidden":
             message = "unknown key"
         elif problem["type"] == "model_type":
@@ -613,6 +714,11 @@ def _problems(error: ValidationError) -> list[str]:
             if colon and " " not in head:
                 path, message = f"{path}.{head}".lstrip("."), tail
         given = problem["input"]
-        shown = "" if isinstance(given, dict | BaseModel) else f" (got {given!r})"
-        lines.append(f"{path}: {message}{shown}" if path else f"{message}{shown}")
-    return lines
+        shown = "" if isinstance(given, dict | BaseModel) else f" (got {quoted(given)})"
+        yield path, f"{message}{shown}"
+
+
+def _in_path(part: str | int) -> str:
+    """Return a part of a path, which may be any text in a file, as a person may see it."""
+    text = printable(str(part))
+    return text if len(text) <= MAX_QUOTE else quoted(text)

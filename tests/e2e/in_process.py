@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from compiled import CompiledPipeline, Object, Task
 from kfp.dsl.executor import Executor
-from sweeps import CONFIG, SMALL
+from sweeps import CONFIG, SMALL, merged
 
 from taylorglo.tasks import console
 from taylorglo.variables import (
@@ -92,7 +92,7 @@ def run_sweep(
     Returns:
         The lines that the command would show.
     """
-    config = load(CONFIG, [f"services.work_dir={work}", *SMALL, *overrides])
+    config = load(CONFIG, merged(f"services.work_dir={work}", *SMALL, *overrides))
     root = work / "in-process"
     root.mkdir(parents=True)
     compile_sweep(config, root / "sweep.yaml")

@@ -14,7 +14,7 @@ import pytest
 from calls import Commands, Ended, See, StoppedError, say
 from kubernetes.client.exceptions import ApiException
 from removal import remove_rest, remove_runs, runs_in
-from sweeps import CONFIG, SMALL, Sweeps
+from sweeps import CONFIG, SMALL, Sweeps, merged
 
 from taylorglo.components import IMAGE as DEFAULT_IMAGE
 from taylorglo.errors import TaylorgloError, one_line
@@ -267,7 +267,8 @@ class Case:
         """Return settings in place of those of the file."""
         own = (f"name={self.sweep}", f"seed={self.installation.seed}", f"pipeline.image={IMAGE}")
         # This machine and a node may have other devices, and other arithmetic.
-        return [*SMALL, *own, "training.device=cpu", "training.precision=float32", *overrides]
+        device = ("training.device=cpu", "training.precision=float32")
+        return merged(*SMALL, *own, *device, *overrides)
 
     def words(self, *overrides: str, config: str = str(CONFIG)) -> list[str]:
         """Return the words of a command line for the small sweep of this case."""

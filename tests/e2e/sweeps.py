@@ -43,6 +43,11 @@ LOSSES = ["champion", "cross-entropy", "label-smoothed cross-entropy", "squared 
 TIMEOUT = 240  # seconds, for a sweep that takes 40 on an idle machine
 
 
+def merged(*settings: str) -> list[str]:
+    """Return settings of which a later one takes the place of an earlier one of the same key."""
+    return list({setting.partition("=")[0]: setting for setting in settings}.values())
+
+
 @dataclass(frozen=True)
 class Sweeps:
     """The command ``taylorglo run``, with its work in one folder.
@@ -62,7 +67,8 @@ class Sweeps:
     @contextmanager
     def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
         """Start the command in a process group of its own; it is killed at the end of the block."""
-        settings = [f"services.work_dir={self.work}", *SMALL, *self.overrides, *overrides]
+        work = f"services.work_dir={self.work}"
+        settings = merged(work, *SMALL, *self.overrides, *overrides)
         command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG), *self.words]
         command += [word for setting in settings for word in ("--set", setting)]
         ours = ("TAYLORGLO_", "MLFLOW_", "AWS_", "PG")

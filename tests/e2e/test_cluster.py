@@ -29,7 +29,7 @@ from cluster import Cluster, Object, program, reason_for_none
 from jobs import RESTRICTED, Jobs
 from manifests import K8S, PIPELINES, SERVICES, containers, pods, render
 from mlflow import MlflowClient
-from sweeps import CONFIG, SMALL
+from sweeps import CONFIG, SMALL, merged
 
 from taylorglo.components import IMAGE as DEFAULT_IMAGE
 from taylorglo_pipelines.config import load
@@ -438,7 +438,7 @@ def test_a_sweep_task_by_task(
     cluster = installed.cluster
     config = load(
         CONFIG,
-        [
+        merged(
             *SMALL,
             "pipeline.shards=2",
             "training.engine=auto",
@@ -448,7 +448,7 @@ def test_a_sweep_task_by_task(
             "evaluation.attempts=1",
             "baselines.learning_rates=[0.3]",
             "champion.finalists=1",
-        ],
+        ),
     )
     compile_sweep(config, tmp_path / "sweep.yaml")
     jobs = Jobs(cluster, PIPELINES, ACCOUNT, tmp_path / "sweep.yaml")

@@ -3,6 +3,9 @@
 import pytest
 
 from taylorglo.errors import (
+    MAX_LINE,
+    MAX_LINES,
+    MAX_QUOTE,
     MAX_REASON,
     InputError,
     ServiceError,
@@ -10,6 +13,9 @@ from taylorglo.errors import (
     described,
     first_line,
     one_line,
+    printable,
+    quoted,
+    readable,
     shortened,
 )
 
@@ -81,3 +87,76 @@ def test_the_first_line_has_at_most_the_given_number_of_characters() -> None:
 )
 def test_an_error_is_described_by_type_and_message(message: str, line: str) -> None:
     assert described(LookupError(message)) == line
+
+
+def test_a_message_of_many_lines_says_how_many_more_there_are() -> None:
+    lines = [f"problem {number}" for number in range(10_000)]
+    message = str(InputError("\n".join(lines)))
+    assert message.split("\n") == [*lines[:19], "problem 19 ... and 9 980 more"]
+    assert str(InputError("\n".join(lines[:MAX_LINES]))) == "\n".join(lines[:MAX_LINES])
+    # An error that another one quotes is the same text.
+    assert str(InputError(message)) == message
+
+
+@pytest.mark.parametrize(
+    "middle", ["x" * 10_000_000, "\x1b[31m" * 1000, "\0" * 300], ids=["long", "escapes", "nulls"]
+)
+def test_a_long_line_loses_its_middle(middle: str) -> None:
+    (line,) = readable(f"/data/sweep.yaml: {middle}: should be a number")
+    assert line.startswith("/data/sweep.yaml: ")
+    assert line.endswith(": should be a number")
+    assert " ... " in line
+    assert len(line) <= MAX_LINE
+    assert line.isprintable()
+
+
+def test_the_last_of_many_long_lines_is_not_longer() -> None:
+    lines = readable("\n".join(["x" * 1000] * 30))
+    assert [len(line) for line in lines] == [MAX_LINE] * MAX_LINES
+    assert lines[-1].endswith(" ... and 10 more")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ä 汉\xa0 text", "plain ä 汉\xa0 text"),
+        ("\x1b]0;title\x07", r"\x1b]0;title\x07"),
+        ("a\rb\tc\x9b31m", r"a\rb\tc\x9b31m"),
+        ("\u202eright to left\u2028", r"\u202eright to left\u2028"),
+        ("\udcff", r"\udcff"),
+    ],
+)
+def test_nothing_that_is_shown_steers_a_terminal(text: str, shown: str) -> None:
+    assert printable(text) == shown
+    assert str(ServiceError(text)) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1.5, "1.5"),
+        ("it's", '"it\'s"'),
+        ("a\nb\x1b", r"'a\nb\x1b'"),
+        ([1, "a"], "[1, 'a']"),
+    ],
+)
+def test_values_are_quoted_as_python_writes_them(value: object, shown: str) -> None:
+    assert quoted(value) == shown
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["x" * 10**6, b"x" * 10**6, 10**1000, [1] * 10**6, {str(i): i for i in range(1000)}],
+    ids=["text", "bytes", "number", "list", "group"],
+)
+def test_a_long_value_is_quoted_without_its_middle(value: object) -> None:
+    assert "..." in quoted(value)
+    assert len(quoted(value)) <= MAX_QUOTE
+
+
+def test_values_that_python_does_not_write_are_quoted() -> None:
+    assert quoted(10**5000) == "a number of 16610 bits"
+    value: list[object] = []
+    for _ in range(500):
+        value = [value] * 10
+    assert len(quoted(value)) <= MAX_QUOTE

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from taylorglo.errors import InputError
 from taylorglo.loss.filters import Verdict
 from taylorglo.results import (
     Candidate,
@@ -163,11 +164,15 @@ def test_numbers_that_are_not_finite_are_refused(number: float, tmp_path: Path) 
 def test_a_file_with_something_else_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "record.json"
     write_json(path, CHAMPION)
-    with pytest.raises(ValidationError, match="finalists"):
+    problem = f"{path}: is not what a task of this version writes"
+    with pytest.raises(InputError, match=f"^{problem}: champion: Field required$"):
         read_json(path, Comparison)
-    path.write_text("{")
-    with pytest.raises(ValidationError, match="Invalid JSON"):
-        read_json(path, Champion)
+    for content in (b"{", b"[" * 100_000, b"[]", b"null", b"\xff\xfe", b"9" * 5000):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=problem):
+            read_json(path, Champion)
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_json(tmp_path, Champion)
 
 
 def test_records_are_immutable() -> None:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.polynomial import Polynomial
 
 from taylorglo.errors import InputError
-from taylorglo.loss.polynomial import checked_theta, coefficient_table, terms
+from taylorglo.loss.polynomial import check_classes, checked_theta, coefficient_table, terms
 
 
 class Coefficients(NamedTuple):
@@ -196,8 +196,7 @@ def classic(name: str, num_classes: int, label_smoothing: float = 0.0) -> Dynami
 
 
 def _checked_classes(num_classes: int) -> int:
-    if num_classes < 2:
-        raise InputError(f"number of classes should be at least 2, is {num_classes}")
+    check_classes(num_classes, "number of classes")
     return num_classes
 
 

@@ -9,7 +9,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,18 @@ from torch.nn import functional
 
 from taylorglo.errors import InputError
 from taylorglo.files import replacing
-from taylorglo.loss.polynomial import checked_theta, from_coefficients, length, terms
+from taylorglo.loss.polynomial import (
+    check_classes,
+    checked_theta,
+    from_coefficients,
+    length,
+    terms,
+)
+from taylorglo.reading import parse_json, read_bytes
 
 _FORMAT = "taylorglo.loss/1"
+# A saved loss has about one kilobyte; its provenance may have more.
+_MAX_BYTES = 1_000_000
 
 
 class Loss(nn.Module, ABC):
@@ -46,7 +55,7 @@ class TaylorLoss(Loss):
             ``taylorglo.loss.polynomial``. A tensor is used without a copy, so that one compiled
             graph serves all candidates (assign to ``loss.theta`` in place) and gradients with
             respect to theta can be taken.
-        order: k >= 2.
+        order: k from 2 to 8.
         classes: number of classes of the data that the loss was found on, if it is known.
         provenance: where the loss comes from, as JSON values; :meth:`save` keeps it.
 
@@ -66,8 +75,8 @@ class TaylorLoss(Loss):
     ) -> None:
         super().__init__()
         self.register_buffer("theta", _theta_tensor(theta, order))
-        if classes is not None and classes < 2:
-            raise InputError(f"classes should be at least 2, is {classes}")
+        if classes is not None:
+            check_classes(classes)
         self.order = order
         self.classes = classes
         self.provenance = dict(provenance or {})
@@ -141,8 +150,10 @@ class TaylorLoss(Loss):
             InputError: the file is missing, is no saved loss, or holds an invalid theta.
         """
         try:
-            content = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+            content = parse_json(read_bytes(path, _MAX_BYTES))
+        except OSError as error:
+            raise InputError(f"{path}: is not a saved loss: {error.strerror}") from None
+        except ValueError as error:
             raise InputError(f"{path}: is not a saved loss: {error}") from None
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise InputError(f'{path}: is not a saved loss: there is no "format": "{_FORMAT}"')
@@ -157,12 +168,12 @@ class TaylorLoss(Loss):
         order = content.get("order")
         classes = content.get("classes")
         provenance = content.get("provenance")
-        if not isinstance(theta, list) or not all(isinstance(x, int | float) for x in theta):
+        if not isinstance(theta, list) or not all(_is_number(value) for value in theta):
             raise InputError("theta should be a list of numbers")
-        if not isinstance(order, int) or not (classes is None or isinstance(classes, int)):
+        if not _is_whole(order) or not (classes is None or _is_whole(classes)):
             raise InputError("order and classes should be whole numbers")
-        if not isinstance(provenance, dict | None):
-            raise InputError("provenance should be a group of named values")
+        if not isinstance(provenance, dict | None) or not _is_json(provenance):
+            raise InputError("provenance should be a group of named values, all numbers finite")
         return cls(theta, order, classes=classes, provenance=provenance)
 
     def extra_repr(self) -> str:
@@ -261,6 +272,24 @@ def classic(name: str, label_smoothing: float = 0.0) -> Loss:
     if name == "baikal":
         return Baikal()
     raise InputError(f"unknown loss {name!r}; there are cross-entropy, squared-error and baikal")
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    # To Python, a truth value is a whole number.
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, float) or _is_whole(value)
+
+
+def _is_json(values: object) -> bool:
+    """Return whether :meth:`TaylorLoss.save` could write what was read: not NaN, or infinity."""
+    try:
+        json.dumps(values, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def _theta_tensor(theta: Sequence[float] | Tensor, order: int) -> Tensor:

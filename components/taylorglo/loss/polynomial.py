@@ -11,22 +11,28 @@ vector (theta_0, theta_1, theta_01, theta_02, ..., theta_0k, theta_11, ...).
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, quoted
 
-# The largest number that a theta may have. Its powers up to order 8, the highest order of a search,
-# are finite in float64.
+HIGHEST_ORDER = 8  # the highest order of a search, too
+# The largest number that a theta may have. Its powers up to this order are finite in float64.
 LARGEST = 1e30
+MOST_CLASSES = 1_000_000
 
 
 def terms(order: int) -> list[tuple[int, int]]:
     """Return the exponents (a, b) of the monomials of a loss, in the order of theta.
 
     Raises:
-        InputError: the order is below 2.
+        InputError: the order is below 2 or above 8.
     """
     if order < 2:
-        raise InputError(f"order of a Taylor loss should be at least 2, is {order}")
+        raise InputError(f"order of a Taylor loss should be at least 2, is {quoted(order)}")
+    if order > HIGHEST_ORDER:
+        raise InputError(
+            f"order of a Taylor loss should be at most {HIGHEST_ORDER}, is {quoted(order)}"
+        )
     return [(a, b) for a in range(order) for b in range(1, order - a + 1)]
 
 
@@ -47,30 +53,50 @@ def checked_theta(theta: Sequence[float], order: int | None = None) -> tuple[lis
         InputError: the length fits no order or not the given one, or an entry is not a number of at
             most 1e30 in size.
     """
-    numbers = [_number(value) for value in theta]
     if order is None:
         order = 2
-        while length(order) < len(numbers):
+        while order < HIGHEST_ORDER and length(order) < len(theta):
             order += 1
         expected = "5, 8, 12, 17, ... for order 2, 3, 4, 5, ..."
     else:
         expected = f"{length(order)} for order {order}"
-    if length(order) != len(numbers):
-        raise InputError(f"theta has {len(numbers)} numbers; there should be {expected}")
+    if length(order) != len(theta):
+        raise InputError(f"theta has {len(theta)} numbers; there should be {expected}")
+    numbers = [_number(value) for value in theta]
     for index, value in enumerate(numbers):
         if not abs(value) <= LARGEST:
             raise InputError(
-                f"theta[{index}] is {theta[index]!r}; it should be a number between +-{LARGEST:g}"
+                f"theta[{index}] is {quoted(theta[index])}; "
+                f"it should be a number between +-{LARGEST:g}"
             )
     return numbers, order
 
 
-def _number(value: float) -> float:
+def _number(value: object) -> float:
     """Return a number as a float; NaN if it is no number, so that one check refuses both."""
+    # To Python, a truth value is a number.
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return math.nan
     try:
         return float(value)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
         return math.nan
+
+
+def check_classes(classes: int, name: str = "classes") -> None:
+    """Refuse a number of classes that no data set has.
+
+    Args:
+        classes: the number.
+        name: what it is called in an error.
+
+    Raises:
+        InputError: it is below 2 or above a million.
+    """
+    if classes < 2:
+        raise InputError(f"{name} should be at least 2, is {quoted(classes)}")
+    if classes > MOST_CLASSES:
+        raise InputError(f"{name} should be at most {MOST_CLASSES}, is {quoted(classes)}")
 
 
 def coefficient_table(theta: Sequence[float]) -> tuple[float, float, list[list[float]]]:

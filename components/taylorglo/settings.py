@@ -31,7 +31,7 @@ Scalar = str | int | float | bool
 # Limits that no real sweep meets. Beyond them, numbers overflow, in Kubernetes or in a training.
 YEAR = 366 * 86_400  # seconds
 _MOST_STEPS = 100_000_000
-_HIGHEST_RATE = 1_000_000
+HIGHEST_RATE = 1_000_000
 _FARTHEST = 1_000_000  # a coordinate of the search at its beginning
 _MOST_ITEMS = 100  # of a list
 _LONGEST_TEXT = 4096  # characters; that of a path
@@ -216,7 +216,7 @@ class TrainingSettings(Section):
     learning_rate: float = Field(
         0.1,
         gt=0,
-        le=_HIGHEST_RATE,
+        le=HIGHEST_RATE,
         description="Learning rate of candidates and champion. The scale of a loss multiplies it.",
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
@@ -518,8 +518,8 @@ class BaselineSettings(Section):
     @field_validator("learning_rates")
     @classmethod
     def _rates_are_positive(cls, values: list[float]) -> list[float]:
-        if not values or min(values) <= 0 or max(values) > _HIGHEST_RATE:
-            raise ValueError(f"should be one or more positive numbers, at most {_HIGHEST_RATE:,}")
+        if not values or min(values) <= 0 or max(values) > HIGHEST_RATE:
+            raise ValueError(f"should be one or more positive numbers, at most {HIGHEST_RATE:,}")
         return [float(value) for value in _ascending(values)]
 
 

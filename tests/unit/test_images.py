@@ -100,6 +100,7 @@ def test_the_other_locks_cover_the_build_and_the_mlflow_server() -> None:
     assert set(pinned(ROOT / "images/mlflow/requirements.lock")) > {
         "mlflow",
         "boto3",
+        "flask-wtf",
         "psycopg",
         "psycopg-binary",
     }

@@ -64,12 +64,13 @@ def test_the_rules_of_the_project_hold(rendered: Overlays, overlay: str) -> None
             f"StatefulSet {SERVICES}/seaweedfs",
             f"Job {SERVICES}/databases",
         },
-        "gpu": {f"Job {PIPELINES}/gpu-check"},
+        "gpu": {f"Job {PIPELINES}/gpu-check", f"CronJob {SERVICES}/bucket-backup"},
     }
     assert {name_of(thing) for thing, _ in pods(rendered[overlay])} == {
         f"Deployment {SERVICES}/mlflow",
         f"Job {SERVICES}/bucket",
         f"CronJob {SERVICES}/backup",
+        f"CronJob {SERVICES}/restore-drill",
         *particular[overlay],
     }
 
@@ -164,6 +165,17 @@ def test_each_secret_goes_where_it_is_needed_and_nowhere_else(
     }
     if overlay == "local":
         expected["POSTGRES_PASSWORD"] = {f"Secret {SERVICES}/postgresql POSTGRES_PASSWORD"}
+    else:
+        login, backup = f"Secret {SERVICES}/mlflow-login", f"Secret {SERVICES}/bucket-backup"
+        rclone = "RCLONE_CONFIG_BACKUP"
+        expected |= {
+            "MLFLOW_ADMIN_PASSWORD": {f"{login} MLFLOW_AUTH_ADMIN_PASSWORD"},
+            "MLFLOW_SESSION_KEY": {f"{login} MLFLOW_FLASK_SERVER_SECRET_KEY"},
+            "MLFLOW_TRACKING_USERNAME": {f"{pipelines} MLFLOW_TRACKING_USERNAME"},
+            "MLFLOW_TRACKING_PASSWORD": {f"{pipelines} MLFLOW_TRACKING_PASSWORD"},
+            "BACKUP_ACCESS_KEY_ID": {f"{backup} {rclone}_ACCESS_KEY_ID"},
+            "BACKUP_SECRET_ACCESS_KEY": {f"{backup} {rclone}_SECRET_ACCESS_KEY"},
+        }
     assert holders == expected
 
 
@@ -210,6 +222,7 @@ def test_the_network_policies_allow_the_needed_connections_alone(rendered: Overl
         ("databases", "postgresql"),
         ("backup", "postgresql"),
         ("backup", "seaweedfs"),
+        ("restore-drill", "seaweedfs"),
         ("pipeline", "mlflow"),
         ("pipeline", "postgresql"),
         ("pipeline", "seaweedfs"),

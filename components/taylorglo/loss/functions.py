@@ -18,6 +18,7 @@ from torch.nn import functional
 from taylorglo.errors import InputError
 from taylorglo.files import replacing
 from taylorglo.loss.polynomial import (
+    MOST_BYTES,
     check_classes,
     checked_theta,
     from_coefficients,
@@ -27,8 +28,6 @@ from taylorglo.loss.polynomial import (
 from taylorglo.reading import parse_json, read_bytes
 
 _FORMAT = "taylorglo.loss/1"
-# A saved loss has about one kilobyte; its provenance may have more.
-_MAX_BYTES = 1_000_000
 
 
 class Loss(nn.Module, ABC):
@@ -150,7 +149,7 @@ class TaylorLoss(Loss):
             InputError: the file is missing, is no saved loss, or holds an invalid theta.
         """
         try:
-            content = parse_json(read_bytes(path, _MAX_BYTES))
+            content = parse_json(read_bytes(path, MOST_BYTES))
         except OSError as error:
             raise InputError(f"{path}: is not a saved loss: {error.strerror}") from None
         except ValueError as error:

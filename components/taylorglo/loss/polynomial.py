@@ -19,6 +19,8 @@ HIGHEST_ORDER = 8  # the highest order of a search, too
 # The largest number that a theta may have. Its powers up to this order are finite in float64.
 LARGEST = 1e30
 MOST_CLASSES = 1_000_000
+# The largest file of a saved loss. It has about one kilobyte; its provenance may have more.
+MOST_BYTES = 1_000_000
 
 
 def terms(order: int) -> list[tuple[int, int]]:

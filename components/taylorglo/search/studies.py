@@ -1,17 +1,15 @@
 """The studies of all sweeps in a database: what each is, which are old, and how one is deleted."""
 
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Self
 
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
-from sqlalchemy.engine import make_url
 
+from taylorglo.addresses import is_sqlite, sqlite_file
 from taylorglo.errors import InputError
 from taylorglo.search.database import TRIES, open_storage, retried
 from taylorglo.search.locks import Claims
@@ -26,8 +24,6 @@ from taylorglo.search.study import (
     number_of,
     sweep_of,
 )
-
-_NO_FILE = re.compile(r"^sqlite(\+\w+)?:")
 
 
 @dataclass(frozen=True)
@@ -75,10 +71,8 @@ class Studies:
             InputError: the URL is malformed, or there is no such file.
             ServiceError: the database does not answer, after a bounded number of tries.
         """
-        if _NO_FILE.match(url):
-            path = make_url(url).database
-            if not path or not Path(path).is_file():
-                raise InputError(f"{url}: there is no such file, so there is no study in it")
+        if is_sqlite(url) and not sqlite_file(url).is_file():
+            raise InputError(f"{url}: there is no such file, so there is no study in it")
         return cls(open_storage(url, new=True, tries=TRIES))
 
     def by_sweep(self) -> dict[str, list[Study]]:

@@ -60,8 +60,8 @@ _HOPELESS = (
 )
 
 # MLflow's codes of errors that no further try can mend.
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
 _REFUSALS = (
-    "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "INVALID_PARAMETER_VALUE",
     "UNAUTHENTICATED",
@@ -74,6 +74,10 @@ _CREDENTIALS = re.compile(
     r"://(?:[^/\s]*@"
     r"|[^\s@/:]+:(?!\d+/)[^\s@]*@)"
 )
+
+
+class MissingError(InputError):
+    """MLflow has no such run, experiment or model."""
 
 
 def redacted(text: str) -> str:
@@ -163,6 +167,8 @@ class Connection:
         message = f"MLflow at {self.name}: {redacted(cause)[:MAX_REASON]}"
         if is_disk_full(error):
             message += "; make room on the disk and run it again, which goes on from here"
+        if code == _MISSING:
+            return MissingError(message)
         if code in _REFUSALS:
             return InputError(message)
         return ServiceError(message)
@@ -179,7 +185,7 @@ class Connection:
         """
         try:
             run: Run = self.call(self.client.get_run, run_id)
-        except InputError:
+        except MissingError:
             raise InputError(
                 f"{origin} {run_id!r}: there is no such run in MLflow at {self.name}"
             ) from None

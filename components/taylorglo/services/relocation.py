@@ -24,7 +24,8 @@ def relocate(database: Path, experiment: str, location: str) -> int:
     """Let MLflow look for the artifacts of an experiment where they are now.
 
     New runs keep their artifacts at ``location``. Of the earlier runs, those keep their place whose
-    artifacts are there still, and not at ``location``. An experiment that somebody gave another folder keeps it.
+    artifacts are there still, and not at ``location``. An experiment that somebody gave another
+    folder keeps that.
 
     Args:
         database: MLflow's SQLite file.

@@ -28,7 +28,7 @@ from taylorglo.addresses import expanded
 from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo.extras import missing
 from taylorglo.files import is_draft, replacing
-from taylorglo.retries import waiting
+from taylorglo.retries import doubling, retry, waiting
 
 _Self = TypeVar("_Self")
 _P = ParamSpec("_P")
@@ -37,6 +37,7 @@ _T = TypeVar("_T")
 _TRIES = 3
 _CONNECT_SECONDS = 5
 _READ_SECONDS = 15
+_PAUSE = 0.2  # seconds before a download that broke off is begun again
 
 
 @dataclass(frozen=True)
@@ -313,12 +314,24 @@ class S3Store:
         """Copy an object into an open file; return whether there is such an object."""
         from boto3.s3.transfer import TransferConfig
         from botocore.exceptions import ClientError
+        from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
 
         name = self._name(key)
+        # Here, and not by boto3, which would repeat all tries of a server that says nothing.
+        once = TransferConfig(num_download_attempts=1)
+
+        def download() -> None:
+            file.seek(0)
+            file.truncate()
+            self._client.download_fileobj(self._bucket, name, file, Config=once)
+
         with self._explained():
             try:
-                transfer = TransferConfig(num_download_attempts=_TRIES)
-                self._client.download_fileobj(self._bucket, name, file, Config=transfer)
+                retry(
+                    download,
+                    doubling(_PAUSE, _TRIES),
+                    retryable=lambda error: isinstance(error, RetriesExceededError),
+                )
             except ClientError as error:
                 # Older versions of boto3 start with a HEAD, whose 404 means a missing object or a
                 # missing bucket.
@@ -347,7 +360,7 @@ class S3Store:
         """
         from botocore import exceptions
         from botocore.parsers import ResponseParserError
-        from s3transfer.exceptions import RetriesExceededError  # type: ignore[import-untyped]
+        from s3transfer.exceptions import RetriesExceededError
 
         try:
             yield

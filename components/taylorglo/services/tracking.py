@@ -15,12 +15,14 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from taylorglo.errors import InputError, one_line
-from taylorglo.loss.polynomial import checked_theta
+from taylorglo.loss.polynomial import MOST_BYTES, checked_theta
+from taylorglo.reading import parse_json, read_bytes
 from taylorglo.results import Candidate, DatasetDescription, Evaluation, StandingChampion
 from taylorglo.services.mlflow import Connection, redacted
+from taylorglo.settings import HIGHEST_RATE
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
@@ -334,14 +336,14 @@ class Tracker:
             ServiceError: the server, the database or the artifact store fails.
         """
         with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
-            text = self._connection.download_loss(uri, Path(folder)).read_bytes()
-        try:
-            content = json.loads(text)
-            theta, _ = checked_theta(content["theta"])
-            rate = (content.get("provenance") or {}).get("learning_rate")
-            return theta, None if rate is None else float(rate)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise InputError(f"{uri}: is not a saved loss: {one_line(error)}") from None
+            path = self._connection.download_loss(uri, Path(folder))
+            try:
+                content = parse_json(read_bytes(path, MOST_BYTES))
+                theta, _ = checked_theta(content["theta"])
+                rate = (content.get("provenance") or {}).get("learning_rate")
+                return theta, None if rate is None else _rate(rate)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(f"{uri}: is not a saved loss: {one_line(error)}") from None
 
     def register_loss(self, name: str, run_id: str, study: str, theta: Sequence[float]) -> str:
         """Register the loss of a nested run as a version of a model.
@@ -431,6 +433,18 @@ class Tracker:
             self._client.search_runs, [self.experiment_id], query, max_results=_MAX_RUNS
         )
         return list(runs)
+
+
+def _rate(value: Any) -> float:
+    """Return a learning rate that a file names.
+
+    Raises:
+        ValueError: it is none.
+    """
+    rate = float(value)
+    if not 0 < rate <= HIGHEST_RATE:
+        raise ValueError(f"learning_rate should be above 0 and at most {HIGHEST_RATE:g}, is {rate}")
+    return rate
 
 
 def _milliseconds(seconds: float) -> int:

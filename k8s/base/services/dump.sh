@@ -1,11 +1,10 @@
 #!/bin/sh
-# Dumps each database as its owner. A server that is restarting is waited for; a dump that fails fails the backup.
+# Dumps each of DATABASES as its owner, who has the same name; the password of NAME is in NAME_PASSWORD, in capitals. A
+# server that is restarting is waited for; a dump that fails fails the backup.
 set -eu
-for database in mlflow optuna; do
-    case $database in
-        mlflow) PGPASSWORD=$MLFLOW_PASSWORD ;;
-        optuna) PGPASSWORD=$OPTUNA_PASSWORD ;;
-    esac
+for database in $DATABASES; do
+    PGPASSWORD=$(printenv "$(echo "$database" | tr '[:lower:]' '[:upper:]')_PASSWORD") ||
+        { echo "the Secret has no password of $database" >&2; exit 1; }
     export PGPASSWORD
     tries=0
     until pg_isready --quiet --username="$database"; do

@@ -1,7 +1,10 @@
 """The studies of a database: what is read of them, which can go, and what is left."""
 
+import sqlite3
 import subprocess
 import sys
+import sysconfig
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -112,12 +115,33 @@ def test_a_deleted_study_is_gone_with_its_candidates_and_the_sweep_goes_on(url: 
     assert (fourth.study, fourth.source) == ("digits.4", "digits.3")
 
 
-@pytest.mark.parametrize("name", ["absent.db", "", ":memory:"])
-def test_a_database_that_is_not_there_is_not_made(name: str, tmp_path: Path) -> None:
-    path = str(tmp_path / name) if name.endswith(".db") else name
+def test_a_database_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="there is no such file"):
-        Studies.open(f"sqlite:///{path}")
+        Studies.open(f"sqlite:///{tmp_path / 'absent.db'}")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_studies_of_an_older_optuna_are_upgraded_by_its_own_command(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'study.db'}"
+    begin(url)
+    newest = schema(tmp_path / "study.db", "v3.0.0.d")
+    with pytest.raises(InputError, match="optuna storage upgrade --storage"):
+        Studies.open(url)
+    program = f"{sysconfig.get_path('scripts')}/optuna"
+    upgrade = [program, "storage", "upgrade", "--storage", url]
+    subprocess.run(upgrade, check=True, capture_output=True)
+    assert [study.candidates for study in Studies.open(url).by_sweep()["digits"]] == [4]
+    assert schema(tmp_path / "study.db", "v99.0.0.a") == newest
+    with pytest.raises(InputError, match="updating optuna"):
+        Studies.open(url)
+
+
+def schema(path: Path, version: str) -> str:
+    """Change the version of a database's tables; return the one that it had."""
+    with closing(sqlite3.connect(path)) as database, database:
+        ((former,),) = database.execute("SELECT version_num FROM alembic_version").fetchall()
+        database.execute("UPDATE alembic_version SET version_num = ?", [version])
+    return str(former)
 
 
 NOW = datetime(2026, 3, 31, tzinfo=UTC)

@@ -12,8 +12,9 @@ from taylorglo.variables import service_timeout
 
 Result = TypeVar("Result")
 
-# No try begins later than so many seconds after the first: a person waits for a minute at most.
-PATIENCE = 40.0
+# The seconds that all tries together may take, the pauses left out, for another one to begin. The
+# last one may take as long as it does: a person waits for a minute at most.
+_PATIENCE = 35.0
 
 _PAUSE = 15.0  # seconds between the tries while a service is waited for
 _NEWS = 60.0  # seconds between two lines about it
@@ -38,7 +39,6 @@ def retry(
     pauses: Iterable[float],
     *,
     retryable: Callable[[Exception], bool],
-    patience: float = PATIENCE,
 ) -> Result:
     """Call ``action``, and call it again after each pause as long as it fails in a retryable way.
 
@@ -47,17 +47,18 @@ def retry(
         pauses: seconds to wait before the second try, the third, and so on. Their number bounds
             the retries.
         retryable: whether an error may be gone after a pause.
-        patience: no try begins later than so many seconds after the first one; a try may take long.
 
     Raises:
         Exception: the error of the last try, or the first one that is not retryable.
     """
-    begun = time.monotonic()
+    left = _PATIENCE
     for pause in pauses:
+        begun = time.monotonic()
         try:
             return action()
         except Exception as error:
-            if not retryable(error) or time.monotonic() + pause > begun + patience:
+            left -= time.monotonic() - begun
+            if not retryable(error) or left <= 0:
                 raise
         time.sleep(pause)
     return action()

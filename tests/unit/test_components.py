@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from taylorglo.addresses import sqlite_url
 from taylorglo.settings import SweepSettings
+from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
 
 EXECUTOR = "kfp.dsl.executor_main"
 
@@ -38,6 +40,13 @@ def executor_input(folder: Path, seed: object) -> str:
             },
         }
     )
+
+
+@pytest.fixture(autouse=True)
+def _services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(STUDY_URL, sqlite_url(tmp_path / "study.db"))
+    monkeypatch.setenv(STORE_URI, str(tmp_path / "store"))
+    monkeypatch.setenv(TRACKING_URI, sqlite_url(tmp_path / "mlruns.db"))
 
 
 def check_inputs(folder: Path, seed: object) -> subprocess.CompletedProcess[str]:

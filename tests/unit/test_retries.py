@@ -55,6 +55,21 @@ def test_without_pauses_there_is_one_try() -> None:
     assert action.calls == 1
 
 
+def test_slow_tries_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(retries, "time", clock)
+    action = Action(*[OSError("no answer")] * 9)
+
+    def slow() -> str:
+        clock.sleep(15)
+        return action()
+
+    with pytest.raises(OSError, match="no answer"):
+        retry(slow, [1.0] * 8, retryable=is_os_error)
+    # A fourth try would end after more than a minute.
+    assert clock.pauses == [15, 1.0, 15, 1.0, 15]
+
+
 def test_an_error_that_is_not_retryable_is_raised_at_once() -> None:
     action = Action(OSError("first"), ValueError("second"))
     with pytest.raises(ValueError, match="second"):

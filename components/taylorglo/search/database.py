@@ -14,7 +14,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from taylorglo.addresses import sqlite_file
 from taylorglo.errors import InputError, ServiceError, is_disk_full, one_line
-from taylorglo.retries import PATIENCE, doubling, retry, waiting
+from taylorglo.retries import doubling, retry, waiting
 from taylorglo.search.locks import claims_of, opened
 
 TRIES = 4  # of an action on a database that fails
@@ -22,7 +22,6 @@ SERVER_TRIES = 13  # of a server in the middle of a search: it has two minutes t
 BUSY_SECONDS = 20  # how long one try waits for an SQLite file that another process writes
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 16  # seconds
-_RESTART = 180.0  # seconds that a server has to start again, in the middle of a search
 _STUDIES = "studies"  # the table by which a database of Optuna is known
 _OF_MLFLOW = "experiments"  # the table by which a database of MLflow is known
 _MIGRATIONS = "alembic_version"  # the table in which Optuna and MLflow alike keep their version
@@ -113,7 +112,6 @@ def _retried(action: Callable[[], Result], tries: int, database: str) -> Result:
             action,
             doubling(_FIRST_PAUSE, tries, _LONGEST_PAUSE),
             retryable=lambda error: _is_of_database(error) and not _is_hopeless(error),
-            patience=_RESTART if tries == SERVER_TRIES else PATIENCE,
         )
     except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
         message = _message(error)

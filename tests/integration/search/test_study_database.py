@@ -336,9 +336,7 @@ def test_files_that_are_no_database(tmp_path: Path) -> None:
     ):
         begin_search(f"sqlite:///{letter}")
     assert letter.read_text() == "Dear study,\n" * 500
-    with pytest.raises(
-        InputError, match=r"nowhere/study\.db: cannot be used: unable to open"
-    ):
+    with pytest.raises(InputError, match=r"nowhere/study\.db: cannot be used: unable to open"):
         begin_search(f"sqlite:///{tmp_path}/nowhere/study.db")
 
 

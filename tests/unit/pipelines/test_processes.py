@@ -1,6 +1,7 @@
 """Tasks as processes: they are named if they are killed, and leave nothing behind."""
 
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -111,3 +112,39 @@ def test_the_end_is_that_of_every_task_and_its_workers(
     assert "error" not in capsys.readouterr().out
     # None is started any more.
     assert processes.run([sys.executable, "-c", "import time; time.sleep(600)"]) == -signal.SIGKILL
+
+
+COMMAND = """
+import sys, threading
+from pathlib import Path
+from kfp.local import subprocess_task_handler
+from taylorglo_pipelines.config import Config
+from taylorglo_pipelines.local.runner import _processes
+
+task = "import os, time; print('task', os.getpid(), flush=True); time.sleep(600)"
+with _processes(Config(), Path("log")):
+    command = [sys.executable, "-c", task]
+    subprocess_task_handler.run_local_subprocess(full_command=command)
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGTERM", "SIGINT"])
+def test_a_signal_to_the_command_alone_ends_its_tasks_at_once(name: str, tmp_path: Path) -> None:
+    number = signal.Signals[name]
+    with subprocess.Popen(
+        [sys.executable, "-c", COMMAND],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as command:
+        assert command.stdout is not None
+        pid = int(next(line for line in command.stdout if line.startswith("task")).split()[1])
+        command.send_signal(number)
+        _, errors = command.communicate(timeout=60)
+    assert command.returncode == 128 + number
+    assert errors.strip() == (
+        "taylorglo: interrupted; what is finished is kept, the same command goes on from there "
+        "(log)"
+    )
+    assert not is_running(pid)

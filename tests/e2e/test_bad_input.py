@@ -513,7 +513,10 @@ def test_a_task_that_dies_is_named_with_its_log(
     assert process.returncode == 2
     (line,) = problems(process.stderr)
     log = tmp_path / "work" / "logs" / "digits.log"
-    assert re.fullmatch(rf"a task failed: .*'prepare-dataset'; what it printed is in {log}", line)
+    assert line == (
+        "unexpected end: the task prepare_dataset ended with exit status 9; the last that it "
+        f"printed is: last words; what the tasks printed is in {log}"
+    )
     assert "\x1b" not in line
     assert "last words" in log.read_text()
 

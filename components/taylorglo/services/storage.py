@@ -109,10 +109,14 @@ class FolderStore:
 
     def check(self) -> None:
         """See :meth:`Store.check`."""
+        # The folder is made by the first write. It can be, if there is room above it.
+        there = next(path for path in (self._folder, *self._folder.parents) if path.exists())
         with _local(self._folder):
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self._folder):
-                pass
+            try:
+                with tempfile.TemporaryFile(dir=there):
+                    pass
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._folder)) from None
 
     def read(self, key: str) -> bytes | None:
         """See :meth:`Store.read`."""

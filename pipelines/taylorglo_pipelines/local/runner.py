@@ -86,7 +86,7 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
                 # Several shards may find the same problem.
                 lines = list(dict.fromkeys(output.errors))
                 if any(line.startswith(console.UNEXPECTED) for line in lines):
-                    lines.append(f"what the tasks printed is in {places.log}")
+                    lines[-1] += f"; what the tasks printed is in {places.log}"
                 raise InputError("\n".join(lines)) from None
             reason = _COLOUR.sub("", explained(error)).rstrip(".")
             raise TaylorgloError(

@@ -36,6 +36,9 @@ test: $(BIN)/kubectl ## check style, types and layers, then run the tests
 test-long: $(VENV)/.installed-dev ## run the tests that take minutes
 	@$(BIN)/pytest -m long
 
+drill: $(VENV)/.installed-dev ## kill sweeps, take their services away, fill their disk, set their clock back; takes an hour
+	@$(BIN)/pytest -m drill --capture=no tests/e2e/test_drill.py
+
 bench: $(VENV)/.installed-dev ## time the training engine beside the usual loop; needs Debian's dataset-fashion-mnist
 	@$(BIN)/python -W ignore tests/benchmarks/engine.py
 
@@ -99,4 +102,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long bench bench-engines bench-candidates bench-growth bench-layouts golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

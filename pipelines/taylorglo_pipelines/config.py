@@ -163,7 +163,9 @@ class PipelineSettings(Section):
             # /dev/shm is a part of the memory of a task.
             ("shared_memory", "memory_limit"),
         ):
-            requested, most = getattr(self, request), getattr(self, limit)
+            # A default that is larger than the limit does no harm.
+            requested = getattr(self, request) if request in self.model_fields_set else ""
+            most = getattr(self, limit)
             if requested and most and amount(requested) > amount(most):
                 raise ValueError(f"{request}: {requested} is more than {limit} ({most})")
         return self

@@ -5,6 +5,7 @@ in pixel space and because weights are saved and loaded. During training, dropou
 PyTorch's global generator, which the training seeds.
 """
 
+import difflib
 import hashlib
 import importlib
 import sys
@@ -398,10 +399,10 @@ def _torchvision(name: str) -> Factory:
     # weights of their backbone. GoogLeNet and Inception return auxiliary outputs in training.
     names: list[str] = models.list_models(module=models, exclude=("googlenet", "inception_v3"))
     if name not in names:
-        choices = ", ".join(names)
+        alike = ", ".join(difflib.get_close_matches(name, names, n=5, cutoff=0.0))
         raise InputError(
             f"model 'torchvision:{name}': is no torchvision classifier with one output; there are "
-            f"{choices}"
+            f"{len(names)}, such as {alike}"
         )
 
     def factory(image_shape: ImageShape, num_classes: int) -> nn.Module:

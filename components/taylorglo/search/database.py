@@ -220,7 +220,8 @@ def _parsed(url: str) -> URL:
             f"{_shown(parsed)}: leave the password out of the URL and set PGPASSWORD in the "
             "environment"
         )
-    if parsed.get_backend_name() == "sqlite":
+    # A program that uses this package may keep a study in memory, which no task could find.
+    if parsed.get_backend_name() == "sqlite" and parsed.database != ":memory:":
         return parsed.set(database=str(sqlite_file(url)))
     return parsed
 

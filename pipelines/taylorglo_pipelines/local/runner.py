@@ -20,7 +20,7 @@ from typing import Any, Literal, TextIO
 from kfp import local
 
 from taylorglo.addresses import expanded
-from taylorglo.errors import InputError, TaylorgloError, explained
+from taylorglo.errors import InputError, TaylorgloError, explained, one_line
 from taylorglo.services.memo import RunState
 from taylorglo.services.mlflow import redacted
 from taylorglo.services.storage import open_store
@@ -88,7 +88,8 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
                 if any(line.startswith(console.UNEXPECTED) for line in lines):
                     lines[-1] += f"; what the tasks printed is in {places.log}"
                 raise InputError("\n".join(lines)) from None
-            reason = _COLOUR.sub("", explained(error)).rstrip(".")
+            text = explained(error) if isinstance(error, OSError | MemoryError) else one_line(error)
+            reason = _COLOUR.sub("", text).rstrip(".")
             raise TaylorgloError(
                 f"a task failed: {reason}; what it printed is in {places.log}"
             ) from None

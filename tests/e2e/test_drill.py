@@ -453,6 +453,9 @@ def set_back(drill: Drill, days: int, where: str, folder: Path, moment: float) -
             if where == "between two runs":
                 run.kill()
             completed = run.end()
+            # A killed process leaves what it shares of libfaketime behind.
+            for name in ("faketime_shm", "sem.faketime_sem"):
+                Path("/dev/shm", f"{name}_{run.process.pid}").unlink(missing_ok=True)
         if where == "in a run" and (wrong := problem(completed)):
             drill.fault(kind, wrong)
         finish(drill, kind, place, completed, known)

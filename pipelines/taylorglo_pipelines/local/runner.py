@@ -271,9 +271,10 @@ def _processes(config: Config, log: Path) -> Iterator[None]:
         finally:
             os._exit(128 + number)
 
+    previous = {interrupt: signal.signal(interrupt, leave) for interrupt in _INTERRUPTS}
     # A command that was started with nohup goes on when its terminal is closed.
-    heeded = [signal_ for signal_ in _INTERRUPTS if signal.getsignal(signal_) != signal.SIG_IGN]
-    previous = {interrupt: signal.signal(interrupt, leave) for interrupt in heeded}
+    if previous[signal.SIGHUP] == signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with started_by(processes):
             yield

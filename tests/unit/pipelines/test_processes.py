@@ -4,12 +4,21 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from pids import is_running
 
 from taylorglo_pipelines.local.processes import Processes, started_by
+
+
+def wait_until_gone(pid: int) -> None:
+    """Wait for a process that was killed, which the system may take a moment for."""
+    deadline = time.monotonic() + 60
+    while is_running(pid):
+        assert time.monotonic() < deadline, "it goes on"
+        time.sleep(0.02)
 
 
 def run(code: str, *arguments: str) -> int:
@@ -107,7 +116,7 @@ def test_the_end_is_that_of_every_task_and_its_workers(
     thread.join(60)
     assert statuses == [-signal.SIGKILL]
     for pid in map(int, pids.read_text().split()):
-        assert not is_running(pid)
+        wait_until_gone(pid)
     # It was this process that killed the task, so nobody has to be told.
     assert "error" not in capsys.readouterr().out
     # None is started any more.
@@ -115,12 +124,14 @@ def test_the_end_is_that_of_every_task_and_its_workers(
 
 
 COMMAND = """
-import sys, threading
+import signal, sys
 from pathlib import Path
 from kfp.local import subprocess_task_handler
 from taylorglo_pipelines.config import Config
 from taylorglo_pipelines.local.runner import _processes
 
+# The tests may run under nohup.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 task = "import os, time; print('task', os.getpid(), flush=True); time.sleep(600)"
 with _processes(Config(), Path("log")):
     command = [sys.executable, "-c", task]
@@ -141,10 +152,13 @@ def test_a_signal_to_the_command_alone_ends_its_tasks_at_once(name: str, tmp_pat
         assert command.stdout is not None
         pid = int(next(line for line in command.stdout if line.startswith("task")).split()[1])
         command.send_signal(number)
-        _, errors = command.communicate(timeout=60)
+        try:
+            _, errors = command.communicate(timeout=60)
+        finally:
+            command.kill()
     assert command.returncode == 128 + number
     assert errors.strip() == (
         "taylorglo: interrupted; what is finished is kept, the same command goes on from there "
         "(log)"
     )
-    assert not is_running(pid)
+    wait_until_gone(pid)

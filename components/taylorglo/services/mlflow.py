@@ -60,12 +60,11 @@ _HOPELESS = (
 )
 
 # MLflow's codes of errors that no further try can mend.
-_MISSING = "RESOURCE_DOES_NOT_EXIST"
+_LOGIN = ("UNAUTHENTICATED", "PERMISSION_DENIED")
 _REFUSALS = (
+    "RESOURCE_DOES_NOT_EXIST",
     "RESOURCE_ALREADY_EXISTS",
     "INVALID_PARAMETER_VALUE",
-    "UNAUTHENTICATED",
-    "PERMISSION_DENIED",
 )
 
 # The first line matches user:password@. The second one matches the same with a slash in the
@@ -76,8 +75,8 @@ _CREDENTIALS = re.compile(
 )
 
 
-class MissingError(InputError):
-    """MLflow has no such run, experiment or model."""
+class LoginError(InputError):
+    """MLflow wants a login, or other rights."""
 
 
 def redacted(text: str) -> str:
@@ -167,8 +166,8 @@ class Connection:
         message = f"MLflow at {self.name}: {redacted(cause)[:MAX_REASON]}"
         if is_disk_full(error):
             message += "; make room on the disk and run it again, which goes on from here"
-        if code == _MISSING:
-            return MissingError(message)
+        if code in _LOGIN:
+            return LoginError(message)
         if code in _REFUSALS:
             return InputError(message)
         return ServiceError(message)
@@ -185,7 +184,9 @@ class Connection:
         """
         try:
             run: Run = self.call(self.client.get_run, run_id)
-        except MissingError:
+        except LoginError:
+            raise
+        except InputError:
             raise InputError(
                 f"{origin} {run_id!r}: there is no such run in MLflow at {self.name}"
             ) from None

@@ -64,7 +64,10 @@ def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:
         candidates = [c for c in sweep.search.candidates() if first <= c.generation <= last]
         news = [c for c in candidates if c.result is not None and c.result.run == sweep.run_id]
         oldest = min((c.result.ended for c in news if c.result), default=None)
-        if oldest is None or time.time() - oldest < patience:
+        if oldest is None:
+            return
+        # The clock may have been set back since then.
+        if 0 <= time.time() - oldest < patience:
             return
         for generation in sorted({candidate.generation for candidate in news}):
             own = [c for c in news if c.generation == generation]

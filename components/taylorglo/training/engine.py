@@ -157,12 +157,14 @@ class Engine:
                 waiting.appendleft(unit)
             elif self.plan.workers == 1:
                 # Nothing else ran in that process, so this unit killed it.
-                self._stop()
+                self._stop(wait=False)
                 killed = TaylorgloError("the process that trained it was killed")
                 yield from self._retry(unit, killed, waiting)
             else:
                 waiting.appendleft(unit)
-                self._halve_workers()
+                # Nothing runs in a broken pool, and a worker that was just starting would be waited
+                # for without end.
+                self._halve_workers(wait=False)
         except OutOfMemoryError as error:
             yield from self._retry_smaller(unit, executor, error, waiting)
         except Exception as error:
@@ -218,12 +220,12 @@ class Engine:
             self.plan = replace(self.plan, chunk=max(1, smaller))
         yield from self._retry(unit, error, waiting)
 
-    def _halve_workers(self) -> None:
-        """Go on in half as many processes, after the trainings that are running.
+    def _halve_workers(self, *, wait: bool = True) -> None:
+        """Go on in half as many processes, after the trainings that are running, or at once.
 
         A process may have been killed because the machine's memory was full.
         """
-        self._stop(cancel=False)
+        self._stop(wait=wait, cancel=False)
         self.plan = replace(self.plan, workers=max(1, self.plan.workers // 2))
 
     def _retry(
@@ -258,10 +260,10 @@ class Engine:
             return executor.submit(executor.worker.run, unit.recipes, unstacked)
         try:
             return executor.submit(_run_in_worker, unit.recipes, unstacked)
-        except BrokenProcessPool as error:
-            # A worker died since the last result.
+        except (BrokenProcessPool, OSError) as error:
+            # A worker died since the last result; the pool may be about to close its pipes.
             future: Future[list[TrainedNetwork]] = Future()
-            future.set_exception(error)
+            future.set_exception(BrokenProcessPool(str(error)))
             return future
 
     def _start(self) -> Executor:

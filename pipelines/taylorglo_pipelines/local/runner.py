@@ -73,7 +73,7 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
     with (
         _only_run(work, config.name),
         _environment(variables),
-        _opened(places.log, "a") as log,
+        _log(places.log) as log,
         _kfp_runner(runner, config, work) as (kfp_runner, prepared),
         _processes(config, places.log),
     ):
@@ -184,7 +184,9 @@ class _TaskOutput:
         return len(text)
 
     def _pass_on(self, line: str) -> None:
-        self._log.write(line + "\n")
+        # If the disk is full, a person still reads why on the terminal.
+        with contextlib.suppress(OSError):
+            self._log.write(line + "\n")
         message = console.parse(line)
         if message is None:
             return
@@ -195,7 +197,8 @@ class _TaskOutput:
         self._terminal.flush()
 
     def flush(self) -> None:
-        self._log.flush()
+        with contextlib.suppress(OSError):
+            self._log.flush()
 
 
 def _folder(path: Path) -> Path:
@@ -212,6 +215,17 @@ def _opened(path: Path, mode: Literal["a", "w"]) -> TextIO:
         return path.open(mode)
     except OSError as error:
         raise InputError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+@contextlib.contextmanager
+def _log(path: Path) -> Iterator[TextIO]:
+    """Open the log, which loses its last lines if the disk is full."""
+    log = _opened(path, "a")
+    try:
+        yield log
+    finally:
+        with contextlib.suppress(OSError):
+            log.close()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,9 @@
 """Folders of images: which of them are splits, which are classes, and what is left out."""
 
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -351,17 +353,36 @@ def test_a_root_that_the_system_refuses_is_named(tmp_path: Path) -> None:
         load(tmp_path / ("x" * 256))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-@pytest.mark.parametrize("place", [".", "cat", "cat/0.png"])
-def test_what_may_not_be_read_is_named(tmp_path: Path, place: str) -> None:
-    write(tmp_path / "root")
-    path = tmp_path / "root" / place
-    mode = path.stat().st_mode
-    path.chmod(0)
+@contextmanager
+def unprivileged() -> Iterator[None]:
+    """Run a block as a user who may not read everything, as root may."""
+    user = os.geteuid()
+    os.seteuid(65534 if user == 0 else user)
     try:
-        with pytest.raises(
-            InputError, match=f"{path.resolve()}.*cannot be read: Permission denied"
-        ):
-            load(tmp_path / "root")
+        yield
     finally:
-        path.chmod(mode)
+        os.seteuid(user)
+
+
+@pytest.mark.parametrize("place", [".", "cat", "cat/0.png"])
+def test_what_may_not_be_read_is_named(place: str) -> None:
+    # The folders of tmp_path are those of the user who runs the tests alone.
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        root = Path(folder) / "root"
+        write(root)
+        # Its libraries are imported before.
+        load(root)
+        path = root / place
+        mode = path.stat().st_mode
+        path.chmod(0)
+        try:
+            with (
+                unprivileged(),
+                pytest.raises(
+                    InputError, match=f"{path.resolve()}.*cannot be read: Permission denied"
+                ),
+            ):
+                load(root)
+        finally:
+            path.chmod(mode)

@@ -53,21 +53,26 @@ def described(error: BaseException) -> str:
 
 
 def explained(error: BaseException) -> str:
-    """Return an error that no code of ours expected, in one line, with its remedy if there is one.
+    """Return an error that no code of ours expected, in one line, with its remedy if it has one."""
+    line = described(error)
+    if isinstance(error, MemoryError):
+        return f"{line}; memory ran out: free some and run it again, which goes on from here"
+    return with_remedy(line)
+
+
+def with_remedy(message: str) -> str:
+    """Return the message of an error, with the remedy if it says that a disk is full.
 
     The libraries tell of a full disk in as many ways as there are libraries.
     """
-    line = described(error)
-    if is_disk_full(error):
-        return f"{line}; make room on the disk and run it again, which goes on from here"
-    if isinstance(error, MemoryError):
-        return f"{line}; memory ran out: free some and run it again, which goes on from here"
-    return line
+    if is_disk_full(message):
+        return f"{message}; make room on the disk and run it again, which goes on from here"
+    return message
 
 
-def is_disk_full(error: BaseException) -> bool:
-    """Return whether an error says that a disk or a quota is full."""
-    return bool(_DISK_FULL.search(str(error)))
+def is_disk_full(message: str) -> bool:
+    """Return whether the message of an error says that a disk or a quota is full."""
+    return bool(_DISK_FULL.search(message))
 
 
 def first_line(error: BaseException, limit: int = MAX_REASON) -> str:

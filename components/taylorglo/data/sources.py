@@ -31,7 +31,7 @@ def read_source(settings: DataSettings, root: Path) -> Source:
     try:
         return _read_root(settings, root)
     except OSError as error:
-        if is_disk_full(error):  # of the temporary files, for which the data are not to blame
+        if is_disk_full(str(error)):  # of the temporary files, for which the data are not to blame
             raise
         raise InputError(
             f"data.root: {error.filename or root} cannot be read: {error.strerror or error}"

@@ -13,7 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from taylorglo.addresses import sqlite_file
-from taylorglo.errors import InputError, ServiceError, is_disk_full, one_line
+from taylorglo.errors import InputError, ServiceError, is_disk_full, one_line, with_remedy
 from taylorglo.retries import doubling, retry, waiting
 from taylorglo.search.locks import claims_of, opened
 
@@ -115,11 +115,8 @@ def _retried(action: Callable[[], Result], tries: int, database: str) -> Result:
         )
     except (DBAPIError, optuna.exceptions.StorageInternalError) as error:
         message = _message(error)
-        if is_disk_full(RuntimeError(message)):
-            raise ServiceError(
-                f"{database}: {message}; make room on the disk and run it again, which goes on "
-                "from here"
-            ) from None
+        if is_disk_full(message):
+            raise ServiceError(with_remedy(f"{database}: {message}")) from None
         if _is_hopeless(error):
             raise InputError(f"{database}: cannot be used: {message}") from None
         raise ServiceError(f"{database}: still fails after {tries} tries: {message}") from None
@@ -241,7 +238,7 @@ def _is_of_database(error: BaseException) -> bool:
 
 def _is_hopeless(error: BaseException) -> bool:
     message = _message(error)
-    return is_disk_full(RuntimeError(message)) or any(text in message for text in _HOPELESS)
+    return is_disk_full(message) or any(text in message for text in _HOPELESS)
 
 
 def _message(error: BaseException) -> str:

@@ -23,9 +23,11 @@ from taylorglo.errors import (
     MAX_REASON,
     InputError,
     ServiceError,
+    TaylorgloError,
     first_line,
     is_disk_full,
     shortened,
+    with_remedy,
 )
 from taylorglo.retries import retry, waiting
 from taylorglo.services import layout
@@ -75,8 +77,11 @@ _CREDENTIALS = re.compile(
 )
 
 
-class LoginError(InputError):
-    """MLflow wants a login, or other rights."""
+class LoginError(TaylorgloError):
+    """MLflow wants a login, or other rights.
+
+    It is no InputError, by which callers know that MLflow does not have what they ask for.
+    """
 
 
 def redacted(text: str) -> str:
@@ -129,7 +134,8 @@ class Connection:
         """Call a method of the client.
 
         Raises:
-            InputError: MLflow says that the arguments or the credentials are wrong.
+            InputError: MLflow says that the arguments are wrong, or has no such thing.
+            LoginError: MLflow says that the credentials are wrong, or lack a right.
             ServiceError: the server or the database still fails after the last try, and after the
                 waiting on a cluster.
         """
@@ -141,7 +147,7 @@ class Connection:
 
         def transient(error: Exception) -> bool:
             code = getattr(error, "error_code", "")
-            if any(text in str(error) for text in _HOPELESS) or is_disk_full(error):
+            if any(text in str(error) for text in _HOPELESS) or is_disk_full(str(error)):
                 return False
             return isinstance(error, OperationalError) or code == "TEMPORARILY_UNAVAILABLE"
 
@@ -152,7 +158,7 @@ class Connection:
             # URI.
             raise self.error(error, getattr(error, "error_code", "")) from None
 
-    def error(self, error: Exception, code: str = "") -> InputError | ServiceError:
+    def error(self, error: Exception, code: str = "") -> TaylorgloError:
         """Return the error for users: one line without credentials.
 
         Args:
@@ -163,9 +169,7 @@ class Connection:
         line = first_line(error, limit=len(str(error)))
         # urllib3 ends its long message with the cause.
         cause = line.rpartition("(Caused by ")[2]
-        message = f"MLflow at {self.name}: {redacted(cause)[:MAX_REASON]}"
-        if is_disk_full(error):
-            message += "; make room on the disk and run it again, which goes on from here"
+        message = with_remedy(f"MLflow at {self.name}: {redacted(cause)[:MAX_REASON]}")
         if code in _LOGIN:
             return LoginError(message)
         if code in _REFUSALS:
@@ -184,8 +188,6 @@ class Connection:
         """
         try:
             run: Run = self.call(self.client.get_run, run_id)
-        except LoginError:
-            raise
         except InputError:
             raise InputError(
                 f"{origin} {run_id!r}: there is no such run in MLflow at {self.name}"
@@ -297,6 +299,7 @@ def check_uri(uri: str) -> Path | None:
 
     Raises:
         InputError: the URI is malformed, or the file is not MLflow's.
+        ServiceError: the file cannot be read now, because it is locked, for example.
     """
     subject = f"tracking URI {redacted(uri)!r}:"
     try:

@@ -25,7 +25,7 @@ from typing import Any, BinaryIO, Concatenate, ParamSpec, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from taylorglo.addresses import expanded
-from taylorglo.errors import InputError, ServiceError, TaylorgloError
+from taylorglo.errors import InputError, ServiceError, TaylorgloError, with_remedy
 from taylorglo.extras import missing
 from taylorglo.files import is_draft, replacing
 from taylorglo.retries import doubling, retry, waiting
@@ -568,7 +568,7 @@ def _local(path: Path) -> Iterator[None]:
     except OSError as error:
         message = f"{error.filename2 or error.filename or path}: {error.strerror or error}"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
-            raise ServiceError(message) from None
+            raise ServiceError(with_remedy(message)) from None
         raise InputError(message) from None
 
 

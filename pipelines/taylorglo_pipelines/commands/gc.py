@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from taylorglo.errors import InputError, TaylorgloError
-from taylorglo_pipelines.commands.options import FILE
+from taylorglo_pipelines.commands.options import FILE, set_option
 
 if TYPE_CHECKING:
     from taylorglo.search.studies import Studies, Study
@@ -24,13 +24,7 @@ _UNITS = {"d": "days", "h": "hours"}
 
 @click.command("gc")
 @click.argument("path", metavar="[CONFIG]", type=FILE, required=False)
-@click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="SECTION.KEY=VALUE",
-    help="Set a value in place of the file's. May be given again.",
-)
+@set_option
 @click.option(
     "--older-than",
     default="30d",

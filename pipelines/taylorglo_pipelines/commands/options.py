@@ -31,16 +31,18 @@ def echo(text: str) -> None:
         click.echo(printable(line))
 
 
+set_option = click.option(
+    "--set",
+    "overrides",
+    multiple=True,
+    metavar="SECTION.KEY=VALUE",
+    help="Set a value in place of the file's. May be given again.",
+)
+
+
 def sweep_options(function: Function) -> Function:
     """Add the argument CONFIG (``path``) and the option ``--set`` (``overrides``) to a command."""
-    with_set = click.option(
-        "--set",
-        "overrides",
-        multiple=True,
-        metavar="SECTION.KEY=VALUE",
-        help="Set a value in place of the file's. May be given again.",
-    )(function)
-    return click.argument("path", metavar="CONFIG", type=FILE)(with_set)
+    return click.argument("path", metavar="CONFIG", type=FILE)(set_option(function))
 
 
 def access_options(experiment: str) -> Callable[[Function], Function]:

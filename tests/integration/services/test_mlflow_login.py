@@ -12,7 +12,7 @@ import pytest
 import yaml
 from servers import mlflow_server
 
-from taylorglo.errors import InputError
+from taylorglo.services.mlflow import LoginError
 from taylorglo.services.tracking import Tracker
 
 COMPONENT = Path(__file__).parents[3] / "k8s/components/mlflow-login"
@@ -99,12 +99,12 @@ def test_sweeps_log_in_and_nobody_else_gets_in(
     assert (made.returncode, made.stdout) == (0, "user taylorglo: created\n")
     run_as(monkeypatch, login, "taylorglo", TEAM, "digits")
     for user, password in (("taylorglo", "wrong"), ("nobody", TEAM), ("admin", "password1234")):
-        with pytest.raises(InputError, match="not authenticated") as caught:
+        with pytest.raises(LoginError, match="not authenticated") as caught:
             run_as(monkeypatch, login, user, password, "digits")
         assert password not in str(caught.value)
     monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
     monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
-    with pytest.raises(InputError, match="not authenticated"):
+    with pytest.raises(LoginError, match="not authenticated"):
         Tracker.open(login.uri, "digits", run_name="first")
 
 
@@ -114,7 +114,7 @@ def test_another_user_may_read_but_not_write_what_is_not_theirs(
     for user, password in (("team-a", TEAM), ("team-b", OTHER)):
         assert login.set_password(user, password).returncode == 0
     tracker = run_as(monkeypatch, login, "team-a", TEAM, "team-a-digits")
-    with pytest.raises(InputError, match=r"(?i)permission"):
+    with pytest.raises(LoginError, match=r"(?i)permission"):
         run_as(monkeypatch, login, "team-b", OTHER, "team-a-digits")
     assert Tracker.attach(login.uri, tracker.run_id).experiment_id == tracker.experiment_id
     run_as(monkeypatch, login, "team-b", OTHER, "team-b-digits")
@@ -124,9 +124,16 @@ def test_a_password_is_changed(login: Login, monkeypatch: pytest.MonkeyPatch) ->
     assert login.set_password("changing", TEAM).returncode == 0
     again = login.set_password("changing", OTHER)
     assert (again.returncode, again.stdout) == (0, "user changing: has another password now\n")
-    run_as(monkeypatch, login, "changing", OTHER, "changed")
-    with pytest.raises(InputError, match="not authenticated"):
+    tracker = run_as(monkeypatch, login, "changing", OTHER, "changed")
+    with pytest.raises(LoginError, match="not authenticated"):
         run_as(monkeypatch, login, "changing", TEAM, "changed")
+    # Who is not let in is not told that there is no champion, or no such run.
+    for ask in (
+        lambda: tracker.standing_champion("changed-loss"),
+        lambda: Tracker.attach(login.uri, tracker.run_id),
+    ):
+        with pytest.raises(LoginError, match="not authenticated"):
+            ask()
 
 
 def test_what_cannot_be_done_is_said_without_the_password(login: Login) -> None:

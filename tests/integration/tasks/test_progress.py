@@ -51,6 +51,14 @@ def test_old_results_do_not_wait(sweep: Sweep) -> None:
     assert logged_trials(sweep) == sorted(trials)
 
 
+def test_results_of_a_clock_that_was_set_back_do_not_wait(sweep: Sweep) -> None:
+    later = time.time() + 86_400
+    new = evaluation(sweep, 0.5, started=later - 1, ended=later)
+    trials = begin_generation(sweep, 1, [new] * 4)
+    track_generations(sweep, 1)
+    assert logged_trials(sweep) == sorted(trials)
+
+
 def test_candidates_of_an_earlier_run_are_not_logged_again(sweep: Sweep) -> None:
     earlier = evaluation(sweep, 0.5, run="earlier")
     trials = begin_generation(sweep, 1, [earlier] * 3 + [evaluation(sweep, 0.6)])

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from pids import is_running
 
+from taylorglo.errors import InputError
 from taylorglo_pipelines.local.processes import Processes, started_by
+from taylorglo_pipelines.local.runner import _log, _TaskOutput
 
 
 def wait_until_gone(pid: int) -> None:
@@ -121,6 +123,20 @@ def test_the_end_is_that_of_every_task_and_its_workers(
     assert "error" not in capsys.readouterr().out
     # None is started any more.
     assert processes.run([sys.executable, "-c", "import time; time.sleep(600)"]) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_log_on_a_full_disk_hides_no_error(capsys: pytest.CaptureFixture[str]) -> None:
+    def run_task() -> None:
+        with _log(Path("/dev/full")) as log:
+            output = _TaskOutput(log, sys.stdout)
+            output.write("taylorglo: half of it\n" + "other output\n" * 10_000)
+            output.flush()
+            raise InputError("the error of the task")
+
+    with pytest.raises(InputError, match="the error of the task"):
+        run_task()
+    assert capsys.readouterr().out == "half of it\n"
 
 
 COMMAND = """

@@ -117,6 +117,60 @@ def test_a_machine_that_kills_every_process_is_no_fault_of_the_trainings(
         list(engine.run(recipes(4).items()))
 
 
+def test_a_worker_that_dies_while_another_one_starts_keeps_nobody_waiting(
+    saved_digits: Path, tmp_path: Path
+) -> None:
+    """Python's pool then waits for the other one, which waits for work, without end."""
+    program = f"""
+        import os, signal, threading, time
+        from concurrent.futures import process as pool
+        from multiprocessing.queues import Queue
+        from taylorglo.loss.functions import CrossEntropy
+        from taylorglo.settings import SweepSettings
+        from taylorglo.training.engine import Engine
+        from taylorglo.training.loop import Recipe
+
+        join_thread = Queue.join_thread
+
+        def spawn(self):
+            # As Python's own, with a kill before the new process is noted.
+            process = self._mp_context.Process(
+                target=pool._process_worker,
+                args=(
+                    self._call_queue,
+                    self._result_queue,
+                    self._initializer,
+                    self._initargs,
+                    self._max_tasks_per_child,
+                ),
+            )
+            process.start()
+            if len(self._processes) == 1 and self._max_workers == 2:
+                os.kill(next(iter(self._processes)), signal.SIGKILL)
+                time.sleep(0.5)
+            self._processes[process.pid] = process
+
+        def join_late(self):
+            if isinstance(threading.current_thread(), pool._ExecutorManagerThread):
+                time.sleep(1.0)
+            join_thread(self)
+
+        if __name__ == "__main__":
+            pool.ProcessPoolExecutor._spawn_process = spawn
+            Queue.join_thread = join_late
+            training = {{"engine": "parallel", "workers": 2}}
+            settings = SweepSettings.model_validate({{"training": training}})
+            recipe = Recipe(CrossEntropy(), 0.1, 1, steps=2, horizon=2, validations=1)
+            with Engine.open(settings, {str(saved_digits)!r}) as engine:
+                print(len(list(engine.run([(number, recipe) for number in range(4)]))))
+    """
+    (tmp_path / "main.py").write_text(textwrap.dedent(program))
+    done = subprocess.run(
+        [sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "4\n"), done.stderr
+
+
 def test_workers_end_with_the_process_that_they_work_for(
     saved_digits: Path, networks: Path
 ) -> None:

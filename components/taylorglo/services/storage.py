@@ -237,7 +237,8 @@ class S3Store:
     def read(self, key: str) -> bytes | None:
         """See :meth:`Store.read`."""
         buffer = BytesIO()
-        return buffer.getvalue() if self._fetch(key, buffer) else None
+        # In this thread: Python waits for the threads of boto3 before it ends.
+        return buffer.getvalue() if self._fetch(key, buffer, threads=False) else None
 
     @_waits
     def write(self, key: str, content: bytes) -> str:
@@ -258,7 +259,7 @@ class S3Store:
     def download(self, key: str, path: Path) -> None:
         """See :meth:`Store.download`."""
         with _local(path), _replacing_file(path) as file:
-            if not self._fetch(key, file):
+            if not self._fetch(key, file, threads=True):
                 raise InputError(f"s3://{self._bucket}/{self._name(key)}: no such object")
 
     @_waits
@@ -314,7 +315,7 @@ class S3Store:
     def _name(self, key: str) -> str:
         return self._prefix + _checked(key)
 
-    def _fetch(self, key: str, file: BinaryIO) -> bool:
+    def _fetch(self, key: str, file: BinaryIO, *, threads: bool) -> bool:
         """Copy an object into an open file; return whether there is such an object."""
         from boto3.s3.transfer import TransferConfig
         from botocore.exceptions import ClientError
@@ -322,7 +323,7 @@ class S3Store:
 
         name = self._name(key)
         # Here, and not by boto3, which would repeat all tries of a server that says nothing.
-        once = TransferConfig(num_download_attempts=1)
+        once = TransferConfig(num_download_attempts=1, use_threads=threads)
 
         def download() -> None:
             file.seek(0)

@@ -54,6 +54,24 @@ bench-growth: $(VENV)/.installed-dev ## measure time and memory against populati
 bench-layouts: $(VENV)/.installed-dev ## run a small sweep in both layouts of the search, side by side
 	@$(BIN)/python -W ignore tests/benchmarks/layouts.py
 
+study-search: $(VENV)/.installed-dev ## study how many trainings a search needs; an hour, as each study, and a killed one goes on
+	@$(BIN)/python -W ignore tests/studies/search.py
+
+study-filters: $(VENV)/.installed-dev ## study which losses the filters reject, and which of them learn
+	@$(BIN)/python -W ignore tests/studies/filters.py
+
+study-fitness: $(VENV)/.installed-dev ## study how well the fitness ranks losses
+	@$(BIN)/python -W ignore tests/studies/fitness.py
+
+study-accuracy: $(VENV)/.installed-dev ## study where a search finds a better loss than the tuned baselines
+	@$(BIN)/python -W ignore tests/studies/accuracy.py
+
+study-transfer: $(VENV)/.installed-dev ## study how the losses of the zoo do on other networks and data
+	@$(BIN)/python -W ignore tests/studies/transfer.py
+
+study-tables: $(VENV)/.installed ## write the tables of the studies in docs/results.md anew
+	@$(BIN)/python tests/studies/tables.py
+
 manifests-check: $(BIN)/kubectl ## validate the overlays of k8s/ against several versions of Kubernetes
 	@$(BIN)/python tests/manifests.py
 
@@ -102,4 +120,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

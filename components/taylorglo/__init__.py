@@ -11,6 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from taylorglo.attacks import fgsm, pgd, robust_accuracy
     from taylorglo.errors import InputError, ServiceError, TaylorgloError
+    from taylorglo.loss.classic import (
+        Baikal,
+        CrossEntropy,
+        GeneralisedCrossEntropy,
+        MeanAbsoluteError,
+        SquaredError,
+        SymmetricCrossEntropy,
+    )
     from taylorglo.loss.dynamics import (
         Dynamics,
         coefficients,
@@ -21,7 +29,7 @@ if TYPE_CHECKING:
         learning_drive,
         net_pull,
     )
-    from taylorglo.loss.functions import Baikal, CrossEntropy, Loss, SquaredError, TaylorLoss
+    from taylorglo.loss.functions import Loss, TaylorLoss
     from taylorglo.results import Candidate, Evaluation
     from taylorglo.search.study import Search
     from taylorglo.services.registry import load_loss
@@ -35,13 +43,16 @@ __all__ = [
     "CrossEntropy",
     "Dynamics",
     "Evaluation",
+    "GeneralisedCrossEntropy",
     "Identity",
     "InputError",
     "Loss",
+    "MeanAbsoluteError",
     "Search",
     "SearchSettings",
     "ServiceError",
     "SquaredError",
+    "SymmetricCrossEntropy",
     "TaylorLoss",
     "TaylorgloError",
     "coefficients",
@@ -60,6 +71,14 @@ __all__ = [
 _MODULES = {
     "attacks": ("fgsm", "pgd", "robust_accuracy"),
     "errors": ("InputError", "ServiceError", "TaylorgloError"),
+    "loss.classic": (
+        "Baikal",
+        "CrossEntropy",
+        "GeneralisedCrossEntropy",
+        "MeanAbsoluteError",
+        "SquaredError",
+        "SymmetricCrossEntropy",
+    ),
     "loss.dynamics": (
         "Dynamics",
         "coefficients",
@@ -70,7 +89,7 @@ _MODULES = {
         "learning_drive",
         "net_pull",
     ),
-    "loss.functions": ("Baikal", "CrossEntropy", "Loss", "SquaredError", "TaylorLoss"),
+    "loss.functions": ("Loss", "TaylorLoss"),
     "results": ("Candidate", "Evaluation"),
     "search.study": ("Search",),
     "services.registry": ("load_loss",),

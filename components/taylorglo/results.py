@@ -213,13 +213,27 @@ class FullTraining(Record):
 
 
 class Champion(Record):
-    """The candidate that won the search."""
+    """The loss that a search recommends.
+
+    Attributes:
+        theta: its coefficients.
+        order: of its polynomial.
+        fitness: its expected fitness: the mean over its trainings among the finalists, or, if the
+            best candidate was taken without such trainings, the fitness of the candidate.
+        interval: the 95 % interval of that mean, if there were two trainings or more.
+        trainings: number of these trainings; 0 if there were none.
+        generation: number of the generation that it comes from.
+        trial: number of the candidate; None if it is the mean of the distribution that CMA-ES had
+            after this generation.
+    """
 
     theta: list[float]
     order: int
     fitness: float
     generation: int
-    trial: int
+    trial: int | None
+    interval: tuple[float, float] | None = None
+    trainings: int = 0
 
 
 class StandingChampion(Record):

@@ -52,6 +52,17 @@ class Decides(Enum):
     EFFORT = "where, how long and how hard is computed, but not the results"
 
 
+@dataclass(frozen=True)
+class Former:
+    """The value of a setting in all searches that were begun before there was the setting.
+
+    It is given to the field in its type. The identity of a search leaves the setting out if it has
+    this value, so that such a search goes on.
+    """
+
+    value: Scalar
+
+
 def _split(value: object) -> object:
     """Accept one value or a comma-separated text in place of a list, as on a command line."""
     if isinstance(value, str):
@@ -93,6 +104,7 @@ Names = Annotated[list[str], BeforeValidator(_split)]
 Numbers = Annotated[list[float], BeforeValidator(_split_numbers), Field(max_length=_MOST_ITEMS)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
+Score = Literal["accuracy", "balanced-accuracy"]
 
 
 class Section(BaseModel):
@@ -182,11 +194,41 @@ class DataSettings(Section):
         description="Part of the remaining training images that is used, for studies with little "
         "data.",
     )
+    imbalance: float = Field(
+        1.0,
+        ge=1,
+        le=1_000_000,
+        description="Size of the largest class divided by that of the smallest: the training and "
+        "validation images are cut to long-tailed classes, class 0 the largest. 1: they stay as "
+        "they are. The test images always do.",
+    )
+    label_noise: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Part of the training and validation labels that is replaced by wrong ones. "
+        "The test labels stay as they are.",
+    )
+    label_noise_kind: Literal["symmetric", "pair-flip"] = Field(
+        "symmetric",
+        description="What replaces a label. `symmetric`: another class, drawn at random, at a "
+        "`label_noise` below (n-1)/n for n classes; `pair-flip`: the next class, for the same part "
+        "of each class, below 0.5 and with at least 3 classes.",
+    )
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "DataSettings":
         if self.name != "digits" and not self.root:
             raise ValueError(f"root: data set {self.name!r} needs a folder, a file or an s3:// URI")
+        return self
+
+    @model_validator(mode="after")
+    def _pairs_keep_a_majority(self) -> "DataSettings":
+        if self.label_noise_kind == "pair-flip" and self.label_noise >= 0.5:
+            raise ValueError(
+                "label_noise: pair-flip noise should be below 0.5, because right labels would be "
+                f"no majority (got {self.label_noise:g})"
+            )
         return self
 
 
@@ -388,9 +430,27 @@ class EvaluationSettings(Section):
     adversarial_epsilon: float = Field(
         0.03, gt=0, le=1, description="Radius of this FGSM attack, in pixel space."
     )
+    folds: Annotated[int, Former(0)] = Field(
+        5,
+        ge=0,
+        le=100,
+        description="Number of ways (folds) in which training and validation images are divided "
+        "anew, by class, into parts of the same sizes. Each attempt of a candidate, of a baseline "
+        "that is tuned and of a finalist has another fold; all losses share the folds. 0: every "
+        "attempt has the one training and the one validation split. A validation split of the "
+        "source is always kept, without folds.",
+    )
+    score: Annotated[Score, Former("accuracy")] = Field(
+        "accuracy",
+        description="What is measured on validation and test images. `balanced-accuracy`: the mean "
+        "over the classes of the accuracy within the class, for classes of different sizes. "
+        "Attacks after the search are always measured by accuracy.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> "EvaluationSettings":
+        if self.folds == 1:
+            raise ValueError("folds: should be 0, or 2 to 100: one fold would be one split")
         if self.give_up_step > self.steps:
             raise ValueError(f"give_up_step: should be at most steps ({self.steps}), or 0")
         if 0 < self.max_attempts < max(2, self.attempts):
@@ -403,34 +463,56 @@ class EvaluationSettings(Section):
             )
         return self
 
+    def folds_on(self, provenance: Mapping[str, str]) -> int:
+        """Return the number of folds of a data set; 0 if every attempt has the validation split.
+
+        A validation split of the source is the user's choice. It is kept, and there are no folds.
+
+        Args:
+            provenance: of the data set.
+        """
+        return 0 if provenance.get("validation_split") == "of the source" else self.folds
+
 
 class SearchSettings(Section):
     """CMA-ES over the coefficients of the loss."""
 
     decides = Decides.CANDIDATES
 
-    coordinates: Literal["reduced", "theta"] = Field(
-        "reduced",
-        description="Coordinates of the search. `reduced`: the four numbers that decide a training "
-        "(cy', chy, ch, chh); `theta`: all k(k+1)/2 + 2 numbers of theta for order k, as "
-        "published.",
+    family: Annotated[Literal["taylor", "taylor-log"], Former("taylor")] = Field(
+        "taylor-log",
+        description="Losses that are searched. `taylor`: the polynomial, as published; "
+        "`taylor-log`: the polynomial and a weight of cross-entropy, which is one coordinate more.",
+    )
+    coordinates: Literal["dynamics", "reduced", "theta"] = Field(
+        "dynamics",
+        description="Coordinates of the search. `dynamics`: what a loss does in training (scale, "
+        "end, bend, collapse, log_share; docs/method.md); `reduced`: the four numbers that decide "
+        "a training (cy', chy, ch, chh); `theta`: all k(k+1)/2 + 2 numbers of theta for order k, "
+        "as published. In the last two, the coordinate of `taylor-log` is the logarithm of the "
+        "weight.",
     )
     order: int = Field(
         3,
         ge=2,
         le=8,
-        description="Order of the polynomial. The coordinates `reduced` need order 3.",
+        description="Order of the polynomial. All coordinates but `theta` need order 3.",
     )
     popsize: int = Field(
         12, ge=2, le=10_000, description="Number of candidates of a generation that are evaluated."
     )
     sigma: float = Field(
-        1.2, gt=0, le=1000, description="Step size of CMA-ES in the first generation."
+        1.2,
+        gt=0,
+        le=1000,
+        description="Step size of CMA-ES in the first generation, in the units of the "
+        "coordinates: the widths of the axes in `dynamics`, 1 in the others.",
     )
     mean: Numbers = Field(
         [],
         description="Mean of CMA-ES in the first generation, a number for each coordinate. Empty: "
-        "near cross-entropy (`reduced`: 4, -4, -1, 0) or 0 (`theta`).",
+        "the mean of the coordinates: among the losses that people use (`dynamics`), near "
+        "cross-entropy (`reduced`: 4, -4, -1, 0) or 0 (`theta`).",
     )
     filters: Names = Field(
         ["learnable", "stable"],
@@ -483,14 +565,20 @@ class SearchSettings(Section):
 
     @property
     def dimensions(self) -> int:
-        """The number of coordinates: 4 if reduced, else k(k+1)/2 + 2 for order k."""
-        return 4 if self.coordinates == "reduced" else self.order * (self.order + 1) // 2 + 2
+        """The number of coordinates; with two classes, ``dynamics`` uses two of them less.
+
+        It is k(k+1)/2 + 2 for a theta of order k, else 4, and one more in the family
+        ``taylor-log``.
+        """
+        polynomial = self.order * (self.order + 1) // 2 + 2 if self.coordinates == "theta" else 4
+        return polynomial + (self.family == "taylor-log")
 
     @model_validator(mode="after")
     def _consistent(self) -> "SearchSettings":
-        if self.coordinates == "reduced" and self.order != 3:
+        if self.coordinates != "theta" and self.order != 3:
             raise ValueError(
-                "order: the reduced coordinates are those of order 3; use coordinates: theta"
+                f"order: the coordinates {self.coordinates} are those of order 3; use "
+                "coordinates: theta"
             )
         if self.mean and len(self.mean) != self.dimensions:
             raise ValueError(f"mean: should have {self.dimensions} numbers, has {len(self.mean)}")
@@ -502,6 +590,13 @@ class SearchSettings(Section):
 class BaselineSettings(Section):
     """The losses to beat; the learning rate of each is tuned on the validation split."""
 
+    losses: Names = Field(
+        ["cross-entropy", "label-smoothing", "squared-error"],
+        description="Losses that the champion is compared with: one or more of `cross-entropy`, "
+        "`label-smoothing` (cross-entropy with smoothed labels), `squared-error`, `baikal`, "
+        "`generalised-cross-entropy` (q = 0.7), `symmetric-cross-entropy` (alpha = 0.1, beta = 1) "
+        "and `mean-absolute-error`.",
+    )
     learning_rates: Numbers = Field(
         [0.01, 0.03, 0.1, 0.3],
         description="Learning rates that every baseline is tuned over, above 0 and ascending.",
@@ -513,7 +608,38 @@ class BaselineSettings(Section):
         description="Number of trainings in full for each learning rate, and for each finalist; "
         "they are averaged.",
     )
-    label_smoothing: Fraction = Field(0.1, description="Alpha of the label-smoothed cross-entropy.")
+    label_smoothing: Annotated[list[Fraction], BeforeValidator(_split_numbers)] = Field(
+        [0.1],
+        max_length=_MOST_ITEMS,
+        description="Alphas that label smoothing is tuned over, together with the learning rates, "
+        "ascending.",
+    )
+
+    @field_validator("losses")
+    @classmethod
+    def _losses_exist(cls, values: list[str]) -> list[str]:
+        known = (
+            "cross-entropy",
+            "label-smoothing",
+            "squared-error",
+            "baikal",
+            "generalised-cross-entropy",
+            "symmetric-cross-entropy",
+            "mean-absolute-error",
+        )
+        for value in values:
+            if value not in known:
+                raise ValueError(f"unknown loss {value!r}; there are {', '.join(known)}")
+        if not values or len(set(values)) < len(values):
+            raise ValueError(f"should be one or more different ones of {', '.join(known)}")
+        return values
+
+    @field_validator("label_smoothing")
+    @classmethod
+    def _alphas_ascend(cls, values: list[float]) -> list[float]:
+        if not values:
+            raise ValueError("should be one or more numbers between 0 and 1")
+        return _ascending(values)
 
     @field_validator("learning_rates")
     @classmethod
@@ -527,11 +653,12 @@ class ChampionSettings(Section):
     """The final comparison, on the test split."""
 
     finalists: int = Field(
-        3,
+        4,
         ge=1,
         le=100,
-        description="Number of best candidates that are trained in full to choose the champion, on "
-        "the validation split.",
+        description="Number of losses that are trained in full to choose the champion, "
+        "`baselines.attempts` times each: the mean of the search's last distribution, and the best "
+        "candidates of the last generations. 1: the best candidate is the champion, as published.",
     )
     seeds: int = Field(
         10,
@@ -646,9 +773,14 @@ class SweepSettings(Section):
             data: the name and the checksum of the data.
         """
         leaves = list(self._leaves())
+        former = former_values()
 
         def deciding(what: Decides) -> dict[str, Scalar]:
-            return {name: value for name, value, decision in leaves if decision is what}
+            return {
+                name: value
+                for name, value, decision in leaves
+                if decision is what and (name, value) not in former[what].items()
+            }
 
         candidates = {**deciding(Decides.CANDIDATES), "data": data}
         return Identity(candidates, deciding(Decides.FITNESS), self.training.precision)
@@ -662,6 +794,21 @@ class SweepSettings(Section):
             for inner, leaf in value.model_dump().items():
                 text = ", ".join(map(str, leaf)) if isinstance(leaf, list) else leaf
                 yield f"{key}_{inner}", text, value.decision(inner)
+
+
+def former_values() -> dict[Decides, dict[str, Scalar]]:
+    """Return the settings that studies of older versions do not name, by what they decide.
+
+    Such a study was begun with these values. An identity leaves them out.
+    """
+    values: dict[Decides, dict[str, Scalar]] = {decision: {} for decision in Decides}
+    sections = {key: value for key, value in SweepSettings() if isinstance(value, Section)}
+    for key, section in sections.items():
+        for inner, info in type(section).model_fields.items():
+            for mark in info.metadata:
+                if isinstance(mark, Former):
+                    values[section.decision(inner)][f"{key}_{inner}"] = mark.value
+    return values
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -50,6 +50,17 @@ def paired(first: Sequence[float], second: Sequence[float]) -> float:
     return float(ttest_rel(first, second).pvalue)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the mean by Student's t; None for less than two values."""
+    from scipy.stats import t
+
+    if len(values) < 2:
+        return None
+    reach = float(t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
+    mean = float(np.mean(values))
+    return mean - reach, mean + reach
+
+
 def above_chance(accuracy: float, images: int, chance: float) -> float:
     """Return the p value of the one-sided binomial test of an accuracy against guessing.
 

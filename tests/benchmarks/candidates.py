@@ -31,7 +31,8 @@ from taylorglo.data import dataset as datasets
 from taylorglo.data.batches import derived_seed
 from taylorglo.data.dataset import Dataset
 from taylorglo.evaluation.fitness import Assignment, attempts_wanted, evaluate, short_training
-from taylorglo.loss.functions import CrossEntropy, Loss, TaylorLoss
+from taylorglo.loss.classic import CrossEntropy
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.polynomial import from_coefficients
 from taylorglo.results import Evaluation, Training
 from taylorglo.search.study import Search
@@ -100,6 +101,7 @@ def accuracies_of(engine: Engine, recipes: Iterable[Recipe]) -> list[float]:
 def drawn(number: int, coordinates: str, filters: Sequence[str], seed: int) -> list[list[float]]:
     """Return the accepted candidates of a first generation, as the search draws them."""
     search = {
+        "family": "taylor",
         "coordinates": coordinates,
         "filters": list(filters),
         "popsize": number,
@@ -109,14 +111,14 @@ def drawn(number: int, coordinates: str, filters: Sequence[str], seed: int) -> l
     with tempfile.TemporaryDirectory() as folder:
         study = opened(folder, settings)
         study.propose(1)
-        return [c.theta for c in study.screen(1, 10) if not c.rejected]
+        return [c.theta for c in study.screen(1) if not c.rejected]
 
 
 def opened(folder: str, settings: SweepSettings) -> Search:
     """Return a new search with its study in a folder."""
     identity = settings.identity("benchmark")
     url = f"sqlite:///{folder}/study.db"
-    return Search(url, settings.name, settings.search, settings.seed, identity)
+    return Search(url, settings.name, settings.search, settings.seed, identity, num_classes=10)
 
 
 def precision(bench: Bench) -> None:
@@ -289,7 +291,7 @@ def whole_search(engine: Engine, generations: int) -> tuple[float, int]:
 def searched(search: Search, generation: int, engine: Engine) -> int:
     """Run one generation as the pipeline does; return the number of trainings."""
     search.propose(generation)
-    accepted = [c for c in search.screen(generation, engine.dataset.num_classes) if not c.rejected]
+    accepted = [c for c in search.screen(generation) if not c.rejected]
     thetas = {c.trial: c.theta for c in accepted}
     missing = dict.fromkeys(thetas, engine.settings.evaluation.attempts)
     results: dict[int, Evaluation] = {}

@@ -45,7 +45,9 @@ def run(layout: str, work: Path) -> float:
 
 def gaps(work: Path) -> list[float]:
     """Return the seconds from the last result of a generation to the next one's first training."""
-    search = Search(f"sqlite:///{work}/study.db", "digits", SearchSettings(popsize=POPSIZE), 0)
+    search = Search(
+        f"sqlite:///{work}/study.db", "digits", SearchSettings(popsize=POPSIZE), 0, num_classes=10
+    )
     times = defaultdict(list)
     for candidate in search.candidates():
         if candidate.result:

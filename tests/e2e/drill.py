@@ -162,7 +162,7 @@ class Place:
 
     def outcome(self, output: str) -> "Outcome":
         """Return what the sweep found; ``output`` is that of its last run."""
-        search = Search(self.study, SWEEP, SearchSettings(popsize=POPSIZE), 0)
+        search = Search(self.study, SWEEP, SearchSettings(popsize=POPSIZE), 0, num_classes=10)
         store = open_store(self.store)
         keys = self.journal.versions().keys()
         full = [Path(key).stem for key in keys if not key.startswith("evaluations/")]

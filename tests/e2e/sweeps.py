@@ -94,15 +94,25 @@ class Sweeps:
         return subprocess.CompletedProcess(process.args, process.returncode, stdout, stderr)
 
 
-def study_of(work: Path) -> list[Candidate]:
-    """Return the candidates of the sweep ``digits`` in a work folder."""
-    url = f"sqlite:///{work / 'study.db'}"
-    return Search(url, "digits", SearchSettings(popsize=POPSIZE), 0).candidates()
+def search_of(work: Path, **search: Any) -> Search:
+    """Return the search of the sweep ``digits`` in a work folder.
+
+    Args:
+        work: the folder.
+        search: settings of the search that are not the default ones.
+    """
+    url, settings = f"sqlite:///{work / 'study.db'}", SearchSettings(popsize=POPSIZE, **search)
+    return Search(url, "digits", settings, 0, num_classes=10)
 
 
-def trained(work: Path) -> dict[int, Candidate]:
-    """Return the candidates that the study has a final result of, by trial."""
-    return {c.trial: c for c in study_of(work) if c.result is not None and c.finished}
+def study_of(work: Path, **search: Any) -> list[Candidate]:
+    """Return the candidates of the sweep ``digits`` in a work folder; as ``search_of``."""
+    return search_of(work, **search).candidates()
+
+
+def trained(work: Path, **search: Any) -> dict[int, Candidate]:
+    """Return the candidates that the study has a final result of, by trial; as ``search_of``."""
+    return {c.trial: c for c in study_of(work, **search) if c.result is not None and c.finished}
 
 
 def files_of(folder: Path) -> dict[str, tuple[int, bytes]]:

@@ -209,9 +209,11 @@ def test_compile_output(
         ("1 2 3 4 5 6 7 eight", "theta[7] is 'eight', which is not a number"),
         (
             "hinge",
-            "unknown loss 'hinge'; there are cross-entropy, squared-error, baikal, saved losses",
+            "unknown loss 'hinge'; there are cross-entropy, squared-error, baikal, "
+            "generalised-cross-entropy, symmetric-cross-entropy, mean-absolute-error, saved losses",
         ),
         ("missing.json", "missing.json: is not a saved loss: "),
+        ("zoo:hinge", "unknown loss 'zoo:hinge'; the zoo has zoo:"),
         ("baikal --classes 1", "number of classes should be at least 2, is 1"),
         ("1 2 3 4 5 --plot loss.gif", "loss.gif: a plot should be a .svg, .png or .pdf file"),
         (

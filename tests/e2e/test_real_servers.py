@@ -83,7 +83,7 @@ def test_a_sweep_leaves_everything_on_the_servers_and_no_secret_anywhere(
             "champion/model.safetensors",
             "data.safetensors",
         } <= {key.removeprefix(f"{prefix}/store/servers/") for key in keys}
-        study = Search(postgres_url, "servers", SearchSettings(popsize=2), 0)
+        study = Search(postgres_url, "servers", SearchSettings(popsize=2), 0, num_classes=10)
         assert [c.result is not None and c.finished for c in study.candidates()] == [True, True]
 
         # The injected run is the parent, in its own experiment, and its status is for the
@@ -133,7 +133,7 @@ print(run_sweep(Path(folder) / str(os.getpid()), *settings))
 """
     outputs = at_once(code, str(tmp_path), *settings, path=Path(__file__).parent)
     assert final_table(outputs[0][0]) == final_table(outputs[1][0])
-    study = Search(postgres_url, "shared", SearchSettings(popsize=POPSIZE), 0)
+    study = Search(postgres_url, "shared", SearchSettings(popsize=POPSIZE), 0, num_classes=10)
     candidates = study.candidates()
     assert [c.generation for c in candidates if not c.rejected] == [1] * POPSIZE
     assert all(c.finished for c in candidates)

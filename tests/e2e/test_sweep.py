@@ -26,6 +26,7 @@ from sweeps import (
     final_table,
     mlflow_of,
     runs_of,
+    search_of,
     study_of,
     trained,
     wait_until,
@@ -139,10 +140,14 @@ def test_the_champion_is_the_best_finalist(finished: Finished) -> None:
     comparison = finished.comparison()
     assert loss.theta.tolist() == comparison.champion.theta
     assert (loss.order, loss.classes, loss.provenance["sweep"]) == (3, 10, "digits")
-    ranked = sorted(study_of(finished.work), key=lambda c: (-(c.fitness or 0), c.trial))
+    search = search_of(finished.work)
+    last = search.candidates(GENERATIONS)
+    best = max(last, key=lambda candidate: candidate.fitness or 0)
     accuracy = {tuple(t.contender.theta): t.training.accuracy for t in comparison.finalists}
-    assert set(accuracy) == {tuple(c.theta) for c in ranked[:2]}
+    assert set(accuracy) == {tuple(search.mean() or ()), tuple(best.theta)}
     assert accuracy[tuple(loss.theta.tolist())] == max(accuracy.values())
+    assert comparison.champion.fitness == loss.provenance["fitness"] == max(accuracy.values())
+    assert (comparison.champion.trainings, comparison.champion.interval) == (1, None)
     assert all(t.training.test_accuracy is None for t in comparison.finalists)
 
 
@@ -253,7 +258,7 @@ def test_an_attack_on_the_champion_starts_from_its_test_accuracy(
 def test_inspect_the_champion(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(finished.store / "champion" / "loss.json")]) == 0
     output = capsys.readouterr().out
-    assert "Taylor loss of order 3, 10 classes" in output
+    assert "Taylor loss of order 3 with a logarithm, 10 classes" in output
     # Every loss that was trained passed the filters of the sweep.
     assert re.search(r"^  A +\d.* the first step raises the target's logit$", output, re.M)
 
@@ -389,7 +394,9 @@ def test_if_postgresql_is_restarted_nothing_is_lost_or_trained_again(
     url = f"postgresql://postgres@/postgres?host={postgresql.get_postmaster_info().socket_dir}"
 
     def candidates() -> list[Candidate]:
-        return Search(url, "digits", SearchSettings(popsize=POPSIZE), 0).candidates()
+        return Search(
+            url, "digits", SearchSettings(popsize=POPSIZE), 0, num_classes=10
+        ).candidates()
 
     known: dict[int, Candidate] = {}
     start = threading.Timer(1.0, postgresql.ensure_postgres_running)

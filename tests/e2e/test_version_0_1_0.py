@@ -20,7 +20,11 @@ from taylorglo.services.memo import RunState
 from taylorglo.services.storage import open_store
 
 DATA = Path(__file__).parent / "data" / "version-0.1.0.zip"
+# Defaults that were other ones in version 0.1.0.
+SEARCH = {"family": "taylor", "coordinates": "reduced"}
 SETTINGS = (
+    *(f"search.{key}={value}" for key, value in SEARCH.items()),
+    "evaluation.folds=0",
     "training.steps=60",
     "training.engine=sequential",
     "evaluation.steps=60",
@@ -62,7 +66,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_it_goes_on_and_trains_nothing_again(work: Path) -> None:
-    before = trained(work)
+    before = trained(work, **SEARCH)
     assert len(before) == 2 * POPSIZE
     assert {c.result.precision for c in before.values() if c.result} == {"float32"}
     files = files_of(work / "store")
@@ -77,9 +81,9 @@ def test_it_goes_on_and_trains_nothing_again(work: Path) -> None:
     assert lines[2].startswith("generation 3/3  best ")
     assert lines[2].endswith(" s")
 
-    candidates = study_of(work)
+    candidates = study_of(work, **SEARCH)
     assert [c.generation for c in candidates] == [1] * 4 + [2] * 4 + [3] * 4
-    after = trained(work)
+    after = trained(work, **SEARCH)
     assert len(after) == 3 * POPSIZE
     assert before.items() <= after.items()
     assert all(0.5 < c.result.fitness <= 1 for c in after.values() if c.result)

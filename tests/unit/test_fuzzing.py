@@ -160,11 +160,12 @@ def encoded(value: Any) -> bytes:
     return json.dumps(value).encode(errors="surrogatepass")
 
 
-thetas = st.lists(scalars, max_size=40) | st.lists(st.floats(), min_size=8, max_size=8)
+thetas = st.lists(scalars, max_size=40) | st.lists(st.floats(), min_size=8, max_size=9)
 losses = (
     st.fixed_dictionaries(
-        {"format": st.just(LOSS["format"])},
+        {"format": st.sampled_from(["taylorglo.loss/1", "taylorglo.loss/2"])},
         optional={
+            "family": st.sampled_from(["taylor", "taylor-log"]) | anything,
             "theta": thetas | anything | st.just(LOSS["theta"]),
             "order": st.integers(2, 9) | scalars,
             "classes": st.integers(2, 100) | scalars,

@@ -7,8 +7,17 @@ import optuna
 import pytest
 
 from taylorglo.errors import InputError
+from taylorglo.results import Evaluation
 from taylorglo.search.study import Search
-from taylorglo.settings import Decides, Scalar, Section, SweepSettings, TrainingSettings
+from taylorglo.settings import (
+    Decides,
+    Scalar,
+    Section,
+    SweepSettings,
+    TrainingSettings,
+    former_values,
+    validated,
+)
 
 # This is what version 0.1.0 kept of the default settings in a study, in its form and order.
 STORED: dict[str, Scalar] = {
@@ -48,23 +57,33 @@ STORED: dict[str, Scalar] = {
 DATA = "digits 0123456789ab"
 
 
+# The settings whose defaults were other ones in version 0.1.0.
+FORMER = {"search": {"family": "taylor", "coordinates": "reduced"}, "evaluation": {"folds": 0}}
+
+
+def former(**sections: Any) -> SweepSettings:
+    """Return settings with the defaults of version 0.1.0, and other values by section."""
+    values: dict[str, Any] = {**FORMER}
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    return SweepSettings.model_validate(values)
+
+
 def flat(sweep: SweepSettings) -> dict[str, Scalar]:
     return sweep.identity(DATA).flat()
 
 
-def test_the_identity_of_the_defaults_is_the_one_that_version_0_1_0_stored() -> None:
-    identity = flat(SweepSettings())
+def test_the_identity_of_its_defaults_is_the_one_that_version_0_1_0_stored() -> None:
+    identity = flat(former())
     assert identity == STORED
     # 0 equals 0.0 and False, but JSON keeps them apart.
     assert {k: type(v) for k, v in identity.items()} == {k: type(v) for k, v in STORED.items()}
 
 
 def test_lists_are_stored_as_texts_with_commas() -> None:
-    sweep = SweepSettings.model_validate(
-        {
-            "training": {"schedule": "step", "milestones": [0.5, 0.75]},
-            "search": {"mean": [4, -4, -1, 0.5], "filters": ["stable"]},
-        }
+    sweep = former(
+        training={"schedule": "step", "milestones": [0.5, 0.75]},
+        search={"mean": [4, -4, -1, 0.5], "filters": ["stable"]},
     )
     assert flat(sweep) == {
         **STORED,
@@ -77,7 +96,7 @@ def test_lists_are_stored_as_texts_with_commas() -> None:
 
 def opened(path: Path, sweep: SweepSettings) -> Search:
     url, name, identity = f"sqlite:///{path}", sweep.name, sweep.identity(DATA)
-    return Search(url, name, sweep.search, sweep.seed, identity)
+    return Search(url, name, sweep.search, sweep.seed, identity, num_classes=10)
 
 
 def test_a_study_of_version_0_1_0_is_resumed(tmp_path: Path) -> None:
@@ -86,8 +105,8 @@ def test_a_study_of_version_0_1_0_is_resumed(tmp_path: Path) -> None:
         storage=f"sqlite:///{path}", study_name="digits", direction="maximize"
     )
     study.set_user_attr("identity", STORED)
-    assert opened(path, SweepSettings()).changes(SweepSettings().identity(DATA)) == []
-    other = SweepSettings.model_validate({"seed": 1})
+    assert opened(path, former()).changes(former().identity(DATA)) == []
+    other = former(seed=1)
     with pytest.raises(InputError, match="sweep 'digits' was begun with seed 0, now 1: "):
         opened(path, other)
 
@@ -125,8 +144,15 @@ def test_every_setting_declares_what_it_decides() -> None:
 
 def test_the_identity_has_the_settings_that_are_declared_to_decide_it() -> None:
     names, identity = names_by_decision(), SweepSettings().identity(DATA)
-    assert set(identity.candidates) == names[Decides.CANDIDATES] | {"data"}
-    assert set(identity.fitness) == names[Decides.FITNESS]
+    former = former_values()
+    assert former == {
+        **{decision: {} for decision in Decides},
+        Decides.CANDIDATES: {"search_family": "taylor"},
+        Decides.FITNESS: {"evaluation_folds": 0, "evaluation_score": "accuracy"},
+    }
+    named = {*identity.candidates, *former[Decides.CANDIDATES]}
+    assert named == names[Decides.CANDIDATES] | {"data"}
+    assert {*identity.fitness, *former[Decides.FITNESS]} == names[Decides.FITNESS]
     assert identity.precision == "auto"
 
 
@@ -143,3 +169,48 @@ def test_the_decisive_settings_of_a_training_are_those_of_version_0_1_0() -> Non
         "decay": 0.1,
     }
     assert TrainingSettings().decisive() == expected
+
+
+def with_evaluation(**changes: Scalar) -> SweepSettings:
+    return SweepSettings.model_validate({"evaluation": changes})
+
+
+def test_a_setting_that_version_0_1_0_had_not_is_stored_if_it_is_used() -> None:
+    used = flat(with_evaluation(folds=5, score="balanced-accuracy"))
+    as_before = flat(with_evaluation(folds=0, score="accuracy"))
+    new = {"evaluation_folds": 5, "evaluation_score": "balanced-accuracy"}
+    assert used == {**as_before, **new}
+    assert not as_before.keys() & new.keys()
+
+
+def trained(search: Search) -> Search:
+    """Let a candidate of the search be trained."""
+    times = {"started": 0.0, "ended": 1.0, "seconds": 1.0}
+    values = {"status": "ok", "fitness": 0.5, "accuracies": [0.5], "robust_accuracies": []}
+    search.propose(1)
+    search.screen(1)
+    accepted = next(c for c in search.candidates(1) if not c.rejected)
+    search.tell(accepted.trial, Evaluation.model_validate({**values, "curve": [], **times}))
+    return search
+
+
+@pytest.mark.parametrize(("begun", "now"), [(0, 5), (5, 0)])
+def test_the_folds_cannot_change_once_a_candidate_was_trained(
+    tmp_path: Path, begun: int, now: int
+) -> None:
+    path = tmp_path / "study.db"
+    opened(path, with_evaluation(folds=begun))
+    # Nothing was trained yet.
+    search = trained(opened(path, with_evaluation(folds=now)))
+    assert opened(path, with_evaluation(folds=now)).study == search.study
+    message = f"sweep 'digits' was begun with evaluation_folds {now}, now {begun}: "
+    with pytest.raises(InputError, match=message):
+        opened(path, with_evaluation(folds=begun))
+
+
+def test_one_fold_is_refused() -> None:
+    with pytest.raises(InputError) as caught:
+        validated(SweepSettings, {"evaluation": {"folds": 1}}, "sweep.yaml")
+    assert str(caught.value) == (
+        "sweep.yaml: evaluation.folds: should be 0, or 2 to 100: one fold would be one split"
+    )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from taylorglo.components.check_inputs import check_inputs
 from taylorglo.components.prepare_dataset import prepare_dataset
+from taylorglo.loss.dynamics import CLASSIC
 from taylorglo.settings import Section, SweepSettings, validated
 from taylorglo_pipelines.config import Config
 from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
@@ -46,6 +47,9 @@ def data_sections() -> st.SearchStrategy[dict[str, Any]]:
             "validation_fraction": open_unit(),
             "test_fraction": open_unit(),
             "train_fraction": finite(0, 1, exclude_min=True),
+            "imbalance": finite(1, 1e6),
+            "label_noise": finite(0, 0.499),
+            "label_noise_kind": one_of("symmetric", "pair-flip"),
         }
     )
 
@@ -97,18 +101,23 @@ def evaluation_sections(draw: st.DrawFn, most_steps: int) -> dict[str, Any]:
         "max_attempts": draw(st.just(0) | st.integers(attempts, 100)) if attempts > 1 else 0,
         "adversarial_weight": draw(finite(0, 1)),
         "adversarial_epsilon": draw(finite(0, 1, exclude_min=True)),
+        "folds": draw(st.just(0) | st.integers(2, 100)),
+        "score": draw(one_of("accuracy", "balanced-accuracy")),
     }
 
 
 @st.composite
 def search_sections(draw: st.DrawFn) -> dict[str, Any]:
-    coordinates = draw(one_of("reduced", "theta"))
-    order = 3 if coordinates == "reduced" else draw(st.integers(2, 8))
-    dimensions = 4 if coordinates == "reduced" else order * (order + 1) // 2 + 2
+    coordinates = draw(one_of("dynamics", "reduced", "theta"))
+    family = draw(one_of("taylor", "taylor-log"))
+    order = draw(st.integers(2, 8)) if coordinates == "theta" else 3
+    polynomial = order * (order + 1) // 2 + 2 if coordinates == "theta" else 4
+    dimensions = polynomial + (family == "taylor-log")
     means = st.lists(finite(-1e6, 1e6), min_size=dimensions, max_size=dimensions)
     filters = st.lists(one_of("published", "learnable", "stable"), min_size=1, unique=True)
     popsize = draw(st.integers(2, 10_000))
     return {
+        "family": family,
         "coordinates": coordinates,
         "order": order,
         "popsize": popsize,
@@ -123,11 +132,13 @@ def search_sections(draw: st.DrawFn) -> dict[str, Any]:
 
 
 def baseline_sections() -> st.SearchStrategy[dict[str, Any]]:
+    losses = st.sampled_from(["label-smoothing", *CLASSIC])
     return st.fixed_dictionaries(
         {
+            "losses": st.lists(losses, min_size=1, unique=True),
             "learning_rates": ascending(finite(0, 10, exclude_min=True), 1),
             "attempts": st.integers(1, 100),
-            "label_smoothing": open_unit(),
+            "label_smoothing": ascending(open_unit(), 1),
         }
     )
 

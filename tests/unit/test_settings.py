@@ -7,9 +7,10 @@ import yaml
 from pydantic import ValidationError
 
 from taylorglo.errors import InputError
+from taylorglo.loss.dynamics import CLASSIC
 from taylorglo.loss.filters import FILTERS
 from taylorglo.loss.polynomial import length
-from taylorglo.settings import SearchSettings, SweepSettings, validated
+from taylorglo.settings import BaselineSettings, SearchSettings, SweepSettings, validated
 
 
 def test_the_defaults_are_valid() -> None:
@@ -22,11 +23,19 @@ def test_lists_are_texts_with_commas_in_the_flat_form() -> None:
     assert flat["search_filters"] == "learnable, stable"
     assert flat["search_mean"] == ""
     assert flat["baselines_learning_rates"] == "0.01, 0.03, 0.1, 0.3"
+    assert flat["baselines_label_smoothing"] == "0.1"
+    assert flat["baselines_losses"] == "cross-entropy, label-smoothing, squared-error"
 
 
 def test_a_list_can_be_given_as_a_text_or_as_one_value() -> None:
-    values = {"search": {"mean": " 4,-4 , -1e0,0 "}, "attack": {"epsilons": 0.5}}
+    values = {
+        "search": {"mean": " 4,-4 , -1e0,0 ", "family": "taylor"},
+        "attack": {"epsilons": 0.5},
+        "baselines": {"label_smoothing": 0.2, "losses": "label-smoothing, mean-absolute-error"},
+    }
     sweep = SweepSettings.model_validate(values)
+    assert sweep.baselines.label_smoothing == [0.2]
+    assert sweep.baselines.losses == ["label-smoothing", "mean-absolute-error"]
     assert sweep.search.mean == [4.0, -4.0, -1.0, 0.0]
     assert sweep.attack.epsilons == [0.0, 0.5]
 
@@ -100,7 +109,8 @@ BAD: list[tuple[str, object, str]] = [
     ("evaluation.attempts", 101, "less than or equal to 100"),
     ("evaluation.give_up_step", -1, "greater than or equal to 0"),
     ("evaluation.give_up_gain", 1, "less than 1"),
-    ("search.coordinates", "polar", "should be 'reduced'"),
+    ("search.coordinates", "polar", "should be 'dynamics', 'reduced' or 'theta'"),
+    ("search.family", "fourier", "should be 'taylor' or 'taylor-log'"),
     ("search.order", 1, "greater than or equal to 2"),
     ("search.order", 9, "less than or equal to 8"),
     ("search.popsize", 1, "greater than or equal to 2"),
@@ -126,6 +136,23 @@ BAD: list[tuple[str, object, str]] = [
     ("baselines.learning_rates", [True], "should not be true or false"),
     ("baselines.label_smoothing", 0, "greater than 0"),
     ("baselines.label_smoothing", 1, "less than 1"),
+    ("baselines.label_smoothing", [0.1, 1.0], "less than 1"),
+    ("baselines.label_smoothing", [0.2, 0.1], "ascending order"),
+    ("baselines.label_smoothing", [0.1, 0.1], "without repeats"),
+    ("baselines.label_smoothing", [], "should be one or more numbers between 0 and 1"),
+    ("baselines.label_smoothing", ["0.1"], "should be numbers, without quotes"),
+    ("baselines.label_smoothing", True, "should not be true or false"),
+    ("baselines.label_smoothing", [i / 200 for i in range(1, 150)], "at most 100 items"),
+    (
+        "baselines.losses",
+        ["cross-entropy", "hinge"],
+        "unknown loss 'hinge'; there are cross-entropy, label-smoothing, squared-error, baikal, "
+        "generalised-cross-entropy, symmetric-cross-entropy, mean-absolute-error",
+    ),
+    ("baselines.losses", "generalized-cross-entropy", "unknown loss 'generalized-cross-entropy'"),
+    ("baselines.losses", [], "one or more different ones of cross-entropy, label-smoothing"),
+    ("baselines.losses", "baikal, baikal", "one or more different ones"),
+    ("baselines.losses", [1], "valid string"),
     ("champion.finalists", 0, "greater than or equal to 1"),
     ("champion.seeds", 1, "greater than or equal to 2"),
     ("attack.epsilons", [0.1, 2], "less than or equal to 1"),
@@ -173,14 +200,14 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
             {"search": {"popsize": 20, "max_draws": 19}},
             "search.max_draws: should be at least popsize (20)",
         ),
-        ({"search": {"mean": [0.0] * 8}}, "search.mean: should have 4 numbers, has 8"),
+        ({"search": {"mean": [0.0] * 8}}, "search.mean: should have 5 numbers, has 8"),
         (
             {"search": {"mean": [0.0] * 8, "coordinates": "theta", "order": 4}},
-            "search.mean: should have 12 numbers, has 8",
+            "search.mean: should have 13 numbers, has 8",
         ),
         (
             {"search": {"order": 4}},
-            "search.order: the reduced coordinates are those of order 3; use coordinates: theta",
+            "search.order: the coordinates dynamics are those of order 3; use coordinates: theta",
         ),
         (
             {"training": {"schedule": "step"}},
@@ -212,7 +239,7 @@ def test_settings_that_contradict_each_other_are_refused(
         {"attack": {"seeds": 5}, "champion": {"seeds": 5}},
         {"search": {"popsize": 20, "max_draws": 20}},
         {"training": {"momentum": 0, "nesterov": False}},
-        {"search": {"order": 4, "coordinates": "theta", "mean": [0.0] * 12}},
+        {"search": {"order": 4, "coordinates": "theta", "mean": [0.0] * 13}},
         {"attack": {"epsilons": [1]}},
     ],
 )
@@ -272,8 +299,16 @@ def test_settings_cannot_be_changed() -> None:
 
 @pytest.mark.parametrize("order", range(2, 9))
 def test_the_dimensions_are_those_of_theta(order: int) -> None:
-    assert SearchSettings(coordinates="theta", order=order).dimensions == length(order)
-    assert SearchSettings().dimensions == 4
+    for family in ("taylor", "taylor-log"):
+        log = family == "taylor-log"
+        settings = {"family": family, "order": order, "coordinates": "theta"}
+        assert SearchSettings.model_validate(settings).dimensions == length(order, log=log)
+        assert SearchSettings.model_validate({"family": family}).dimensions == 4 + log
+
+
+def test_every_classic_loss_can_be_a_baseline() -> None:
+    losses = ["label-smoothing", *CLASSIC]
+    assert BaselineSettings(losses=losses).losses == losses
 
 
 def test_every_filter_can_be_named() -> None:

@@ -2,21 +2,18 @@
 
 from collections.abc import Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from taylorglo.data.augmentation import Augmentation
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.seeds import derived_seed
 from taylorglo.settings import SweepSettings
 
+__all__ = ["Batches", "derived_seed", "scaled", "stacked"]
+
 _AUGMENTATION = 1  # a path below the seed of a training
-
-
-def derived_seed(seed: int, *path: int) -> int:
-    """Return the seed, in [0, 2^31), of a path of whole numbers below a seed."""
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1)[0]) >> 1
 
 
 class Batches:

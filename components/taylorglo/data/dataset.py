@@ -2,7 +2,7 @@
 
 A source is read into uint8 tensors, its checksum is compared, and its splits are drawn by class
 from a seed. The test split is held out first, and the search gets a data set that does not contain
-it (:func:`without_test`).
+it (:func:`without_test`). Flaws on purpose (:mod:`taylorglo.data.corruption`) never touch it.
 """
 
 import json
@@ -17,7 +17,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from taylorglo.data.checks import check_source
-from taylorglo.data.remarks import remarks_on
+from taylorglo.data.corruption import check_noise, with_noise
+from taylorglo.data.division import divided
+from taylorglo.data.remarks import remarks_on, remarks_on_flaws
+from taylorglo.data.seeds import derived_seed
 from taylorglo.data.sources import open_safetensors, read_source
 from taylorglo.data.splits import Source, Split, digest_of, tensors_of
 from taylorglo.errors import InputError, quoted
@@ -29,6 +32,7 @@ from taylorglo.settings import DataSettings
 __all__ = ["Dataset", "Split", "load", "read", "save", "without_test"]
 
 _FORMAT = "taylorglo data set 1"
+_NOISE = 3_000_000  # a path below the sweep's seed, apart from those in division and of trainings
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +92,21 @@ def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset
     split of the source is kept instead, whole and in its order. The same settings and seed give the
     same tensors.
 
+    ``imbalance`` leaves out images before the validation split is drawn, or in the training and the
+    validation split of the source. ``label_noise`` replaces labels of the final training and
+    validation splits, the same part of both. The test split is the same with and without the two.
+
     The checksum is that of the file for ``safetensors``. For every other source it is computed over
     the tensors, and so does not depend on compression or folders.
 
     Args:
-        settings: the source and the fractions.
-        seed: decides the splits.
+        settings: the source, the fractions and the flaws.
+        seed: decides the splits and the flaws.
         root: the local copy of ``settings.root``, if that is an s3:// URI.
 
     Raises:
-        InputError: the source is missing, damaged, not the expected one, or too small to be split.
+        InputError: the source is missing, damaged, not the expected one, or too small to be split;
+            or the flaws are too many for it.
         ServiceError: a download still fails after a few tries.
     """
     if root is None:
@@ -227,18 +236,15 @@ def _fits(split: Split, shape: Sequence[int], num_classes: int) -> bool:
 
 def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) -> Dataset:
     """Split a source, which has been checked, into a data set."""
-
-    def hold_out(split: Split, setting: str) -> tuple[Split, Split]:
-        fraction = getattr(settings, setting)
-        return _hold_out(split, setting, fraction=fraction, num_classes=num_classes, seed=seed)
-
-    train, validation, test = source.train, source.validation, source.test
-    if test is None:
-        train, test = hold_out(train, "test_fraction")
-    if validation is None:
-        train, validation = hold_out(train, "validation_fraction")
-    if settings.train_fraction < 1:
-        _, train = hold_out(train, "train_fraction")
+    rate, kind = settings.label_noise, settings.label_noise_kind
+    check_noise(rate, kind, num_classes)
+    train, validation, test = divided(source, settings, num_classes, seed)
+    clean = {"training": train, "validation": validation}
+    if rate > 0:
+        draws, other_draws = (derived_seed(seed, _NOISE, number) for number in (1, 2))
+        train = with_noise(train, rate, kind, num_classes, draws)
+        validation = with_noise(validation, rate, kind, num_classes, other_draws)
+    noisy = {"training": train, "validation": validation}
     mean, std = _statistics(train.images)
     provenance = {
         "source": settings.root or "sklearn.datasets.load_digits",
@@ -256,7 +262,9 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
         "fingerprint": digest_of(train=train, validation=validation),
         "test_fingerprint": digest_of(test=test),
         **source.remarks,
-        **remarks_on({"training": train, "validation": validation, "test": test}),
+        # Of the labels before the noise, which would make copies of an image contradict each other.
+        **remarks_on({**clean, "test": test}),
+        **remarks_on_flaws(clean, noisy, settings, num_classes, seed),
     }
     return Dataset(settings.name, num_classes, train, validation, test, mean, std, provenance)
 
@@ -279,34 +287,3 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         means.append(mean)
         deviations.append(max(float(weights @ (levels - mean) ** 2) ** 0.5, 1 / 255))
     return tuple(means), tuple(deviations)
-
-
-def _hold_out(
-    split: Split, setting: str, *, fraction: float, num_classes: int, seed: int
-) -> tuple[Split, Split]:
-    """Split off a fraction of the images by class; return the remaining and the held-out images."""
-    # scikit-learn takes a second to import, and only the task that prepares the data splits them.
-    from sklearn.model_selection import train_test_split
-
-    smallest = torch.bincount(split.labels).min()
-    problem = (
-        f"data.{setting}: {fraction} of {len(split)} images of {num_classes} classes, the smallest "
-        f"of {smallest}, cannot be split off by class with every class on both sides"
-    )
-    try:
-        kept, held = train_test_split(
-            range(len(split)),
-            test_size=fraction,
-            stratify=split.labels.numpy(),
-            random_state=seed,
-            shuffle=True,
-        )
-    except ValueError as error:
-        raise InputError(problem) from error
-    parts = (
-        Split(split.images[kept], split.labels[kept]),
-        Split(split.images[held], split.labels[held]),
-    )
-    if any(torch.bincount(part.labels, minlength=num_classes).min() == 0 for part in parts):
-        raise InputError(problem)
-    return parts

@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -18,9 +18,12 @@ from torch import nn
 from taylorglo.attacks import robust_accuracy
 from taylorglo.data.batches import derived_seed, scaled
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.folds import Fold, fold_of_attempt
 from taylorglo.data.splits import digest_of
 from taylorglo.errors import InputError, TaylorgloError, one_line
-from taylorglo.loss.functions import Loss, TaylorLoss, classic
+from taylorglo.evaluation.fitness import measure
+from taylorglo.loss.classic import classic
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.polynomial import checked_theta
 from taylorglo.networks.factory import build, revision, skeleton
 from taylorglo.results import NUMERICS, Contender, FullTraining, by_contender
@@ -31,6 +34,28 @@ from taylorglo.training.loop import Recipe
 
 # Paths below the sweep's seed; the candidates have (generation >= 1, attempt).
 _TUNING, _FINAL = 0, 1_000_000
+
+# The baselines' names for a reader, by their names in the settings.
+NAMES = {
+    "cross-entropy": "cross-entropy",
+    "label-smoothing": "label-smoothed cross-entropy",
+    "squared-error": "squared error",
+    "baikal": "Baikal",
+    "generalised-cross-entropy": "generalised cross-entropy",
+    "symmetric-cross-entropy": "symmetric cross-entropy",
+    "mean-absolute-error": "mean absolute error",
+}
+
+
+class Entry(NamedTuple):
+    """A contender to train in full: from which seed, and which fold it is validated on.
+
+    Without a fold it is validated on the validation split.
+    """
+
+    contender: Contender
+    seed: int
+    fold: Fold | None = None
 
 
 class Memo(Protocol):
@@ -54,45 +79,65 @@ def loss_of(contender: Contender) -> Loss:
 
 
 def baselines(settings: SweepSettings, learning_rate: float) -> list[Contender]:
-    """Return the losses to beat, at one learning rate."""
+    """Return the losses to beat, at one learning rate, in the order of ``baselines.losses``.
+
+    Label smoothing has a contender for each alpha, all of one name: of the contenders of a name,
+    the tuning chooses the best.
+    """
     return [
-        Contender(name="cross-entropy", loss="cross-entropy", learning_rate=learning_rate),
+        contender
+        for loss in settings.baselines.losses
+        for contender in _contenders(loss, settings, learning_rate)
+    ]
+
+
+def _contenders(loss: str, settings: SweepSettings, learning_rate: float) -> list[Contender]:
+    """Return the contenders of one of ``baselines.losses``."""
+    name = NAMES[loss]
+    if loss != "label-smoothing":
+        return [Contender(name=name, loss=loss, learning_rate=learning_rate)]
+    return [
         Contender(
-            name="label-smoothed cross-entropy",
-            loss="cross-entropy",
-            learning_rate=learning_rate,
-            label_smoothing=settings.baselines.label_smoothing,
-        ),
-        Contender(name="squared error", loss="squared-error", learning_rate=learning_rate),
+            name=name, loss="cross-entropy", learning_rate=learning_rate, label_smoothing=alpha
+        )
+        for alpha in settings.baselines.label_smoothing
     ]
 
 
 def tune_baselines(engine: Engine, memo: Memo) -> list[FullTraining]:
-    """Train every baseline with every learning rate, ``baselines.attempts`` times each."""
+    """Train every baseline with every learning rate, ``baselines.attempts`` times each.
+
+    Label smoothing is trained with every alpha at every learning rate.
+    """
     settings = engine.settings
     rates = settings.baselines.learning_rates
     grid = [contender for rate in rates for contender in baselines(settings, rate)]
-    return train_in_full(_with_tuning_seeds(grid, settings), engine, memo)
+    return train_in_full(_tuning_entries(grid, engine), engine, memo)
 
 
 def train_finalists(
     thetas: Sequence[Sequence[float]], engine: Engine, memo: Memo
 ) -> list[FullTraining]:
-    """Train the best candidates in full, from the seeds of the baselines' tuning."""
+    """Train the best candidates in full, from the seeds and on the folds of the tuning."""
     rate = engine.settings.training.learning_rate
     contenders = [
         Contender(name="finalist", loss="taylor", learning_rate=rate, theta=list(theta))
         for theta in thetas
     ]
-    return train_in_full(_with_tuning_seeds(contenders, engine.settings), engine, memo)
+    return train_in_full(_tuning_entries(contenders, engine), engine, memo)
 
 
-def _with_tuning_seeds(
-    contenders: Sequence[Contender], settings: SweepSettings
-) -> list[tuple[Contender, int]]:
-    attempts = range(settings.baselines.attempts)
-    seeds = [derived_seed(settings.seed, _TUNING, attempt) for attempt in attempts]
-    return [(contender, seed) for contender in contenders for seed in seeds]
+def _tuning_entries(contenders: Sequence[Contender], engine: Engine) -> list[Entry]:
+    """Return the attempts of every contender: the same seeds and the same folds for all."""
+    settings = engine.settings
+    attempts = [
+        (
+            derived_seed(settings.seed, _TUNING, attempt),
+            fold_of_attempt(settings, engine.dataset, _TUNING, attempt),
+        )
+        for attempt in range(settings.baselines.attempts)
+    ]
+    return [Entry(contender, seed, fold) for contender in contenders for seed, fold in attempts]
 
 
 def best_contender(trainings: Sequence[FullTraining]) -> Contender:
@@ -107,48 +152,43 @@ def best_contender(trainings: Sequence[FullTraining]) -> Contender:
 def compare(contender: Contender, engine: Engine, memo: Memo) -> list[FullTraining]:
     """Train a contender in full from ``champion.seeds`` seeds, the same for all, and test it.
 
-    The engine's data set has its test split here, and nowhere else.
+    The engine's data set has its test split here, and nowhere else. Everything is trained on the
+    training split, with folds or without.
     """
     settings = engine.settings
     indices = range(settings.champion.seeds)
     seeds = [derived_seed(settings.seed, _FINAL, index) for index in indices]
-    return train_in_full([(contender, seed) for seed in seeds], engine, memo)
+    return train_in_full([Entry(contender, seed) for seed in seeds], engine, memo)
 
 
-def train_in_full(
-    trainings: Sequence[tuple[Contender, int]], engine: Engine, memo: Memo
-) -> list[FullTraining]:
+def train_in_full(entries: Sequence[Entry], engine: Engine, memo: Memo) -> list[FullTraining]:
     """Train contenders in full from seeds, each once, or recall what is known.
 
     The test accuracy is measured if the data set has its test split.
 
     Args:
-        trainings: contenders with their seeds.
+        entries: contenders with their seeds and folds.
         engine: that does the trainings.
         memo: of finished trainings.
 
     Returns:
-        A result for each of ``trainings``, in their order.
+        A result for each entry, in their order.
 
     Raises:
         TaylorgloError: a training failed twice.
     """
-    keys = [_digest(contender, seed, engine) for contender, seed in trainings]
+    keys = [_digest(entry, engine) for entry in entries]
     known: dict[str, FullTraining] = {}
-    missing: dict[str, tuple[Contender, int]] = {}
-    for key, training in zip(keys, trainings, strict=True):
+    missing: dict[str, Entry] = {}
+    for key, entry in zip(keys, entries, strict=True):
         recorded = memo.recall(key)
         if recorded is None:
-            missing.setdefault(key, training)
+            missing.setdefault(key, entry)
         else:
             known[key] = recorded
-    steps = engine.settings.training.steps
-    recipes = (
-        (key, Recipe(loss_of(c), c.learning_rate, seed, steps=steps, horizon=steps, kept=True))
-        for key, (c, seed) in missing.items()
-    )
+    recipes = ((key, _recipe(entry, engine.settings)) for key, entry in missing.items())
     for key, trained in engine.run(recipes):
-        contender, seed = missing[key]
+        contender, seed, _ = missing[key]
         if trained.training.status == "failed":
             raise TaylorgloError(
                 f"a training in full of {contender.name} failed twice: {trained.training.reason}"
@@ -158,9 +198,23 @@ def train_in_full(
         known[key] = full
     # The same loss may be in a memory under another name: a finalist that became the champion.
     return [
-        known[key].model_copy(update={"contender": contender})
-        for key, (contender, _) in zip(keys, trainings, strict=True)
+        known[key].model_copy(update={"contender": entry.contender})
+        for key, entry in zip(keys, entries, strict=True)
     ]
+
+
+def _recipe(entry: Entry, settings: SweepSettings) -> Recipe:
+    """Return the recipe of a training in full."""
+    contender, steps = entry.contender, settings.training.steps
+    return Recipe(
+        loss_of(contender),
+        contender.learning_rate,
+        entry.seed,
+        steps=steps,
+        horizon=steps,
+        kept=True,
+        fold=entry.fold,
+    )
 
 
 def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Module:
@@ -223,12 +277,12 @@ def attack_network(
         )
 
 
-def _digest(contender: Contender, seed: int, engine: Engine) -> str:
+def _digest(entry: Entry, engine: Engine) -> str:
     """Return a digest of all that decides a training in full."""
     dataset, settings = engine.dataset, engine.settings
     decisive = {
-        "loss": contender.model_dump(exclude={"name"}),
-        "seed": seed,
+        "loss": entry.contender.model_dump(exclude={"name"}),
+        "seed": entry.seed,
         "data": dataset.fingerprint,
         "test": digest_of(test=dataset.test),
         "model": [settings.model.name, revision(settings.model.name)],
@@ -236,5 +290,6 @@ def _digest(contender: Contender, seed: int, engine: Engine) -> str:
         "augmentation": settings.augmentation.model_dump(),
         "precision": engine.plan.precision,
         "software": [NUMERICS, version("torch")],
+        **measure(entry.fold, settings),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

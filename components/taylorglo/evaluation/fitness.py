@@ -6,9 +6,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from statistics import fmean
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
-from taylorglo.data.batches import derived_seed
+from taylorglo.data.folds import Fold, fold_of_attempt
+from taylorglo.data.seeds import derived_seed
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.networks.factory import revision
 from taylorglo.results import NUMERICS, Evaluation, Training, mean_curve
@@ -79,14 +80,16 @@ class _Evaluations:
 
     def recipes(self) -> Iterator[tuple[_Attempt, Recipe]]:
         """Yield a recipe for each attempt that is not in the cache."""
+        settings, generation = self._engine.settings, self._generation
         for number, theta, attempts in self._assignments:
             candidate = self._open[number] = _Candidate(attempts)
             for attempt in range(attempts):
                 if candidate.stopped:
                     candidate.attempts = attempt
                     break
-                seed = derived_seed(self._engine.settings.seed, self._generation, attempt)
-                recipe = short_training(theta, seed, self._engine)
+                seed = derived_seed(settings.seed, generation, attempt)
+                fold = fold_of_attempt(settings, self._engine.dataset, generation, attempt)
+                recipe = short_training(theta, seed, self._engine, fold)
                 digest = _digest(theta, recipe, self._engine)
                 recorded = self._cache.recall(digest)
                 if recorded is None:
@@ -114,9 +117,13 @@ def evaluate(
 ) -> Iterator[tuple[int, Evaluation]]:
     """Evaluate candidates; yield each evaluation with its number as soon as it is complete.
 
-    All candidates of a generation get the same number of steps, the same initial weights and the
-    same batches, attempt by attempt (common random numbers). So they differ by their loss alone,
-    and their ranks can be compared.
+    All candidates of a generation get the same number of steps, the same initial weights, the same
+    batches and the same validation images, attempt by attempt (common random numbers). So they
+    differ by their loss alone, and their ranks can be compared.
+
+    With ``evaluation.folds``, each attempt is validated on another fold of the training and
+    validation images, and each generation has partitions of its own. So the error of the validation
+    labels becomes smaller with every attempt, and is not that of the other generations.
 
     Args:
         assignments: what to evaluate; taken one by one, whenever the engine has room.
@@ -134,8 +141,17 @@ def evaluate(
     yield from evaluations.pop_complete()
 
 
-def short_training(theta: Sequence[float], seed: int, engine: Engine) -> Recipe:
-    """Return the recipe of the short training of a candidate."""
+def short_training(
+    theta: Sequence[float], seed: int, engine: Engine, fold: Fold | None = None
+) -> Recipe:
+    """Return the recipe of the short training of a candidate.
+
+    Args:
+        theta: of the candidate.
+        seed: decides all that is random in the training.
+        engine: that will do it.
+        fold: as for :class:`taylorglo.training.loop.Recipe`.
+    """
     short, full = engine.settings.evaluation, engine.settings.training
     least = 1 / engine.dataset.num_classes + short.give_up_gain
     return Recipe(
@@ -147,6 +163,7 @@ def short_training(theta: Sequence[float], seed: int, engine: Engine) -> Recipe:
         validations=1,
         give_up=(short.give_up_step, least) if short.give_up_step else None,
         epsilon=short.adversarial_epsilon if short.adversarial_weight else 0.0,
+        fold=fold,
     )
 
 
@@ -278,7 +295,8 @@ def _evaluation(trainings: Sequence[Training], settings: SweepSettings) -> Evalu
 def _digest(theta: Sequence[float], recipe: Recipe, engine: Engine) -> str:
     """Return a digest of all that decides a short training.
 
-    That is theta, data, network, schedule and seed, and the software that computes with them.
+    That is theta, data, network, schedule and seed, and the software that computes with them; and
+    fold and score, if they are not those that every training had before there was a choice.
     """
     settings = engine.settings
     decisive = {
@@ -292,5 +310,20 @@ def _digest(theta: Sequence[float], recipe: Recipe, engine: Engine) -> str:
         "recipe": [recipe.steps, recipe.horizon, recipe.give_up, recipe.epsilon],
         "method": engine.plan.precision,
         "software": [NUMERICS, version("torch")],
+        **measure(recipe.fold, settings),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def measure(fold: Fold | None, settings: SweepSettings) -> dict[str, Any]:
+    """Return what decides on which images and by which score a training is measured.
+
+    It is empty for the validation split and the accuracy. A key without these entries is that of a
+    training before there were others.
+    """
+    score = settings.evaluation.score
+    by_score = {} if score == "accuracy" else {"score": score}
+    if fold is None:
+        return by_score
+    partition = [fold.seed, fold.count, fold.index]
+    return {**by_score, "fold": partition}

@@ -5,22 +5,53 @@ Through a softmax, a loss L = -sum_k f(t_k, h_k) has the learning rule
     dL/dz_j = -h_j (gamma_j - sum_k h_k gamma_k)  with  gamma = df/dh
 
 (regularization paper, section 3). Everything here follows from gamma and the number of classes n,
-for a Taylor loss of any order. It is plain numpy, so that the filters need no PyTorch.
+for a Taylor loss of any order, with the logarithm or without: w t log h adds w t/h to gamma. It is
+plain numpy, so that the filters need no PyTorch.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from numpy.polynomial import Polynomial
+from numpy.typing import NDArray
 
 from taylorglo.errors import InputError
-from taylorglo.loss.polynomial import check_classes, checked_theta, coefficient_table, terms
+from taylorglo.loss.polynomial import (
+    check_classes,
+    checked_theta,
+    coefficient_table,
+    length,
+    log_weight,
+    terms,
+)
+
+_Values = TypeVar("_Values", float, NDArray[np.float64])
+
+
+# The classic losses by name. Settings and records know them by these names.
+CLASSIC = (
+    "cross-entropy",
+    "squared-error",
+    "baikal",
+    "generalised-cross-entropy",
+    "symmetric-cross-entropy",
+    "mean-absolute-error",
+)
+# The parameters of the papers: q of the generalised cross-entropy (arXiv 1805.07836), and alpha,
+# beta and A = log 0 of the symmetric one, as for CIFAR-10 (arXiv 1908.06112).
+GENERALISED_POWER = 0.7
+SYMMETRIC_WEIGHTS = (0.1, 1.0)
+LOG_OF_ZERO = -4.0
 
 
 class Coefficients(NamedTuple):
-    """The coefficients of gamma(t, h) = c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2."""
+    """The coefficients of gamma(t, h) = c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2 + w t/h.
+
+    The weight w of the logarithm is ``log_weight``. It is 0 for a theta without it.
+    """
 
     c1: float
     ch: float
@@ -28,6 +59,33 @@ class Coefficients(NamedTuple):
     chy: float
     cy: float
     cyy: float
+    log_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class WithPole:
+    """The function pole/x + polynomial(x) of x > 0: what gamma and the net pull are if w > 0.
+
+    It is called as NumPy's polynomials are, on a number or on an array.
+    """
+
+    pole: float
+    polynomial: Polynomial
+
+    def __call__(self, x: _Values) -> _Values:
+        """Return the values at ``x`` > 0, in the shape of ``x``."""
+        values: _Values = self.pole / x + self.polynomial(x)
+        return values
+
+    def integ(self, *, lbnd: float) -> Callable[[_Values], _Values]:
+        """Return the integral from ``lbnd`` > 0 on, a function of x > 0."""
+        integral = self.polynomial.integ(lbnd=lbnd)
+
+        def value(x: _Values) -> _Values:
+            values: _Values = self.pole * np.log(x / lbnd) + integral(x)
+            return values
+
+        return value
 
 
 class Dynamics(NamedTuple):
@@ -51,10 +109,10 @@ def coefficients(theta: Sequence[float]) -> Coefficients:
     """
     numbers, order = checked_theta(theta)
     if order == 2:
-        th0, th1, th2, th3, th5 = numbers
+        th0, th1, th2, th3, th5 = numbers[:5]
         th4 = th6 = th7 = 0.0
     elif order == 3:
-        th0, th1, th2, th3, th4, th5, th6, th7 = numbers
+        th0, th1, th2, th3, th4, th5, th6, th7 = numbers[:8]
     else:
         raise InputError(
             f"a loss of order {order} has more coefficients than these six; order 2 or 3 is needed"
@@ -66,11 +124,22 @@ def coefficients(theta: Sequence[float]) -> Coefficients:
         chy=2 * th6,
         cy=th5 - 2 * th1 * th6 - 2 * th0 * th7,
         cyy=th7,
+        log_weight=log_weight(numbers),
     )
 
 
-def gamma(theta: Sequence[float], target: float) -> Polynomial:
-    """Return gamma(t, h) = df/dh as a polynomial in the prediction h, for one target t."""
+def gamma(theta: Sequence[float], target: float) -> Polynomial | WithPole:
+    """Return gamma(t, h) = df/dh as a function of the prediction h, for one target t.
+
+    It is a polynomial of NumPy, unless the logarithm adds w t/h.
+    """
+    polynomial = _polynomial_gamma(theta, target)
+    pole = log_weight(theta) * target
+    return WithPole(pole, polynomial) if pole else polynomial
+
+
+def _polynomial_gamma(theta: Sequence[float], target: float) -> Polynomial:
+    """Return gamma without the logarithm's w t/h."""
     th0, th1, table = coefficient_table(theta)
     in_u = [
         b * sum(value * (target - th0) ** a for a, value in enumerate(row))
@@ -83,31 +152,40 @@ def learning_drive(theta: Sequence[float], num_classes: int) -> float:
     """Return A = gamma_T - gamma_N at the null epoch (h = 1/n everywhere).
 
     A > 0 is exactly the condition that the first gradient step raises the target's logit over the
-    other logits.
+    other logits. The logarithm adds w n.
     """
     n = _checked_classes(num_classes)
-    return float(gamma(theta, 1.0)(1 / n) - gamma(theta, 0.0)(1 / n))
+    target, other = (_polynomial_gamma(theta, t)(1 / n) for t in (1.0, 0.0))
+    return float(target - other) + log_weight(theta) * n
 
 
 def collapse_rate(theta: Sequence[float], num_classes: int) -> float:
     """Return B, the growth rate of the mode in which all samples drift to one class.
 
     It is the mean over the classes of d gamma / dh at the null epoch: ch + 2 chh/n + chy/n at order
-    3. B <= 0 damps the mode; B > 0 competes with the learning drive A.
+    3. B <= 0 damps the mode; B > 0 competes with the learning drive A. The logarithm subtracts w n.
     """
     n = _checked_classes(num_classes)
-    slope_target = gamma(theta, 1.0).deriv()(1 / n)
-    slope_other = gamma(theta, 0.0).deriv()(1 / n)
-    return float((slope_target + (n - 1) * slope_other) / n)
+    slope_target, slope_other = (_polynomial_gamma(theta, t).deriv()(1 / n) for t in (1.0, 0.0))
+    return float((slope_target + (n - 1) * slope_other) / n) - log_weight(theta) * n
 
 
-def net_pull(theta: Sequence[float], num_classes: int) -> Polynomial:
+def net_pull(theta: Sequence[float], num_classes: int) -> Polynomial | WithPole:
     """Return g(p) = gamma_T(p) - gamma_N((1-p)/(n-1)), the pull on a sample of confidence p.
 
-    The confidence is the probability of the target; the other classes share the rest equally.
+    The confidence is the probability of the target; the other classes share the rest equally. The
+    pull is a polynomial of NumPy, unless the logarithm adds w/p. Either is called on a number or on
+    an array of confidences.
     """
-    n = _checked_classes(num_classes)
-    pull: Polynomial = gamma(theta, 1.0) - gamma(theta, 0.0)(Polynomial([1.0, -1.0]) / (n - 1))
+    polynomial = _polynomial_pull(theta, _checked_classes(num_classes))
+    pole = log_weight(theta)
+    return WithPole(pole, polynomial) if pole else polynomial
+
+
+def _polynomial_pull(theta: Sequence[float], n: int) -> Polynomial:
+    """Return the net pull without the logarithm's w/p."""
+    others_share = Polynomial([1.0, -1.0]) / (n - 1)
+    pull: Polynomial = _polynomial_gamma(theta, 1.0) - _polynomial_gamma(theta, 0.0)(others_share)
     return pull
 
 
@@ -119,7 +197,11 @@ def equilibrium_confidence(theta: Sequence[float], num_classes: int) -> float | 
     never sets out for p*. Without a root the loss pulls all the way to a confidence of 1.
     """
     n = _checked_classes(num_classes)
-    pull = net_pull(theta, n)
+    pull = _polynomial_pull(theta, n)
+    pole = log_weight(theta)
+    if pole:
+        # p g(p) = w + p times the polynomial has the roots of g: it is w at p = 0.
+        pull = pole + Polynomial([0.0, 1.0]) * pull
     scale = float(np.max(np.abs(pull.coef)))
     if scale == 0.0:
         return None
@@ -150,14 +232,26 @@ def label_smoothed(theta: Sequence[float], alpha: float, num_classes: int) -> li
         theta: the loss.
         alpha: strength of the smoothing, in [0, 1).
         num_classes: n.
+
+    Raises:
+        InputError: theta, alpha or the number of classes is not valid, or the weight of the
+            logarithm is above 0. With smoothed targets such a loss has a logarithm of every class,
+            and is not in the family.
     """
     n = _checked_classes(num_classes)
     _check_smoothing(alpha)
     numbers, order = checked_theta(theta)
+    if log_weight(numbers) and alpha:
+        raise InputError(
+            f"theta has the weight {log_weight(numbers):g} of the logarithm, and a smoothed "
+            "logarithm is no Taylor loss; the weight should be 0, or use smoothed targets"
+        )
+    size = length(order)
     scaled = [
-        value * (1 - alpha) ** a for (a, _), value in zip(terms(order), numbers[2:], strict=True)
+        value * (1 - alpha) ** a
+        for (a, _), value in zip(terms(order), numbers[2:size], strict=True)
     ]
-    return [(numbers[0] - alpha / n) / (1 - alpha), numbers[1], *scaled]
+    return [(numbers[0] - alpha / n) / (1 - alpha), numbers[1], *scaled, *numbers[size:]]
 
 
 def dynamics(theta: Sequence[float], num_classes: int) -> Dynamics:
@@ -170,11 +264,13 @@ def dynamics(theta: Sequence[float], num_classes: int) -> Dynamics:
 
 
 def classic(name: str, num_classes: int, label_smoothing: float = 0.0) -> Dynamics:
-    """Return A, B and p* of a classic loss in closed form.
+    """Return A, B and p* of a classic loss in closed form, for hard targets.
 
     Args:
-        name: ``cross-entropy`` (gamma = t/h), ``squared-error`` (gamma = 2 (t - h)) or ``baikal``
-            (gamma = 1/h + t/h^2).
+        name: one of :data:`CLASSIC`, with the parameters of its paper: ``cross-entropy``
+            (gamma = t/h), ``squared-error`` (2 (t - h)), ``baikal`` (1/h + t/h^2),
+            ``generalised-cross-entropy`` (t h^(q-1)), ``symmetric-cross-entropy``
+            (alpha t/h + beta log t) or ``mean-absolute-error`` (1 for the target, else -1).
         num_classes: n.
         label_smoothing: alpha in [0, 1), for cross-entropy only.
 
@@ -182,9 +278,7 @@ def classic(name: str, num_classes: int, label_smoothing: float = 0.0) -> Dynami
         InputError: the name is unknown, or the label smoothing is impossible.
     """
     n = _checked_classes(num_classes)
-    _check_smoothing(label_smoothing)
-    if label_smoothing and name != "cross-entropy":
-        raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
+    check_classic(name, label_smoothing)
     if name == "cross-entropy":
         rest = 1 - label_smoothing * (n - 1) / n if label_smoothing else None
         return Dynamics(n * (1 - label_smoothing), -float(n), rest)
@@ -192,7 +286,26 @@ def classic(name: str, num_classes: int, label_smoothing: float = 0.0) -> Dynami
         return Dynamics(2.0, -2.0, 1.0)
     if name == "baikal":
         return Dynamics(float(n**2), -3.0 * n**2, 1 / math.sqrt(n))
-    raise InputError(f"unknown loss {name!r}; there are cross-entropy, squared-error and baikal")
+    if name == "generalised-cross-entropy":
+        drive = float(n ** (1 - GENERALISED_POWER))
+        return Dynamics(drive, (GENERALISED_POWER - 1) * drive, None)
+    if name == "symmetric-cross-entropy":
+        alpha, beta = SYMMETRIC_WEIGHTS
+        return Dynamics(alpha * n - beta * LOG_OF_ZERO, -alpha * n, None)
+    return Dynamics(2.0, 0.0, None)
+
+
+def check_classic(name: str, label_smoothing: float = 0.0) -> None:
+    """Check the name of a classic loss and its label smoothing.
+
+    Raises:
+        InputError: the name is unknown, or the label smoothing is impossible.
+    """
+    _check_smoothing(label_smoothing)
+    if name not in CLASSIC:
+        raise InputError(f"unknown loss {name!r}; there are {', '.join(CLASSIC)}")
+    if label_smoothing and name != "cross-entropy":
+        raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
 
 
 def _checked_classes(num_classes: int) -> int:

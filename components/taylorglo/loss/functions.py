@@ -1,4 +1,4 @@
-"""The loss functions: the Taylor loss of the search, and the classic losses to compare it with.
+"""The loss functions: what all of them share, and the Taylor loss of the search.
 
 All are called in the same way: ``loss(logits, targets)`` is the mean over the batch, and
 ``loss.per_sample(logits, targets)`` has the value of each sample.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, quoted
 from taylorglo.files import replacing
 from taylorglo.loss.polynomial import (
     MOST_BYTES,
@@ -27,7 +27,10 @@ from taylorglo.loss.polynomial import (
 )
 from taylorglo.reading import parse_json, read_bytes
 
-_FORMAT = "taylorglo.loss/1"
+# Files of the first format have a theta without the logarithm, and name no family.
+_FIRST_FORMAT = "taylorglo.loss/1"
+_FORMAT = "taylorglo.loss/2"
+_FAMILIES = {"taylor": False, "taylor-log": True}
 
 
 class Loss(nn.Module, ABC):
@@ -51,15 +54,15 @@ class TaylorLoss(Loss):
 
     Args:
         theta: k(k+1)/2 + 2 finite numbers: the two centres, then the coefficients in the order of
-            ``taylorglo.loss.polynomial``. A tensor is used without a copy, so that one compiled
-            graph serves all candidates (assign to ``loss.theta`` in place) and gradients with
-            respect to theta can be taken.
+            ``taylorglo.loss.polynomial``. One more number, w >= 0, adds w times cross-entropy. A
+            tensor is used without a copy, so that one compiled graph serves all candidates (assign
+            to ``loss.theta`` in place) and gradients with respect to theta can be taken.
         order: k from 2 to 8.
         classes: number of classes of the data that the loss was found on, if it is known.
         provenance: where the loss comes from, as JSON values; :meth:`save` keeps it.
 
     Raises:
-        InputError: theta has the wrong length, or an entry that is not a finite number.
+        InputError: theta has the wrong length, an entry that is not a finite number, or a w < 0.
     """
 
     theta: Tensor
@@ -90,16 +93,30 @@ class TaylorLoss(Loss):
         *,
         cyy: float = 0.0,
         c1: float = 0.0,
+        log_weight: float | None = None,
         classes: int | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> Self:
         """Build the loss of order 3 whose gamma has these coefficients.
 
         gamma(t, h) = c1 + ch h + chh h^2 + chy h t + cy t + cyy t^2 (regularization paper, section
-        3).
+        3), and w t/h besides if the weight w >= 0 of the logarithm is given.
+
+        Raises:
+            InputError: a number is not finite, or ``log_weight`` is below 0.
         """
-        theta = from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1)
+        theta = from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1, log_weight=log_weight)
         return cls(theta, 3, classes=classes, provenance=provenance)
+
+    @property
+    def family(self) -> str:
+        """Return ``taylor``, or ``taylor-log`` if theta has the weight of the logarithm."""
+        return "taylor" if len(self.theta) == length(self.order) else "taylor-log"
+
+    @property
+    def log_weight(self) -> float:
+        """Return the weight w of the logarithm: 0 in the family ``taylor``."""
+        return 0.0 if self.family == "taylor" else float(self.theta[-1])
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         """Convert the module, but not the precision of theta, which ``half()`` would round."""
@@ -113,11 +130,11 @@ class TaylorLoss(Loss):
 
         It may be negative: a Taylor loss is defined up to a constant only.
         """
-        logits = _at_least_float32(logits)
-        return taylor(self.theta, self.order, logits, _distribution(logits, targets))
+        logits = at_least_float32(logits)
+        return taylor(self.theta, self.order, logits, distribution(logits, targets))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write theta, order, classes and provenance as JSON.
+        """Write family, theta, order, classes and provenance as JSON.
 
         If there is such a file already, it is replaced as a whole or not at all.
 
@@ -127,6 +144,7 @@ class TaylorLoss(Loss):
         target = Path(path)
         content = {
             "format": _FORMAT,
+            "family": self.family,
             "theta": self.theta.detach().tolist(),
             "order": self.order,
             "classes": self.classes,
@@ -143,10 +161,11 @@ class TaylorLoss(Loss):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Read what :meth:`save` wrote.
+        """Read what :meth:`save` wrote, also in the format of versions before the logarithm.
 
         Raises:
-            InputError: the file is missing, is no saved loss, or holds an invalid theta.
+            InputError: the file is missing, is no saved loss, has a format that this version does
+                not read, or holds an invalid theta.
         """
         try:
             content = parse_json(read_bytes(path, MOST_BYTES))
@@ -154,8 +173,13 @@ class TaylorLoss(Loss):
             raise InputError(f"{path}: is not a saved loss: {error.strerror}") from None
         except ValueError as error:
             raise InputError(f"{path}: is not a saved loss: {error}") from None
-        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        if not isinstance(content, dict) or "format" not in content:
             raise InputError(f'{path}: is not a saved loss: there is no "format": "{_FORMAT}"')
+        if content["format"] not in (_FIRST_FORMAT, _FORMAT):
+            raise InputError(
+                f"{path}: is not a saved loss that this version reads: the format is "
+                f"{quoted(content['format'])}; it should be {_FORMAT!r} or {_FIRST_FORMAT!r}"
+            )
         try:
             return cls._from_saved(content)
         except InputError as error:
@@ -173,6 +197,10 @@ class TaylorLoss(Loss):
             raise InputError("order and classes should be whole numbers")
         if not isinstance(provenance, dict | None) or not _is_json(provenance):
             raise InputError("provenance should be a group of named values, all numbers finite")
+        family = content.get("family") if content["format"] == _FORMAT else "taylor"
+        if not isinstance(family, str) or family not in _FAMILIES:
+            raise InputError(f"family should be taylor or taylor-log, is {quoted(family)}")
+        checked_theta(theta, order, log=_FAMILIES[family])
         return cls(theta, order, classes=classes, provenance=provenance)
 
     def extra_repr(self) -> str:
@@ -184,7 +212,8 @@ def taylor(theta: Tensor, order: int, logits: Tensor, targets: Tensor) -> Tensor
     """Return the Taylor loss of each sample, for one theta or for several.
 
     Args:
-        theta: (L,), or (M, L) for M networks at once; L is the length of a theta of this order.
+        theta: (L,), or (M, L) for M networks at once; L is the length of a theta of this order,
+            without the weight of the logarithm or with it.
         order: k >= 2.
         logits: (N, n), or (M, N, n).
         targets: distributions, (N, n), or (M, N, n).
@@ -205,72 +234,12 @@ def taylor(theta: Tensor, order: int, logits: Tensor, targets: Tensor) -> Tensor
         for a in range(order - b - 1, -1, -1):
             coefficient = torch.addcmul(th[index[a, b]], coefficient, v)
         f = (f + coefficient) * u
-    return -f.sum(dim=-1)
-
-
-class CrossEntropy(Loss):
-    """L = -sum_k t_k log h_k, with the targets smoothed by ``label_smoothing`` in [0, 1)."""
-
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise InputError(
-                f"label smoothing should be at least 0 and below 1, is {label_smoothing}"
-            )
-        self.label_smoothing = label_smoothing
-
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each sample, shape (N,)."""
-        logits = _at_least_float32(logits)
-        t = _distribution(logits, targets)
-        return functional.cross_entropy(
-            logits, t, reduction="none", label_smoothing=self.label_smoothing
-        )
-
-    def extra_repr(self) -> str:
-        """Return the label smoothing, for ``print(loss)``."""
-        return f"label_smoothing={self.label_smoothing}"
-
-
-class SquaredError(Loss):
-    """L = sum_k (t_k - h_k)^2 on the softmax outputs (the Brier score)."""
-
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each sample, shape (N,)."""
-        logits = _at_least_float32(logits)
-        return (_distribution(logits, targets) - logits.softmax(dim=1)).square().sum(dim=1)
-
-
-class Baikal(Loss):
-    """L = -sum_k (log h_k - t_k / h_k), the loss found by GLO (arXiv 1905.11528)."""
-
-    def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each sample, shape (N,)."""
-        logits = _at_least_float32(logits)
-        log_h = logits.log_softmax(dim=1)
-        # t/h is computed as one power of e: it is 0 if t is 0, even if 1/h alone would overflow.
-        return (torch.exp(_distribution(logits, targets).log() - log_h) - log_h).sum(dim=1)
-
-
-def classic(name: str, label_smoothing: float = 0.0) -> Loss:
-    """Return a classic loss.
-
-    Args:
-        name: ``cross-entropy``, ``squared-error`` or ``baikal``.
-        label_smoothing: in [0, 1), for cross-entropy only.
-
-    Raises:
-        InputError: the name is unknown, or the label smoothing is impossible.
-    """
-    if label_smoothing and name != "cross-entropy":
-        raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
-    if name == "cross-entropy":
-        return CrossEntropy(label_smoothing)
-    if name == "squared-error":
-        return SquaredError()
-    if name == "baikal":
-        return Baikal()
-    raise InputError(f"unknown loss {name!r}; there are cross-entropy, squared-error and baikal")
+    values = -f.sum(dim=-1)
+    if len(th) > length(order):
+        # The logarithm of h itself would be infinite if h is below the smallest float.
+        cross_entropies = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1)
+        values = values + th[-1].squeeze(-1) * cross_entropies
+    return values
 
 
 def _is_whole(value: object) -> TypeGuard[int]:
@@ -297,12 +266,12 @@ def _theta_tensor(theta: Sequence[float] | Tensor, order: int) -> Tensor:
         numbers, _ = checked_theta(theta, order)
         return torch.tensor(numbers, dtype=torch.float64)
     checked_theta(theta.detach().flatten().tolist(), order)
-    if theta.shape != (length(order),):
-        raise InputError(f"theta should have shape ({length(order)},), has {tuple(theta.shape)}")
+    if theta.dim() != 1:
+        raise InputError(f"theta should have shape ({theta.numel()},), has {tuple(theta.shape)}")
     return theta
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
+def at_least_float32(logits: Tensor) -> Tensor:
     """Return the logits in float32 or float64; refuse another shape than (N, n)."""
     if logits.dim() != 2 or logits.shape[1] < 2:
         raise InputError(
@@ -315,7 +284,7 @@ def _widened(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
-def _distribution(logits: Tensor, targets: Tensor) -> Tensor:
+def distribution(logits: Tensor, targets: Tensor) -> Tensor:
     """Return the targets as distributions, in the shape and the precision of the logits."""
     if targets.is_floating_point():
         if targets.shape != logits.shape:

@@ -30,7 +30,17 @@ Accuracies = Sequence[float]
 INK = "#1c1f24"
 MUTED = "#6a7078"
 RULE = "#d5d8dc"
-SERIES = ("#b3392c", "#2f6690", "#4f8a4b", "#8a6aa8", "#b5862a", "#4b8f92")
+# One for the champion, and one for each baseline that the settings know.
+SERIES = (
+    "#b3392c",
+    "#2f6690",
+    "#4f8a4b",
+    "#8a6aa8",
+    "#b5862a",
+    "#4b8f92",
+    "#b0567f",
+    "#7a6a53",
+)
 _PROPERTIES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     color: f"--series-{index}" for index, color in enumerate(SERIES)
 }
@@ -107,12 +117,14 @@ def loss_figure(thetas: Mapping[str, Sequence[float]], num_classes: int) -> Figu
 
 def seeds_figure(
     rows: Sequence[tuple[str, Accuracies, Sequence[tuple[int, float]]]],
+    score: str = "accuracy",
 ) -> Figure:
     """Draw the test accuracy of each seed by loss, beside the learning curves.
 
     Args:
         rows: (loss, test accuracies in [0, 1], curve of (step, validation accuracy)); the curve
             may be empty. The learning curves are left out if all are.
+        score: what the accuracies are, in words.
     """
     curves = [curve for _, _, curve in rows]
     columns = 2 if any(curves) else 1
@@ -120,18 +132,23 @@ def seeds_figure(
         figure = _figure(max(2.5 if any(curves) else 1.5, 0.75 + 0.4 * len(rows)))
         grid = figure.subplots(1, columns, squeeze=False, width_ratios=[1.15, 1][:columns])
         _plot_seeds(grid[0, 0], [(loss, accuracies) for loss, accuracies, _ in rows])
+        grid[0, 0].set_xlabel(f"test {score} (%)")
         if any(curves):
             _plot_curves(grid[0, 1], curves)
+            grid[0, 1].set_ylabel(f"validation {score} (%)")
     return figure
 
 
-def search_figure(generations: Sequence[tuple[int, Accuracies]], num_classes: int) -> Figure:
+def search_figure(
+    generations: Sequence[tuple[int, Accuracies]], num_classes: int, score: str = "accuracy"
+) -> Figure:
     """Draw the fitness of each candidate by generation; beside it the better half enlarged.
 
     Args:
         generations: (number, fitnesses in [0, 1]). Fitnesses that are not finite are left out; at
             least one is finite.
         num_classes: n >= 2, for the line at chance.
+        score: what the fitness is, in words.
     """
     scored = [(number, 100 * finite(fitnesses)) for number, fitnesses in generations]
     scored = [(number, percentages) for number, percentages in scored if percentages.size]
@@ -141,7 +158,7 @@ def search_figure(generations: Sequence[tuple[int, Accuracies]], num_classes: in
         whole, upper = figure.subplots(1, 2)
         _plot_fitness(whole, scored)
         _plot_fitness(upper, scored)
-        whole.set_ylabel("fitness: validation accuracy (%)")
+        whole.set_ylabel(f"fitness: validation {score} (%)")
         whole.axhline(chance, color=MUTED, linewidth=0.7, dashes=(1, 2))
         whole.annotate(
             "chance",
@@ -190,7 +207,7 @@ def attack_figure(
             [handles[loss] for loss in attacked],
             attacked,
             loc="outside upper center",
-            ncols=min(len(attacked), 5),
+            ncols=min(len(attacked), 4),
         )
     return figure
 
@@ -241,10 +258,10 @@ def _course(theta: Sequence[float], num_classes: int, p: NDArray[np.float64]) ->
     g = net_pull(theta, num_classes)
     # A loss without any pull at chance is divided by its largest pull, and the zero loss by 1.
     scale = abs(float(g(chance))) or float(np.max(np.abs(g(p)))) or 1.0
-    height = -g.integ(lbnd=chance)
+    fallen = g.integ(lbnd=chance)
     confidence = equilibrium_confidence(theta, num_classes)
-    rest = None if confidence is None else (confidence, float(height(confidence)) / scale)
-    return _Course(height(p) / scale, g(p) / scale, rest)
+    rest = None if confidence is None else (confidence, -float(fallen(confidence)) / scale)
+    return _Course(-fallen(p) / scale, g(p) / scale, rest)
 
 
 def _mark_rest(shape: Axes, pull: Axes, course: _Course, color: str) -> None:
@@ -309,7 +326,6 @@ def _plot_seeds(axes: Axes, rows: Sequence[tuple[str, Accuracies]]) -> None:
         tick.set_color(_series(index))
     axes.spines["left"].set_visible(False)
     axes.grid(axis="x")
-    axes.set_xlabel("test accuracy (%)")
 
 
 def _plot_curves(axes: Axes, curves: Sequence[Sequence[tuple[int, float]]]) -> None:
@@ -318,7 +334,7 @@ def _plot_curves(axes: Axes, curves: Sequence[Sequence[tuple[int, float]]]) -> N
         steps = [step for step, _ in curve]
         percentages = [100 * accuracy for _, accuracy in curve]
         axes.plot(steps, percentages, color=_series(index), zorder=3 - 0.1 * index)
-    axes.set(xlabel="training step", ylabel="validation accuracy (%)")
+    axes.set(xlabel="training step")
     axes.grid(axis="y")
 
 

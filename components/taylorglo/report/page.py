@@ -11,7 +11,7 @@ from typing import NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from taylorglo.loss.dynamics import coefficients, dynamics
-from taylorglo.loss.polynomial import checked_theta
+from taylorglo.loss.polynomial import checked_theta, has_log
 from taylorglo.report import text
 from taylorglo.report.figures import attack_figure, loss_figure, search_figure, seeds_figure, svg
 from taylorglo.report.formula import centred, expanded
@@ -72,6 +72,8 @@ def _environment() -> Environment:
         "mean_and_deviation": text.mean_and_deviation,
         "number": text.number,
         "percent": text.percent,
+        "origin": text.origin,
+        "expectation": text.expectation,
         "sample_size": text.sample_size,
         "seconds": text.seconds,
         "share": text.share,
@@ -85,14 +87,15 @@ def _comparison(record: SweepRecord) -> dict[str, object] | None:
         return None
     header, rows = comparison_cells(record)
     best = best_baseline(record)
-    figure = seeds_figure([(row.loss, row.accuracies, row.curve) for row in record.comparison])
+    seeds = [(row.loss, row.accuracies, row.curve) for row in record.comparison]
+    figure = seeds_figure(seeds, record.score)
     return {
         "champion": record.comparison[0],
         "best_baseline": None if best is None else record.comparison[best],
         "header": header,
         "rows": rows,
         "with_curves": any(row.curve for row in record.comparison),
-        "figure": svg(figure, "seeds", "Test accuracy by seed"),
+        "figure": svg(figure, "seeds", f"Test {record.score} by seed"),
     }
 
 
@@ -109,6 +112,7 @@ def _champion(record: SweepRecord) -> dict[str, object]:
         "theta": theta,
         "centred": centred(theta, order),
         "expanded": expanded(theta, order),
+        "has_log": has_log(theta),
         "decisive": _decisive(theta) if order <= 3 else None,
         "drive": drive,
         "collapse": collapse,
@@ -121,10 +125,11 @@ def _champion(record: SweepRecord) -> dict[str, object]:
 def _decisive(theta: Sequence[float]) -> list[float]:
     """Return the four numbers that decide a training with one-hot targets: c_y', c_hy, c_h, c_hh.
 
-    Targets of 0 and 1 equal their squares, so c_y' is the sum of c_y and c_yy.
+    Targets of 0 and 1 equal their squares, so c_y' is the sum of c_y and c_yy. The weight w of the
+    logarithm is a fifth number, if theta has it.
     """
     c = coefficients(theta)
-    return [c.cy + c.cyy, c.chy, c.ch, c.chh]
+    return [c.cy + c.cyy, c.chy, c.ch, c.chh, *([c.log_weight] if has_log(theta) else [])]
 
 
 def _search(record: SweepRecord) -> dict[str, object]:
@@ -142,7 +147,8 @@ def _search(record: SweepRecord) -> dict[str, object]:
     )
     if total.best is None:
         return {"total": total, "figure": None}
-    figure = search_figure([(g.number, g.fitnesses) for g in generations], record.num_classes)
+    fitnesses = [(g.number, g.fitnesses) for g in generations]
+    figure = search_figure(fitnesses, record.num_classes, record.score)
     return {"total": total, "figure": svg(figure, "search", "Fitness by generation")}
 
 
@@ -172,28 +178,38 @@ def _attacks(record: SweepRecord) -> dict[str, object] | None:
 
 
 class _Tuned(NamedTuple):
-    """A baseline: its accuracies by learning rate, and the rate chosen, if there is one."""
+    """A baseline: its accuracies by learning rate, and the rate chosen, if there is one.
+
+    A baseline that was tuned over several label smoothings has a row for each, with its ``alpha``,
+    and a rate chosen in one of them. Other baselines have no ``alpha``.
+    """
 
     loss: str
+    alpha: float | None
     accuracies: dict[float, list[float]]
     chosen: float | None
 
 
 def _tuning(record: SweepRecord) -> dict[str, object]:
-    """Return the grid of learning rates, and a row for each baseline."""
-    compared = {row.loss: row.learning_rate for row in record.comparison[1:]}
+    """Return the grid of learning rates, and a row for each baseline and label smoothing."""
+    compared = {row.loss: (row.learning_rate, row.label_smoothing) for row in record.comparison[1:]}
     rows = []
     for loss in dict.fromkeys(row.loss for row in record.tuning):
-        accuracies = {
-            row.learning_rate: row.accuracies for row in record.tuning if row.loss == loss
-        }
+        tried = [row for row in record.tuning if row.loss == loss]
         means = {
-            rate: float(finite(values).mean())
-            for rate, values in accuracies.items()
-            if finite(values).size
+            (row.learning_rate, row.label_smoothing): float(finite(row.accuracies).mean())
+            for row in tried
+            if finite(row.accuracies).size
         }
-        best = max(means, key=means.__getitem__, default=None)
-        rows.append(_Tuned(loss, accuracies, compared.get(loss, best)))
+        best = max(means, key=means.__getitem__, default=(None, None))
+        rate, smoothing = compared.get(loss, best)
+        alphas = list(dict.fromkeys(row.label_smoothing for row in tried))
+        for alpha in alphas:
+            accuracies = {
+                row.learning_rate: row.accuracies for row in tried if row.label_smoothing == alpha
+            }
+            shown = alpha if len(alphas) > 1 else None
+            rows.append(_Tuned(loss, shown, accuracies, rate if alpha == smoothing else None))
     return {"rates": sorted({row.learning_rate for row in record.tuning}), "rows": rows}
 
 

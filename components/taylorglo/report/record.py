@@ -67,11 +67,15 @@ class GenerationRecord:
 
 @dataclass(frozen=True)
 class TuningRow:
-    """A baseline trained with one learning rate: validation accuracies in [0, 1] by attempt."""
+    """A baseline trained with one learning rate: validation accuracies in [0, 1] by attempt.
+
+    ``label_smoothing`` is the alpha that it was trained with, 0 for a loss without.
+    """
 
     loss: str
     learning_rate: float
     accuracies: list[float]
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class ComparisonRow:
         curve: (step, validation accuracy), the mean over the seeds.
         p_value: p value of Welch's two-sided test against the champion; None for the champion
             itself, or if no test is possible.
+        label_smoothing: the alpha that it was trained with, 0 for a loss without.
     """
 
     loss: str
@@ -92,6 +97,7 @@ class ComparisonRow:
     accuracies: list[float]
     curve: list[tuple[int, float]]
     p_value: float | None
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,6 +160,11 @@ class SweepRecord:
     notes: list[str]
     standing: StandingRecord | None = None
 
+    @property
+    def score(self) -> str:
+        """What was measured on validation and test images, in words: the name of the score."""
+        return str(self.settings.get("evaluation_score", "accuracy")).replace("-", " ")
+
 
 def sweep_record(
     settings: SweepSettings,
@@ -195,7 +206,7 @@ def sweep_record(
         provenance=provenance,
         environment={**software, **_methods(results, [*tuning, *comparison.trainings])},
         num_classes=num_classes,
-        guessing=guessing,
+        guessing=_guessing(guessing, settings, num_classes),
         generations=_generations(candidates),
         champion=comparison.champion,
         tuning=_tuning(tuning),
@@ -207,6 +218,16 @@ def sweep_record(
         notes=_notes(started, results, [*tuning, *_full_trainings(comparison)]),
         standing=_standing(standing, comparison),
     )
+
+
+def _guessing(guessing: Guessing, settings: SweepSettings, num_classes: int) -> Guessing:
+    """Return what a network reaches that looks at no image, by the score of the sweep.
+
+    Whichever class it always names, it is right in one class of all, and never in the others.
+    """
+    if settings.evaluation.score == "accuracy":
+        return guessing
+    return Guessing(accuracy=1 / num_classes, images=guessing.images)
 
 
 def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:
@@ -231,12 +252,13 @@ def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:
 
 
 def _tuning(trainings: Sequence[FullTraining]) -> list[TuningRow]:
-    """Return a row for each baseline and learning rate."""
+    """Return a row for each baseline, label smoothing and learning rate."""
     return [
         TuningRow(
             loss=group[0].contender.name,
             learning_rate=group[0].contender.learning_rate,
             accuracies=[full.training.accuracy for full in group],
+            label_smoothing=group[0].contender.label_smoothing,
         )
         for group in by_contender(trainings)
     ]
@@ -261,6 +283,7 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
             accuracies=accuracies,
             curve=[(step, accuracy) for step, accuracy, _ in curve],
             p_value=None if group is champion else welch(reference, accuracies),
+            label_smoothing=contender.label_smoothing,
         )
         rows.append(row)
     return rows
@@ -347,8 +370,10 @@ def _notes(
         diverged = sum(full.training.status != "ok" for full in group)
         if diverged:
             contender = group[0].contender
+            alpha = contender.label_smoothing
             notes.append(
                 f"{diverged} of {len(group)} trainings in full of {contender.name} at learning "
-                f"rate {contender.learning_rate:g} diverged."
+                f"rate {contender.learning_rate:g}{f' and alpha {alpha:g}' if alpha else ''} "
+                "diverged."
             )
     return notes

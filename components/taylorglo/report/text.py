@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from taylorglo.results import Champion
 from taylorglo.stats import finite
 
 NOTHING = "–"
@@ -59,3 +60,24 @@ def duration(value: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def origin(champion: Champion) -> str:
+    """Return where a champion comes from, in words."""
+    if champion.trial is None:
+        return f"the mean of the search's distribution after generation {champion.generation}"
+    return f"candidate {champion.trial} of generation {champion.generation}"
+
+
+def expectation(champion: Champion) -> str:
+    """Return the expected fitness of a champion with its interval, in words."""
+    fitness = f"{percent(champion.fitness)} %"
+    if not champion.trainings:
+        return f"fitness {fitness} in the search"
+    text = f"expected fitness {fitness}"
+    if champion.interval is None:
+        return f"{text} (1 training)"
+    low, high = champion.interval
+    return (
+        f"{text} (95 % interval {percent(low)} to {percent(high)}, {champion.trainings} trainings)"
+    )

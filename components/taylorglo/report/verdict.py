@@ -23,9 +23,9 @@ def verdict(record: SweepRecord) -> str:
         return _comparison_verdict(record)
     accuracy = mean_and_deviation(record.comparison[0].accuracies)
     return (
-        f"The champion learned nothing: its test accuracy of {accuracy} % is not significantly "
-        f"above the {100 * record.guessing.accuracy:.2f} % of always naming the most frequent "
-        f"class. {_comparison_verdict(record)}"
+        f"The champion learned nothing: its test {record.score} of {accuracy} % is not "
+        f"significantly above the {100 * record.guessing.accuracy:.2f} % of always naming the most "
+        f"frequent class. {_comparison_verdict(record)}"
     )
 
 
@@ -118,7 +118,7 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
     header = [
         "loss",
         "learning rate",
-        "test accuracy (%)",
+        f"test {record.score} (%)",
         "n",
         "vs champion (points)",
         "p",

@@ -29,6 +29,11 @@ class GenerationalCmaEs(optuna.samplers.CmaEsSampler):
         self._start = start
         self._population_size = popsize
         self._seed = seed
+        self._asked = 0  # number of the trial that is being drawn
+
+    def mean(self, finished: list[FrozenTrial]) -> dict[str, float]:
+        """Return the mean of the distribution that the finished trials lead to."""
+        return self._space.point(self._restore_optimizer(finished).mean)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -44,27 +49,14 @@ class GenerationalCmaEs(optuna.samplers.CmaEsSampler):
     ) -> dict[str, Any]:
         """Draw a point of CMA-ES's distribution; the trial's number decides which one."""
         self._cma_rng.rng.seed(self._seed)
+        self._asked = trial.number
         return super().sample_relative(study, trial, search_space)
 
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> "cmaes.CMA":
-        # With scipy behind it, cmaes takes half a second that only a task which draws should spend.
-        import cmaes
+        from taylorglo.search.optimizers import restored
 
-        dimensions, popsize = len(self._space.names), self._population_size
-        covariance = self._start.get("covariance")
-        # cmaes warns of infinities that do it no harm if popsize is 2 or 3.
-        with np.errstate(divide="ignore"):
-            optimizer = cmaes.CMA(
-                mean=np.array(self._start.get("mean", [0.5] * dimensions)),
-                sigma=self._start.get("sigma", 1 / (2 * BOX)),
-                cov=None if covariance is None else np.array(covariance),
-                bounds=np.array([[0.0, 1.0]] * dimensions),
-                population_size=popsize,
-            )
-        generations: dict[int, list[tuple[np.ndarray, float]]] = {}
+        told: dict[int, list[tuple[np.ndarray, float]]] = {}
         for trial in sorted(completed_trials, key=lambda trial: trial.number):
             generation = trial.system_attrs[self._attr_key_generation]
-            generations.setdefault(generation, []).append(self._space.solution(trial, 2 * BOX))
-        while len(solutions := generations.get(optimizer.generation, [])) >= popsize:
-            optimizer.tell(solutions[:popsize])
-        return optimizer
+            told.setdefault(generation, []).append(self._space.solution(trial, 2 * BOX))
+        return restored(self._space, self._population_size, self._start, told, self._asked)

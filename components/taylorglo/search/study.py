@@ -34,7 +34,7 @@ from taylorglo.search.database import (
 from taylorglo.search.locks import Claims
 from taylorglo.search.sampler import GenerationalCmaEs
 from taylorglo.search.space import Space
-from taylorglo.settings import Identity, SearchSettings
+from taylorglo.settings import Decides, Identity, SearchSettings, former_values
 from taylorglo.variables import service_timeout
 
 WORST_FITNESS = 0.0
@@ -69,6 +69,7 @@ class Search:
         seed: int,
         identity: Identity | None = None,
         *,
+        num_classes: int,
         exclusive_seconds: float = _EXCLUSIVE_SECONDS,
         busy_seconds: float = BUSY_SECONDS,
     ) -> None:
@@ -82,6 +83,7 @@ class Search:
             seed: decides every candidate, together with the fitness values.
             identity: the settings that decide a candidate's fitness; a study that was begun with
                 others is refused. None if the study exists and was checked.
+            num_classes: of the data.
             exclusive_seconds: how long :meth:`exclusively` waits for another process.
             busy_seconds: how long one try waits for an SQLite file that another process writes.
 
@@ -91,7 +93,8 @@ class Search:
         """
         self.settings = settings
         self.study = name
-        self.space = Space.of(settings)
+        self.space = Space.of(settings, num_classes)
+        self._num_classes = num_classes
         self._seed = seed
         self._exclusive_seconds = exclusive_seconds
         new = identity is not None
@@ -113,7 +116,14 @@ class Search:
 
     @classmethod
     def begin(
-        cls, url: str, sweep: str, settings: SearchSettings, seed: int, identity: Identity
+        cls,
+        url: str,
+        sweep: str,
+        settings: SearchSettings,
+        seed: int,
+        identity: Identity,
+        *,
+        num_classes: int,
     ) -> Self:
         """Open the study in which a run of a sweep searches.
 
@@ -127,6 +137,7 @@ class Search:
             settings: the search settings.
             seed: as for the constructor.
             identity: as for the constructor.
+            num_classes: as for the constructor.
 
         Raises:
             InputError: the URL is malformed, or the study was begun with other settings and
@@ -140,10 +151,12 @@ class Search:
         numbers = [number_of(name) for name in names if of_sweep.fullmatch(name)]
         latest = max(numbers, default=1)
         if settings.renew and numbers:
-            search = cls(url, _study_name(sweep, latest), settings, seed)
+            search = cls(url, _study_name(sweep, latest), settings, seed, num_classes=num_classes)
             if search.finished or search.changes(identity):
                 latest += 1
-        begun = cls(url, _study_name(sweep, latest), settings, seed, identity)
+        begun = cls(
+            url, _study_name(sweep, latest), settings, seed, identity, num_classes=num_classes
+        )
         former = max((number for number in numbers if number < latest), default=None)
         if former is not None:
             begun._settle_start(_study_name(sweep, former))
@@ -167,6 +180,8 @@ class Search:
             # Trials in other coordinates are of no use.
             fitting = [trial for trial in trials if set(trial.params) == set(self.space.names)]
             start = {"study": former, **self.space.warm_start(fitting)} if fitting else {}
+            if trials and not fitting:
+                start = {"unfitting": former}
             self._retried(lambda: self._study.set_user_attr(START, start))
 
     def changes(self, identity: Identity) -> list[str]:
@@ -174,7 +189,11 @@ class Search:
         known = self._attributes().get(IDENTITY)
         if known is None:
             return []
-        now = identity.flat()
+        of_candidates, of_fitness = (
+            former_values()[what] for what in (Decides.CANDIDATES, Decides.FITNESS)
+        )
+        unnamed = {**of_candidates, **of_fitness}
+        known, now = {**unnamed, **known}, {**unnamed, **identity.flat()}
         changed = {key for key in {**known, **now} if known.get(key) != now.get(key)}
         # What ``auto`` means is found out on the machine that trains.
         former, precision = known.get(Identity.PRECISION), identity.precision
@@ -182,7 +201,7 @@ class Search:
         if precision == "auto" or same:
             changed.discard(Identity.PRECISION)
         untrained = all(candidate.result is None for candidate in self.candidates())
-        if untrained and changed <= identity.fitness.keys() | {Identity.PRECISION}:
+        if untrained and changed <= {*identity.fitness, *of_fitness, Identity.PRECISION}:
             # Nothing was trained with the former settings, which may have been a mistake.
             return []
         return [f"{key} {known.get(key)!r}, now {now.get(key)!r}" for key in sorted(changed)]
@@ -213,6 +232,11 @@ class Search:
     def source(self) -> str | None:
         """The study that this one is warm-started from, if there is a fitting one."""
         return self._start().get("study")
+
+    @property
+    def unfitting(self) -> str | None:
+        """The study that this one could not be warm-started from: it has other coordinates."""
+        return self._start().get("unfitting")
 
     def _start(self) -> dict[str, Any]:
         return dict(self._attributes().get(START, {}))
@@ -297,7 +321,7 @@ class Search:
             self._draw(generation, popsize)
         return self.candidates(generation)
 
-    def screen(self, generation: int, num_classes: int) -> list[Candidate]:
+    def screen(self, generation: int) -> list[Candidate]:
         """Judge the proposed candidates; return all of the generation, accepted and rejected.
 
         With ``resample``, the study is told that a rejected candidate failed, and another one is
@@ -310,7 +334,7 @@ class Search:
         """
         with self.exclusively(DRAWING):
             while True:
-                self._judge_all(generation, num_classes)
+                self._judge_all(generation)
                 drawn = self.candidates(generation)
                 accepted = sum(not candidate.rejected for candidate in drawn)
                 missing = self.settings.popsize - accepted
@@ -333,12 +357,12 @@ class Search:
         counted = [c for c in candidates if penalize or not c.rejected]
         return judged and len(counted) >= self.settings.popsize
 
-    def _judge_all(self, generation: int, num_classes: int) -> None:
+    def _judge_all(self, generation: int) -> None:
         """Judge the candidates that have no verdict, and finish those that are rejected."""
         judge = all_of(self.settings.filters)
         for candidate in self.candidates(generation):
             if candidate.verdict is None:
-                self._judge(candidate, judge(candidate.theta, num_classes))
+                self._judge(candidate, judge(candidate.theta, self._num_classes))
             elif candidate.rejected and not candidate.finished:
                 self._reject(candidate)
 
@@ -373,6 +397,20 @@ class Search:
         ]
         return sorted(trained, key=lambda c: (-(c.fitness or 0.0), c.trial))[:number]
 
+    def leaders(self, number: int) -> list[Candidate]:
+        """Return ``number`` candidates to choose the champion from: the best of each generation.
+
+        The latest generation comes first. If there are fewer generations, the second best of each
+        follow, and so on. Fitnesses of two generations are not compared: each generation may be
+        validated on other images.
+        """
+        ranks: dict[int, int] = {}
+        ranked = []
+        for candidate in self.best(len(self.candidates())):
+            rank = ranks[candidate.generation] = ranks.get(candidate.generation, 0) + 1
+            ranked.append((rank, -candidate.generation, candidate))
+        return [candidate for *_, candidate in sorted(ranked, key=lambda r: r[:2])[:number]]
+
     def check_trained(self) -> None:
         """Refuse a search in which no candidate was trained to the end.
 
@@ -394,12 +432,26 @@ class Search:
             f"the first with: {results[0].reason}; {remedy}"
         )
 
+    def mean(self) -> list[float] | None:
+        """Return the theta at the mean of CMA-ES's distribution, after all complete generations.
+
+        It is None if the filters reject it.
+        """
+        trials = self._retried(
+            lambda: self._study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        )
+        theta = self.space.theta(self._sampler().mean(trials))
+        accepted = all_of(self.settings.filters)(theta, self._num_classes).accepted
+        return theta if accepted else None
+
+    def _sampler(self) -> GenerationalCmaEs:
+        seed = self._seed + number_of(self.study) - 1
+        return GenerationalCmaEs(self.space, self.settings.popsize, seed, self._start())
+
     def _draw(self, generation: int, total: int) -> None:
         """Draw until the generation has ``total`` candidates."""
         if not isinstance(self._study.sampler, GenerationalCmaEs):
-            seed = self._seed + number_of(self.study) - 1
-            popsize = self.settings.popsize
-            self._study.sampler = GenerationalCmaEs(self.space, popsize, seed, self._start())
+            self._study.sampler = self._sampler()
 
         def draw() -> bool:
             trials = self._study.get_trials(deepcopy=False)

@@ -8,6 +8,7 @@ from statistics import fmean
 
 from taylorglo.evaluation.comparison import best_contender, compare, train_finalists
 from taylorglo.loss.functions import TaylorLoss
+from taylorglo.report.text import expectation, origin
 from taylorglo.results import (
     Candidate,
     Champion,
@@ -18,6 +19,7 @@ from taylorglo.results import (
     read_json,
 )
 from taylorglo.services import layout
+from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
 from taylorglo.training.engine import Engine
@@ -91,7 +93,7 @@ def crown(
         InputError: no candidate was trained to the end.
     """
     complete = sweep.complete
-    champion, finalists = _choose_champion(sweep, search_data)
+    champion, finalists = choose_champion(sweep, search_data)
     rate = sweep.settings.training.learning_rate
     contenders = [
         Contender(name="champion", loss="taylor", learning_rate=rate, theta=champion.theta),
@@ -107,7 +109,7 @@ def crown(
             standing = _compared(_standing_contender(former, rate), engine, sweep)
     outcome = Outcome(
         comparison=Comparison(
-            champion=_champion(champion, sweep.settings.search.order),
+            champion=champion,
             finalists=finalists,
             trainings=trainings,
             standing=standing,
@@ -120,18 +122,6 @@ def crown(
     return outcome
 
 
-def _champion(candidate: Candidate, order: int) -> Champion:
-    """Return the record of the candidate that won."""
-    assert candidate.fitness is not None
-    return Champion(
-        theta=candidate.theta,
-        order=order,
-        fitness=candidate.fitness,
-        generation=candidate.generation,
-        trial=candidate.trial,
-    )
-
-
 def _standing_contender(standing: StandingChampion, default_rate: float) -> Contender:
     """Return the registry's champion as a contender, at the learning rate that it was found at."""
     return Contender(
@@ -142,17 +132,61 @@ def _standing_contender(standing: StandingChampion, default_rate: float) -> Cont
     )
 
 
-def _choose_champion(sweep: Sweep, search_data: str) -> tuple[Candidate, list[FullTraining]]:
-    """Return the champion, and the trainings in full of the best candidates that chose it."""
+def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[FullTraining]]:
+    """Return what the search recommends, and the trainings in full that chose it.
+
+    The fitness that the search measured is not what decides: the highest of many noisy measurements
+    is a lucky one.
+
+    Args:
+        sweep: the context of the sweep.
+        search_data: path of the data without the test split.
+
+    Raises:
+        InputError: no candidate was trained to the end.
+    """
     sweep.search.check_trained()
-    best = sweep.search.best(sweep.settings.champion.finalists)
-    if len(best) == 1:
-        return best[0], []
+    number, order = sweep.settings.champion.finalists, sweep.settings.search.order
+    if number == 1:
+        return _of_candidate(sweep.search.best(1)[0], order), []
+    mean = sweep.search.mean()
+    generations = sweep.search.complete_generations()
+    entrants = [
+        _of_candidate(candidate, order)
+        for candidate in sweep.search.leaders(number if mean is None else number - 1)
+    ]
+    if mean is not None:
+        of_mean = Champion(theta=mean, order=order, fitness=0, generation=generations, trial=None)
+        entrants.insert(0, of_mean)
     with Engine.open(sweep.settings, search_data) as engine:
-        thetas = [candidate.theta for candidate in best]
+        thetas = [entrant.theta for entrant in entrants]
         finalists = train_finalists(thetas, engine, sweep.full_trainings)
-    winner = best_contender(finalists)
-    return next(c for c in best if c.theta == winner.theta), finalists
+    theta = best_contender(finalists).theta
+    accuracies = [t.training.accuracy for t in finalists if t.contender.theta == theta]
+    winner = next(entrant for entrant in entrants if entrant.theta == theta)
+    chosen = winner.model_copy(
+        update={
+            "fitness": fmean(accuracies),
+            "interval": mean_interval(accuracies),
+            "trainings": len(accuracies),
+        }
+    )
+    say(
+        f"champion: {origin(chosen)}, chosen among {len(entrants)} finalists; {expectation(chosen)}"
+    )
+    return chosen, finalists
+
+
+def _of_candidate(candidate: Candidate, order: int) -> Champion:
+    """Return a candidate as the champion that it would be without further trainings."""
+    assert candidate.fitness is not None
+    return Champion(
+        theta=candidate.theta,
+        order=order,
+        fitness=candidate.fitness,
+        generation=candidate.generation,
+        trial=candidate.trial,
+    )
 
 
 def _tuned_baselines(tuning: Sequence[FullTraining]) -> list[Contender]:
@@ -170,7 +204,7 @@ def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTr
     return trainings
 
 
-def _loss_of(champion: Candidate, sweep: Sweep) -> TaylorLoss:
+def _loss_of(champion: Champion, sweep: Sweep) -> TaylorLoss:
     """Return the champion's loss, with the provenance that its file keeps."""
     settings = sweep.settings
     return TaylorLoss(
@@ -188,6 +222,7 @@ def _loss_of(champion: Candidate, sweep: Sweep) -> TaylorLoss:
             "generation": champion.generation,
             "trial": champion.trial,
             "fitness": champion.fitness,
+            "fitness_interval": list(champion.interval or ()),
             **software(),
         },
     )

@@ -75,8 +75,13 @@ class Sweep(Record):
     @cached_property
     def search(self) -> Search:
         """The study, which the task ``open`` opened."""
-        url = required(STUDY_URL)
-        return Search(url, self.study, self.settings.search, self.settings.seed)
+        return Search(
+            required(STUDY_URL),
+            self.study,
+            self.settings.search,
+            self.settings.seed,
+            num_classes=self.num_classes,
+        )
 
     @cached_property
     def store(self) -> Store:

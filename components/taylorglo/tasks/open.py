@@ -80,10 +80,16 @@ def open_sweep(
         ServiceError: the study, the store or MLflow still fails after a few tries.
     """
     started = float(os.environ.get(STARTED) or time.time())
+    kept = settings.evaluation.folds and not settings.evaluation.folds_on(description.provenance)
+    if kept:
+        say(
+            "data: the validation split of the source is kept, so that evaluation.folds has no "
+            "effect"
+        )
     settings.training.check_data(description.splits["train"])
     if os.environ.get(LOCAL_RUN):
         _check_machine(settings, description, data.full)
-    search = begin_search(settings, description.fingerprint)
+    search = begin_search(settings, description)
     total = max(settings.search.generations, generations)
     # A run begins where the last one stopped, but it ends no later than the search: generations
     # that are known already are shown again.
@@ -113,20 +119,26 @@ def open_sweep(
     )
 
 
-def begin_search(settings: SweepSettings, fingerprint: str) -> Search:
+def begin_search(settings: SweepSettings, data: DatasetDescription) -> Search:
     """Open or create the study of a run; it keeps the settings that decide a fitness.
 
     Args:
         settings: the settings of the sweep.
-        fingerprint: checksum of the training and validation images.
+        data: the description of the prepared data.
 
     Raises:
         InputError: the study was begun with other settings or other data, and ``search.renew`` is
             not set.
     """
-    identity = settings.identity(f"{settings.data.name} {fingerprint[:12]}")
-    url = required(STUDY_URL)
-    return Search.begin(url, settings.name, settings.search, settings.seed, identity)
+    identity = settings.identity(f"{settings.data.name} {data.fingerprint[:12]}")
+    return Search.begin(
+        required(STUDY_URL),
+        settings.name,
+        settings.search,
+        settings.seed,
+        identity,
+        num_classes=data.num_classes,
+    )
 
 
 def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
@@ -203,5 +215,10 @@ def _announce(
     )
     if search.source:
         say(f"search {search.study!r}, warm-started from {search.source!r}")
+    if search.unfitting:
+        say(
+            f"search {search.study!r} begins without a warm start: {search.unfitting!r} searched "
+            "in other coordinates (search.coordinates, search.family or the number of classes)"
+        )
     if len(generations) < total:
         say(f"this run: generations {generations[0]} to {generations[-1]} of {total}")

@@ -17,7 +17,7 @@ def run(candidates_path: str, screened_path: str) -> dict[str, int]:
         How many candidates were proposed, drawn in all, and rejected.
     """
     sweep, proposed = read_json(candidates_path, Passed[list[Candidate]]).both
-    screened = sweep.search.screen(proposed[0].generation, sweep.num_classes)
+    screened = sweep.search.screen(proposed[0].generation)
     sweep.write(screened_path, screened)
     return {
         "proposed": len(proposed),

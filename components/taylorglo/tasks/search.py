@@ -81,7 +81,7 @@ def _screened(sweep: Sweep, number: int) -> list[Candidate]:
     if sweep.search.is_screened(candidates):
         return candidates
     sweep.search.propose(number)
-    return sweep.search.screen(number, sweep.num_classes)
+    return sweep.search.screen(number)
 
 
 def _evaluate(

@@ -15,7 +15,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import islice
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from taylorglo.data import dataset as datasets
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.folds import MOST_VIEWS, Fold, fold_of, views_in_memory
 from taylorglo.errors import InputError, TaylorgloError, first_line
 from taylorglo.loss.functions import Loss
 from taylorglo.results import Training
@@ -324,6 +325,7 @@ def _units(taken: list[tuple[Key, Recipe]], plan: Plan, workers: int) -> list[_U
     if plan.chunk == 1:
         return [_Unit([key], [recipe]) for key, recipe in taken]
     groups: dict[Any, list[tuple[Key, Recipe]]] = {}
+    folds: dict[Fold | None, int] = {}
     for key, recipe in taken:
         alike = (
             recipe.learning_rate,
@@ -332,6 +334,8 @@ def _units(taken: list[tuple[Key, Recipe]], plan: Plan, workers: int) -> list[_U
             recipe.validations,
             recipe.give_up,
             recipe.seed if plan.same_seed_only else None,
+            # A program keeps a copy of the images for each of its folds.
+            folds.setdefault(recipe.fold, len(folds)) // MOST_VIEWS,
         )
         groups.setdefault(alike, []).append((key, recipe))
     size = min(plan.chunk, -(-len(taken) // workers))
@@ -368,6 +372,9 @@ class _Worker:
         self._dataset = dataset
         self._plan = plan
         self._compiled: dict[str, tuple[nn.Module, Loss, Objective]] = {}
+        # Of the data, with a fold or with none, as the plan counts on it.
+        kept = views_in_memory(settings, dataset.provenance)
+        self._view = lru_cache(max(1, kept))(fold_of)
         torch.set_num_threads(plan.threads)
         if plan.device == "cuda":
             torch.backends.cudnn.benchmark = True  # every batch has the same shape
@@ -379,7 +386,7 @@ class _Worker:
         try:
             if self._plan.engine == "fused" and not unstacked:
                 precision = self._plan.precision
-                return train_stack(recipes, self._dataset, self._settings, precision)
+                return train_stack(recipes, self._dataset, self._settings, precision, self._view)
             return [self._run_alone(recipe) for recipe in recipes]
         except Exception as error:
             failure: TaylorgloError
@@ -411,6 +418,7 @@ class _Worker:
             self._settings,
             precision=self._plan.precision,
             objective=objective,
+            view=self._view,
         )
 
     def _compile(self, network: nn.Module, loss: Loss) -> tuple[nn.Module, Loss, Objective]:

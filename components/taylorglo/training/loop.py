@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -17,15 +18,18 @@ from torch.optim import lr_scheduler
 from taylorglo.attacks import fgsm
 from taylorglo.data.batches import Batches, scaled
 from taylorglo.data.dataset import Dataset, Split
+from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss
 from taylorglo.networks.factory import build
 from taylorglo.results import Curve, Status, Training
-from taylorglo.settings import SweepSettings, TrainingSettings
+from taylorglo.settings import Score, SweepSettings, TrainingSettings
 from taylorglo.training.devices import computing
 
 CURVE_POINTS = 10
 
 Objective = Callable[[Tensor, Tensor], Tensor]
+# Returns the images of a fold, as :func:`taylorglo.data.folds.fold_of` does.
+View = Callable[[Dataset, Fold | None], Dataset]
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +44,14 @@ class Recipe:
         horizon: number of steps of the learning-rate schedule; more than ``steps`` for a training
             that is cut short.
         validations: number of validations, evenly spread; the last one follows the last step.
-        give_up: (step, accuracy): stop at this step if validation accuracy is not above this.
+        give_up: (step, score): stop at this step if the score on the validation images is not above
+            this.
         epsilon: radius in [0, 1] of an FGSM attack on the validation images after the last step;
             0 for no attack.
-        kept: whether to return the weights, and to measure the accuracy on the test split if the
-            data set has one.
+        kept: whether to return the weights, and to measure the score on the test split if the data
+            set has one.
+        fold: the fold to validate on, while the others are trained on; None: the splits of the data
+            set.
     """
 
     loss: Loss
@@ -56,6 +63,7 @@ class Recipe:
     give_up: tuple[int, float] | None = None
     epsilon: float = 0.0
     kept: bool = False
+    fold: Fold | None = None
 
     @property
     def validated(self) -> set[int]:
@@ -104,6 +112,7 @@ def train_network(
     *,
     precision: str = "float32",
     objective: Objective | None = None,
+    view: View = fold_of,
 ) -> TrainedNetwork:
     """Train a network in place with SGD, on the data set's device; leave it in evaluation mode.
 
@@ -113,12 +122,14 @@ def train_network(
         network: from images in [0, 1], shape (N, C, H, W), to logits (N, n); with initial weights.
         recipe: the training to do.
         dataset: resident on the device to train on.
-        settings: optimizer, schedule, batch size and augmentation.
+        settings: optimizer, schedule, batch size, augmentation and score.
         precision: of matrix products and convolutions, as
             :func:`taylorglo.training.devices.precision_of` returns it.
         objective: the recipe's loss of (images, targets) through this network, if it is compiled.
+        view: returns the images of the recipe's fold; it may remember them.
     """
     started = time.time()
+    dataset = view(dataset, recipe.fold)
     device = dataset.train.images.device
     network.to(device).to(memory_format=torch.channels_last)
     loss = recipe.loss.to(device)
@@ -157,7 +168,12 @@ def _descend(
         mean_loss = float(value.detach())
         score = None
         if step in checks.validated and math.isfinite(mean_loss):
-            score = validate(network, dataset.validation, settings.training.batch_size)
+            score = validate(
+                network,
+                dataset.validation,
+                settings.training.batch_size,
+                settings.evaluation.score,
+            )
             network.train()
         if checks.stop(step, mean_loss, score):
             break
@@ -169,7 +185,7 @@ class Checks:
     Attributes:
         steps: the steps after which there is a check.
         validated: the steps among them after which the network is validated.
-        curve: (step, validation accuracy, validation cross-entropy) so far.
+        curve: (step, score, cross-entropy) on the validation images so far.
     """
 
     def __init__(self, recipe: Recipe) -> None:
@@ -187,7 +203,7 @@ class Checks:
         Args:
             step: the step that was just done.
             loss: the mean loss of its batch.
-            score: accuracy and cross-entropy on the validation split, if they were measured.
+            score: score and cross-entropy on the validation images, if they were measured.
         """
         if not math.isfinite(loss) or (score is not None and not math.isfinite(score[1])):
             return self._diverged(0.0, f"numbers are no longer finite at step {step}")
@@ -225,15 +241,19 @@ def measured(
     settings: SweepSettings,
     precision: str,
 ) -> TrainedNetwork:
-    """Measure a trained network as far as its recipe asks for it, and return its weights."""
+    """Measure a trained network as far as its recipe asks for it, and return its weights.
+
+    The validation split of ``dataset`` is the one of the recipe's fold.
+    """
     robust, test, size = None, None, settings.training.batch_size
+    score = settings.evaluation.score
     if recipe.epsilon:
         robust = 0.0
         if training.accuracy:
-            robust = accuracy_under_fgsm(network, dataset.validation, recipe.epsilon, size)
+            robust = accuracy_under_fgsm(network, dataset.validation, recipe.epsilon, size, score)
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
-            test = validate(network, dataset.test, size)[0]
+            test = validate(network, dataset.test, size, score)[0]
     whole = training.model_copy(
         update={"robust_accuracy": robust, "test_accuracy": test, "ended": time.time()}
     )
@@ -241,31 +261,63 @@ def measured(
 
 
 @torch.no_grad()
-def validate(network: nn.Module, split: Split, batch_size: int) -> tuple[float, float]:
-    """Return accuracy in [0, 1] and mean cross-entropy in nats of a network on a split.
+def validate(
+    network: nn.Module, split: Split, batch_size: int, score: Score = "accuracy"
+) -> tuple[float, float]:
+    """Return the score in [0, 1] and the mean cross-entropy in nats of a network on a split.
 
     The network is left in evaluation mode.
     """
     network.eval()
-    device = split.images.device
-    correct, total = torch.zeros((), device=device), torch.zeros((), device=device)
+    sizes = class_sizes(split)
+    correct, total = torch.zeros_like(sizes), torch.zeros((), device=sizes.device)
     for images, labels in evaluation_batches(split, batch_size):
         logits = network(images).float()
-        correct += (logits.argmax(dim=1) == labels).sum()
+        correct.index_add_(0, labels, (logits.argmax(dim=1) == labels).float())
         total += functional.cross_entropy(logits, labels, reduction="sum")
-    return (correct / len(split)).item(), (total / len(split)).item()
+    return scores(correct[None], sizes, score)[0], (total / len(split)).item()
 
 
-def accuracy_under_fgsm(network: nn.Module, split: Split, epsilon: float, batch_size: int) -> float:
-    """Return the accuracy in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32."""
-    correct = torch.zeros((), device=split.images.device)
+def accuracy_under_fgsm(
+    network: nn.Module, split: Split, epsilon: float, batch_size: int, score: Score = "accuracy"
+) -> float:
+    """Return the score in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32."""
+    sizes = class_sizes(split)
+    correct = torch.zeros_like(sizes)
     # Rounding would hide gradients from the attack.
     with computing("float32", split.images.device):
         for images, labels in evaluation_batches(split, batch_size):
             attacked = fgsm(network, images, labels, epsilon)
             with torch.no_grad():
-                correct += (network(attacked).argmax(dim=1) == labels).sum()
-    return (correct / len(split)).item()
+                right = network(attacked).argmax(dim=1) == labels
+                correct.index_add_(0, labels, right.float())
+    return scores(correct[None], sizes, score)[0]
+
+
+def class_sizes(split: Split) -> Tensor:
+    """Return the number of images by class, as floats, up to the last class that has any."""
+    return torch.bincount(split.labels).float()
+
+
+def scores(correct: Tensor, sizes: Tensor, score: Score) -> list[float]:
+    """Return the score in [0, 1] of each of M networks.
+
+    ``accuracy`` is the part of the images that are classified correctly. ``balanced-accuracy`` is
+    the mean of this part over the classes that have images (Brodersen et al. 2010, ICPR, "The
+    balanced accuracy and its posterior distribution").
+
+    Args:
+        correct: number of images that are classified correctly, by network and class, (M, n).
+        sizes: number of images by class, (n,).
+        score: what to compute.
+    """
+    if score == "accuracy":
+        accuracies: list[float] = (correct.sum(dim=1) / int(sizes.sum())).tolist()
+        return accuracies
+    present = sizes > 0
+    by_class = correct[:, present].double() / sizes[present]
+    # Means that do not depend on the number of networks to the last bit.
+    return [fmean(row) for row in by_class.tolist()]
 
 
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:

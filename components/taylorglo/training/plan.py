@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.folds import views_in_memory
 from taylorglo.errors import InputError
 from taylorglo.networks.factory import BFLOAT16
 from taylorglo.settings import SweepSettings, TrainingSettings
@@ -53,17 +54,19 @@ class _Memory:
     """Bytes that trainings may take, and that they need.
 
     ``free`` is what can be allocated on the device, ``process`` what a process beside this one
-    takes before it trains, and ``training`` what one training takes.
+    takes before it trains, ``folds`` what the images of its folds take in every process that
+    trains, and ``training`` what one training takes.
     """
 
     free: int
     process: int
+    folds: int
     training: int
 
     @property
     def fits_stack(self) -> bool:
         """Whether the smallest stack of networks fits."""
-        return self.free >= FEWEST * self.training
+        return self.free >= self.folds + FEWEST * self.training
 
 
 def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
@@ -116,7 +119,14 @@ def _memory(settings: SweepSettings, dataset: Dataset) -> _Memory:
     )
     splits = (dataset.train, dataset.validation)
     copy = sum(split.images.nbytes + split.labels.nbytes for split in splits)
-    return _Memory(free=free_memory(device), process=PROCESS + copy, training=footprint.training)
+    views = views_in_memory(settings, dataset.provenance)
+    return _Memory(
+        free=free_memory(device),
+        process=PROCESS + copy,
+        # While a fold is made, there are the oldest one and the parts of the new one, too.
+        folds=(views + 2) * copy if views else 0,
+        training=footprint.training,
+    )
 
 
 def _choose_engine(
@@ -153,10 +163,11 @@ def _fit_workers(
         return 1
     default = max(1, cpus() // training.threads) if device.type == "cpu" else 1
     smallest = FEWEST * memory.training if engine == "fused" else memory.training
-    return max(1, min(training.workers or default, memory.free // (memory.process + smallest)))
+    one = memory.process + memory.folds + smallest
+    return max(1, min(training.workers or default, memory.free // one))
 
 
 def _fit_chunk(workers: int, memory: _Memory) -> int:
     """Return the largest number of trainings in one program that fits into memory."""
     share = memory.free if workers == 1 else memory.free // workers - memory.process
-    return max(1, min(_LARGEST_STACK, share // memory.training))
+    return max(1, min(_LARGEST_STACK, (share - memory.folds) // memory.training))

@@ -11,7 +11,7 @@ memory.
 
 import copy
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from taylorglo.data.batches import Batches, stacked
 from taylorglo.data.dataset import Dataset, Split
+from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss, TaylorLoss, taylor
 from taylorglo.networks.factory import ImageShape
 from taylorglo.settings import SweepSettings
@@ -29,10 +30,13 @@ from taylorglo.training.loop import (
     Checks,
     Recipe,
     TrainedNetwork,
+    View,
     build_network,
+    class_sizes,
     evaluation_batches,
     measured,
     schedule_of,
+    scores,
     seeded,
     sgd,
 )
@@ -83,19 +87,22 @@ def train_stack(
     dataset: Dataset,
     settings: SweepSettings,
     precision: str = "float32",
+    view: View = fold_of,
 ) -> list[TrainedNetwork]:
     """Train one network for each recipe.
 
     Args:
-        recipes: alike in all but loss and seed; of one seed, if the network draws random numbers.
+        recipes: alike in all but loss, seed and fold; of one seed, if the network draws random
+            numbers.
         dataset: resident on the device to train on.
         settings: as for :func:`taylorglo.training.loop.train_network`.
         precision: as for :func:`taylorglo.training.loop.train_network`.
+        view: as for :func:`taylorglo.training.loop.train_network`.
 
     Returns:
         A result for each recipe, in their order.
     """
-    return _Stack(recipes, dataset, settings, precision).run()
+    return _Stack(recipes, dataset, settings, precision, view).run()
 
 
 class _Stack:
@@ -111,10 +118,13 @@ class _Stack:
         dataset: Dataset,
         settings: SweepSettings,
         precision: str,
+        view: View,
     ) -> None:
         self._started = self._counted = time.time()
         self._recipes = recipes
-        self._dataset = dataset
+        self._num_classes = dataset.num_classes
+        folds = dict.fromkeys(recipe.fold for recipe in recipes)
+        self._views = {fold: view(dataset, fold) for fold in folds}
         self._settings = settings
         self._precision = precision
         self._first = recipes[0]
@@ -132,8 +142,9 @@ class _Stack:
         # Not on the device meta: tied weights are no longer tied after they are moved there.
         self._base = copy.deepcopy(self._network)
         _use_stackable_products(self._base)
-        self._batches = [Batches(dataset, settings, seed) for seed in seeds]
-        sources = [seeds.index(recipes[number].seed) for number in self._rows]
+        origins = list(dict.fromkeys((recipe.seed, recipe.fold) for recipe in recipes))
+        self._batches = [Batches(self._views[fold], settings, seed) for seed, fold in origins]
+        sources = [origins.index((recipes[n].seed, recipes[n].fold)) for n in self._rows]
         self._sources = torch.tensor(sources, device=self._device)
         self._seconds = [0.0] * len(recipes)
         self._checks = [Checks(recipe) for recipe in recipes]
@@ -152,7 +163,8 @@ class _Stack:
             for step in range(1, recipe.steps + 1):
                 images, targets = self._batch()
                 optimizer.zero_grad()
-                losses = objective(self._logits(images, training=True), targets)
+                logits = self._logits(self._parameters, images, training=True)
+                losses = objective(logits, targets)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
                 schedule.step()
@@ -196,16 +208,21 @@ class _Stack:
 
         Batches of their own have a first axis more, of length M.
         """
-        images, targets = stacked(self._batches, self._dataset.num_classes)
+        images, targets = stacked(self._batches, self._num_classes)
         if len(self._batches) == 1:
             return images[0], targets[0]
         return images[self._sources], targets[self._sources]
 
-    def _logits(self, images: Tensor, *, training: bool) -> Tensor:
-        """Return logits (M, B, n) of images (B, C, H, W) for all, or (M, B, C, H, W) for each."""
+    def _logits(
+        self, parameters: Mapping[str, Tensor], images: Tensor, *, training: bool
+    ) -> Tensor:
+        """Return logits (M, B, n) of images (B, C, H, W) for all, or (M, B, C, H, W) for each.
+
+        ``parameters`` are those of M networks, stacked.
+        """
         self._base.train(training)
 
-        def forward(parameters: dict[str, nn.Parameter], images: Tensor) -> Tensor:
+        def forward(parameters: Mapping[str, Tensor], images: Tensor) -> Tensor:
             state = {**parameters, **self._buffers}
             logits: Tensor = functional_call(self._base, (state,), (images,))
             return logits
@@ -214,37 +231,58 @@ class _Stack:
         # (common random numbers).
         axis = 0 if images.ndim == 5 else None
         together = vmap(forward, in_dims=(0, axis), randomness="same")
-        result: Tensor = together(self._parameters, images)
+        result: Tensor = together(parameters, images)
         return result
 
     def _check(self, step: int, losses: Tensor, validating: bool) -> list[int]:
         """Check the networks after a step; return the rows of those whose training ends here."""
         values = losses.tolist()
-        scores = self._validate(self._dataset.validation) if validating else None
+        measured_scores = self._validate() if validating else None
         ended = []
         for row, number in enumerate(self._rows):
             if number in self._results or number in self._rows[:row]:
                 continue
-            score = scores[row] if scores else None
+            score = measured_scores[row] if measured_scores else None
             if self._checks[number].stop(step, values[row], score):
                 self._end(row)
                 ended.append(row)
         return ended
 
     @torch.no_grad()
-    def _validate(self, split: Split) -> list[tuple[float, float]]:
-        """Return accuracy and mean cross-entropy of each network on a split."""
-        rows = len(self._rows)
-        correct, total = (torch.zeros(rows, device=self._device) for _ in range(2))
+    def _validate(self) -> list[tuple[float, float]]:
+        """Return score and mean cross-entropy of each network on its validation images."""
+        rows_by_fold: dict[Fold | None, list[int]] = {}
+        for row, number in enumerate(self._rows):
+            rows_by_fold.setdefault(self._recipes[number].fold, []).append(row)
+        if len(rows_by_fold) == 1:
+            ((fold, _),) = rows_by_fold.items()
+            return self._validate_on(self._views[fold].validation, self._parameters)
+        found: dict[int, tuple[float, float]] = {}
+        for fold, rows in rows_by_fold.items():
+            # A fold may have one network alone, and stacks have at least FEWEST.
+            enough = torch.tensor((rows * FEWEST)[: max(FEWEST, len(rows))], device=self._device)
+            parameters = {name: value[enough] for name, value in self._parameters.items()}
+            pairs = self._validate_on(self._views[fold].validation, parameters)
+            found.update(zip(rows, pairs, strict=False))
+        return [found[row] for row in range(len(self._rows))]
+
+    def _validate_on(
+        self, split: Split, parameters: Mapping[str, Tensor]
+    ) -> list[tuple[float, float]]:
+        """Return score and mean cross-entropy on a split of networks with stacked parameters."""
+        number = len(next(iter(parameters.values())))
+        sizes = class_sizes(split)
+        correct = torch.zeros(number, len(sizes), device=self._device)
+        total = torch.zeros(number, device=self._device)
         for images, labels in evaluation_batches(split, self._settings.training.batch_size):
-            logits = self._logits(images, training=False).float()
-            correct += (logits.argmax(dim=2) == labels).sum(dim=1)
+            logits = self._logits(parameters, images, training=False).float()
+            correct.index_add_(1, labels, (logits.argmax(dim=2) == labels).float())
             losses = functional.cross_entropy(
-                logits.flatten(0, 1), labels.repeat(rows), reduction="none"
+                logits.flatten(0, 1), labels.repeat(number), reduction="none"
             )
-            total += losses.view(rows, -1).sum(dim=1)
-        accuracies, means = (correct / len(split)).tolist(), (total / len(split)).tolist()
-        return list(zip(accuracies, means, strict=True))
+            total += losses.view(number, -1).sum(dim=1)
+        found = scores(correct, sizes, self._settings.evaluation.score)
+        return list(zip(found, (total / len(split)).tolist(), strict=True))
 
     def _share_time(self) -> None:
         """Share the time since the last check among the networks that were in training."""
@@ -264,7 +302,12 @@ class _Stack:
             self._network.to(self._device).load_state_dict({**state, **self._buffers}, strict=False)
         self._network.eval()
         self._results[number] = measured(
-            training, self._network, recipe, self._dataset, self._settings, self._precision
+            training,
+            self._network,
+            recipe,
+            self._views[recipe.fold],
+            self._settings,
+            self._precision,
         )
 
     def _remove(self, ended: Sequence[int], optimizer: torch.optim.SGD) -> bool:
@@ -356,7 +399,7 @@ class StackedLoss:
 
 def kind_of(loss: Loss) -> str:
     """Return the kind of a loss: losses of one kind differ in their theta alone."""
-    return f"taylor {loss.order}" if isinstance(loss, TaylorLoss) else repr(loss)
+    return f"{loss.family} {loss.order}" if isinstance(loss, TaylorLoss) else repr(loss)
 
 
 def _thetas(losses: Sequence[Loss], device: torch.device) -> Tensor:

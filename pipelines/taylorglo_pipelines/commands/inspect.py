@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from taylorglo.loss.dynamics import Dynamics
     from taylorglo.loss.filters import Verdict
 
-_CLASSIC = ("cross-entropy", "squared-error", "baikal")
 # The thetas to draw for a classic loss. Cross-entropy is in every plot. Squared error, -(t-h)^2, is
-# a Taylor loss up to a term without h.
+# a Taylor loss up to a term without h, and so is the absolute error of a hard target, (2t - 1) h.
 _DRAWN: Mapping[str, Mapping[str, Sequence[float]]] = {
     "cross-entropy": {},
     "squared-error": {"squared error": [0, 0, 0, -1, 0, 2, 0, 0]},
+    "mean-absolute-error": {"mean absolute error": [0, 0, -1, 0, 0, 2, 0, 0]},
 }
 
 
@@ -41,8 +41,9 @@ _DRAWN: Mapping[str, Mapping[str, Sequence[float]]] = {
 def command(loss: Sequence[str], classes: int | None, plot: Path | None) -> None:
     """Print what a loss does in training, from its coefficients.
 
-    LOSS is a theta (numbers with spaces or commas between them), a saved loss (.json), or
-    cross-entropy, squared-error or baikal.
+    LOSS is a theta (numbers with spaces or commas between them), a saved loss (.json), a loss that
+    comes with the package (zoo:NAME), or cross-entropy, squared-error, baikal,
+    generalised-cross-entropy, symmetric-cross-entropy or mean-absolute-error.
     """
     click.echo(inspect(_words(loss), classes, plot))
 
@@ -69,28 +70,32 @@ def inspect(words: Sequence[str], classes: int | None, plot: Path | None) -> str
     """Describe a loss in plain text, and draw it if a file is named.
 
     Args:
-        words: the numbers of a theta, or one word: the name of a classic loss, or the path of a
-            saved loss.
+        words: the numbers of a theta, or one word: the name of a classic loss or of a loss of the
+            zoo, or the path of a saved loss.
         classes: number of classes; None: that of the saved loss, or 10.
         plot: .svg, .png or .pdf file.
 
     Raises:
         InputError: there is no such loss, the theta is not valid, or there is no plot of the loss.
     """
+    from taylorglo.loss.dynamics import CLASSIC
+
     if plot is not None and plot.suffix not in (".svg", ".png", ".pdf"):
         raise InputError(f"{plot}: a plot should be a .svg, .png or .pdf file")
-    if len(words) == 1 and words[0] in _CLASSIC:
+    if len(words) == 1 and words[0] in CLASSIC:
         name = words[0]
         num_classes = 10 if classes is None else classes
         lines = _classic_lines(name, num_classes)
         if plot is not None and name not in _DRAWN:
-            drawn = " and ".join(_DRAWN)
-            raise InputError(f"{name} is not drawn; there are plots of thetas, {drawn}")
+            drawn = ", ".join(["thetas", *_DRAWN])
+            raise InputError(f"{name} is not drawn; there are plots of {drawn}")
+        lines += ["", *_classic_sentences(name, num_classes)]
         thetas = _DRAWN.get(name, {})
     else:
         theta, saved_classes = _theta(words)
         num_classes = classes if classes is not None else saved_classes or 10
         lines = _theta_lines(theta, num_classes)
+        lines += ["", *_theta_sentences(theta, num_classes)]
         thetas = {"Taylor loss": theta}
     if plot is not None:
         lines += _draw(thetas, num_classes, plot)
@@ -99,18 +104,21 @@ def inspect(words: Sequence[str], classes: int | None, plot: Path | None) -> str
 
 def _theta(words: Sequence[str]) -> tuple[list[float], int | None]:
     """Return the theta of some words, and the number of classes if they name a saved loss."""
+    from taylorglo.loss.dynamics import CLASSIC
     from taylorglo.loss.polynomial import checked_theta
 
     if len(words) == 1 and not _is_number(words[0]):
-        if not words[0].endswith(".json"):
+        in_zoo = words[0].startswith("zoo:")
+        if not in_zoo and not words[0].endswith(".json"):
             raise InputError(
-                f"unknown loss {quoted(words[0])}; there are {', '.join(_CLASSIC)}, saved losses "
-                "(.json) and thetas (numbers)"
+                f"unknown loss {quoted(words[0])}; there are {', '.join(CLASSIC)}, saved losses "
+                "(.json), the zoo (zoo:NAME) and thetas (numbers)"
             )
         # PyTorch takes seconds to import, and only a saved loss needs it.
         from taylorglo.loss.functions import TaylorLoss
+        from taylorglo.services.registry import load_loss
 
-        loss = TaylorLoss.load(words[0])
+        loss = load_loss(words[0]) if in_zoo else TaylorLoss.load(words[0])
         return loss.theta.tolist(), loss.classes
     for index, word in enumerate(words):
         if not _is_number(word):
@@ -140,15 +148,19 @@ def _classic_lines(name: str, num_classes: int) -> list[str]:
 def _theta_lines(theta: list[float], num_classes: int) -> list[str]:
     from taylorglo.loss.dynamics import coefficients, dynamics
     from taylorglo.loss.filters import FILTERS
-    from taylorglo.loss.polynomial import checked_theta
+    from taylorglo.loss.polynomial import checked_theta, has_log, log_weight
 
     order = checked_theta(theta)[1]
-    lines = [f"Taylor loss of order {order}, {num_classes} classes", ""]
+    logarithm = " with a logarithm" if has_log(theta) else ""
+    lines = [f"Taylor loss of order {order}{logarithm}, {num_classes} classes", ""]
     lines += [f"  theta        {', '.join(f'{value:.6g}' for value in theta)}"]
     if order <= 3:
         table = coefficients(theta)
-        lines += [f"  {name:<12} {value: .6g}" for name, value in table._asdict().items()]
+        named = {name: value for name, value in table._asdict().items() if name != "log_weight"}
+        lines += [f"  {name:<12} {value: .6g}" for name, value in named.items()]
         lines += [f"  {'cy + cyy':<12} {table.cy + table.cyy: .6g}"]
+    if has_log(theta):
+        lines += [f"  {'w':<12} {log_weight(theta): .6g}   weight of the logarithm"]
     lines += ["", *_dynamics_lines(dynamics(theta, num_classes), num_classes), ""]
     filters = {name: judge for name, judge in FILTERS.items() if name != "none"}
     verdicts = {name: judge(theta, num_classes) for name, judge in filters.items()}
@@ -171,6 +183,70 @@ def _dynamics_lines(dynamics: "Dynamics", num_classes: int) -> list[str]:
         f"  {'B':<12} {rate: .6g}   collapse rate: drift to one class {drift}",
         f"  {'p*':<12} {confidence}   equilibrium confidence ({chance}): {pull}",
     ]
+
+
+def _classic_sentences(name: str, num_classes: int) -> list[str]:
+    """Say in words what a classic loss does; more of it if it is a Taylor loss, too."""
+    from taylorglo.loss.dynamics import classic
+    from taylorglo.loss.members import MEMBERS, member
+
+    if name in MEMBERS:
+        return _theta_sentences(member(name), num_classes)
+    return _sentences_of_dynamics(classic(name, num_classes), num_classes)
+
+
+def _theta_sentences(theta: Sequence[float], num_classes: int) -> list[str]:
+    """Say in words what a Taylor loss does."""
+    from taylorglo.loss.dynamics import dynamics
+    from taylorglo.loss.polynomial import has_log, log_weight
+
+    numbers, weight = dynamics(theta, num_classes), log_weight(theta)
+    drive = numbers.learning_drive
+    family = "Family taylor: a polynomial, without a logarithm."
+    if has_log(theta):
+        share = f"which gives {weight * num_classes / drive:.0%} of the pull at chance, "
+        family = (
+            f"Family taylor-log: {weight:.4g} times cross-entropy, {share if drive > 0 else ''}"
+            "and a polynomial."
+        )
+    sentences = [family, *_sentences_of_dynamics(numbers, num_classes)]
+    return [*sentences, _near_loss(theta, num_classes, drive)] if drive > 0 else sentences
+
+
+def _sentences_of_dynamics(dynamics: "Dynamics", num_classes: int) -> list[str]:
+    """Say in words where a loss lies in the plane of A and B, and where training comes to rest."""
+    drive, rate, rest = dynamics
+    if drive <= 0:
+        return ["At chance it does not pull towards the target: training does not set out."]
+    drift = "is damped" if rate < 0 else "grows" if rate > 0 else "neither grows nor is damped"
+    place = [
+        f"At chance it pulls {drive / num_classes:.3g} times as hard as cross-entropy (A/n).",
+        f"A drift to one class {drift}: B/A is {rate / drive:.3g} (cross-entropy: -1).",
+    ]
+    if rest is None:
+        return [*place, "It pulls all the way to a confidence of 1, as cross-entropy does."]
+    if rest > 1 - 1e-9:
+        return [*place, "It pulls all the way to a confidence of 1, and its pull ends there."]
+    alpha = (1 - rest) * num_classes / (num_classes - 1)
+    return [
+        *place,
+        f"It pulls up to a confidence of {rest:.4g} and pushes back above it, as label smoothing "
+        f"with alpha = {alpha:.3g} does.",
+    ]
+
+
+def _near_loss(theta: Sequence[float], num_classes: int, drive: float) -> str:
+    """Say how hard a loss pulls on a sample whose target has hardly any probability left."""
+    from taylorglo.loss.dynamics import net_pull
+    from taylorglo.loss.polynomial import log_weight
+
+    sample = "On a nearly lost sample (p near 0)"
+    if weight := log_weight(theta):
+        return f"{sample} its pull grows as {weight:.4g}/p: it keeps every class alive."
+    pull = float(net_pull(theta, num_classes)(0.0)) / drive
+    if pull <= 0:
+        return f"{sample} it does not pull, so that a lost sample stays lost."
+    return f"{sample} its pull stays finite: {pull:.3g} times that at chance."
 
 
 def _draw(thetas: Mapping[str, Sequence[float]], num_classes: int, path: Path) -> list[str]:

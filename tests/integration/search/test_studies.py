@@ -25,7 +25,8 @@ import sys
 from taylorglo.search.study import Search
 from taylorglo.settings import SearchSettings
 _, url, name, trial = sys.argv
-with Search(url, name, SearchSettings(popsize=4), 0).claimed(int(trial)) as candidate:
+search = Search(url, name, SearchSettings(popsize=4), 0, num_classes=10)
+with search.claimed(int(trial)) as candidate:
     print(candidate is not None, flush=True)
     sys.stdin.readline()
 """
@@ -40,7 +41,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def begin(url: str, sweep: str = "digits", told: int = 4) -> Search:
     """Begin a search, or a new one after it; tell it this many results of its first generation."""
-    search = Search.begin(url, sweep, SETTINGS, 0, IDENTITY)
+    search = Search.begin(url, sweep, SETTINGS, 0, IDENTITY, num_classes=10)
     result = Evaluation(
         status="ok",
         fitness=0.5,
@@ -52,7 +53,7 @@ def begin(url: str, sweep: str = "digits", told: int = 4) -> Search:
         seconds=1.0,
     )
     search.propose(1)
-    for candidate in search.screen(1, 10)[:told]:
+    for candidate in search.screen(1)[:told]:
         search.tell(candidate.trial, result)
     if told == 4:
         search.finish()

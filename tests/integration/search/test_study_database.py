@@ -23,7 +23,6 @@ from taylorglo.settings import Identity, SearchSettings
 
 SETTINGS = SearchSettings(popsize=4, mean=[0.0] * 4, filters=["learnable"])
 IDENTITY = Identity(candidates={"seed": 3}, fitness={}, precision="auto")
-CLASSES = 10
 SECRET = "correct-horse"
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"
 
@@ -32,12 +31,12 @@ Figures = list[tuple[Any, ...]]
 
 def begin_search(url: str, name: str = "s", **waits: float) -> Search:
     """Open a study as the first task does, which makes its tables if need be."""
-    return Search(url, name, SETTINGS, 3, IDENTITY, **waits)
+    return Search(url, name, SETTINGS, 3, IDENTITY, num_classes=10, **waits)
 
 
 def join_search(url: str) -> Search:
     """Open the study as a later task does."""
-    return Search(url, "s", SETTINGS, 3)
+    return Search(url, "s", SETTINGS, 3, num_classes=10)
 
 
 def evaluation(theta: list[float]) -> Evaluation:
@@ -62,7 +61,7 @@ def run(search: Search, generations: int) -> Figures:
     """Run a search; return everything that the study has of its candidates but the time."""
     for generation in range(1, generations + 1):
         search.propose(generation)
-        for candidate in search.screen(generation, CLASSES):
+        for candidate in search.screen(generation):
             if not candidate.finished:
                 search.tell(candidate.trial, evaluation(candidate.theta))
     return [
@@ -115,7 +114,7 @@ def test_postgresql_gives_the_candidates_of_sqlite(postgres_url: str, expected: 
 def test_two_processes_tell_the_same_results_at_once(postgres_url: str, expected: Figures) -> None:
     search = begin_search(postgres_url)
     search.propose(1)
-    search.screen(1, CLASSES)
+    search.screen(1)
     code = """
 from test_study_database import evaluation, join_search
 search = join_search(sys.argv[1])
@@ -169,7 +168,7 @@ def test_a_database_that_goes_away_and_comes_back(
     actions: tuple[Callable[[], object], ...] = (
         lambda: search.candidates(),
         lambda: search.propose(1),
-        lambda: search.screen(1, CLASSES),
+        lambda: search.screen(1),
         lambda: search.tell(0, HALF),
         lambda: begin_search(postgres_url),
     )
@@ -244,7 +243,7 @@ def test_two_runs_that_draw_at_once_draw_one_generation(
         try:
             barrier.wait(30)
             search.propose(1)
-            search.screen(1, CLASSES)
+            search.screen(1)
         except BaseException as error:
             failures.append(error)
 

@@ -1,4 +1,4 @@
-"""Losses in MLflow's model registry, and loading a loss from there and from files."""
+"""Losses in MLflow's model registry, and loading a loss from there, from files and from the zoo."""
 
 import re
 import subprocess
@@ -11,9 +11,11 @@ from mlflow import MlflowClient
 import taylorglo
 from taylorglo.errors import InputError
 from taylorglo.extras import MissingExtraError
+from taylorglo.loss.filters import learnable, stable
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.results import StandingChampion
 from taylorglo.services.layout import LOSS
+from taylorglo.services.registry import zoo
 from taylorglo.services.tracking import Tracker
 
 THETA = [0.0, 0.0, 0.5, -1.25, 0.0, 2.0, 0.25, 0.0]
@@ -150,9 +152,35 @@ def test_a_loss_is_loaded_from_files(tmp_path: Path) -> None:
         taylorglo.load_loss(tmp_path / "nothing.json")
 
 
-def test_a_local_loss_needs_no_package_of_the_extra(tmp_path: Path) -> None:
-    path = tmp_path / LOSS
-    TaylorLoss(THETA).save(path)
+@pytest.mark.parametrize("name", zoo())
+def test_a_loss_of_the_zoo_can_learn_and_says_where_it_comes_from(name: str) -> None:
+    loss = taylorglo.load_loss(f"zoo:{name}")
+    assert loss.classes is not None
+    for judge in (learnable, stable):
+        assert judge(loss.theta.tolist(), loss.classes).accepted
+    assert {"sweep", "seed", "data", "fingerprint", "model", "learning_rate", "taylorglo"} <= set(
+        loss.provenance
+    )
+
+
+def test_the_zoo_is_its_folder() -> None:
+    folder = Path(taylorglo.__file__).parent / "zoo"
+    assert "digits" in zoo()
+    assert zoo() == sorted(path.stem for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["zoo:nobody", "zoo:", "zoo:digits.json", "zoo:../zoo/digits"])
+def test_an_unknown_loss_of_the_zoo_is_refused_with_the_names(name: str) -> None:
+    with pytest.raises(InputError) as caught:
+        taylorglo.load_loss(name)
+    known = ", ".join(f"zoo:{other}" for other in zoo())
+    assert str(caught.value) == f"unknown loss {name!r}; the zoo has {known}"
+
+
+@pytest.mark.parametrize("source", [LOSS, "zoo:digits"])
+def test_a_local_loss_needs_no_package_of_the_extra(source: str, tmp_path: Path) -> None:
+    found = taylorglo.load_loss("zoo:digits")
+    found.save(tmp_path / LOSS)
     script = """if True:
         import sys
         from taylorglo.services.registry import load_loss
@@ -160,9 +188,9 @@ def test_a_local_loss_needs_no_package_of_the_extra(tmp_path: Path) -> None:
         extras = {"boto3", "botocore", "kfp", "mlflow", "optuna", "pydantic", "sqlalchemy"}
         print(sorted(extras & set(sys.modules)))
     """
-    command = [sys.executable, "-c", script, str(path)]
-    process = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert process.stdout == f"{THETA}\n[]\n"
+    command = [sys.executable, "-c", script, source]
+    process = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert process.stdout == f"{found.theta.tolist()}\n[]\n"
 
 
 @pytest.mark.parametrize(

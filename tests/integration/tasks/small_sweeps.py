@@ -133,7 +133,7 @@ def begin_generation(
 ) -> list[int]:
     """Draw a generation, tell the study these results of it, and return its accepted trials."""
     sweep.search.propose(number)
-    screened = sweep.search.screen(number, sweep.num_classes)
+    screened = sweep.search.screen(number)
     accepted = [candidate.trial for candidate in screened if not candidate.rejected]
     for trial, result in zip(accepted, evaluations, strict=False):
         sweep.search.tell(trial, result)

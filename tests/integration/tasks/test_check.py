@@ -76,7 +76,7 @@ def test_a_study_gets_no_table_in_the_database_of_another_program(
     with pytest.raises(InputError, match="is a database of another program, such as MLflow"):
         check.check_services()
     with pytest.raises(InputError, match="is a database of another program, such as MLflow"):
-        Search(sqlite_url(mlflow), "digits", SearchSettings(), 0, IDENTITY)
+        Search(sqlite_url(mlflow), "digits", SearchSettings(), 0, IDENTITY, num_classes=10)
     assert tables_of(mlflow) == before
 
 

@@ -1,11 +1,11 @@
 """How a search is cut into runs and followed by another one, and which MLflow run a run gets."""
 
 import pytest
-from small_sweeps import Work, begin_generation, evaluation, mlflow_client
+from small_sweeps import Work, begin_generation, evaluation, mlflow_client, small_settings
 
 from taylorglo.errors import InputError
 from taylorglo.tasks.context import Sweep
-from taylorglo.tasks.open import open_tracker
+from taylorglo.tasks.open import PreparedData, open_sweep, open_tracker
 
 
 def complete(sweep: Sweep, numbers: range) -> None:
@@ -96,3 +96,21 @@ def test_a_deleted_experiment_is_an_error(sweep: Sweep) -> None:
     mlflow_client().delete_experiment(sweep.tracker.experiment_id)
     with pytest.raises(InputError, match="experiment 'digits': was deleted"):
         run_id_of_next_run(sweep)
+
+
+KEPT = "data: the validation split of the source is kept, so that evaluation.folds has no effect"
+
+
+@pytest.mark.parametrize(
+    ("origin", "folds", "said"),
+    [("of the source", 3, True), ("of the source", 0, False), ("held out", 3, False)],
+)
+def test_a_validation_split_of_the_source_is_kept_and_the_log_says_so(
+    work: Work, capsys: pytest.CaptureFixture[str], origin: str, folds: int, said: bool
+) -> None:
+    description = work.description()
+    provenance = {**description.provenance, "validation_split": origin}
+    own = description.model_copy(update={"provenance": provenance})
+    settings = small_settings("folded", evaluation={"folds": folds})
+    open_sweep(settings, own, PreparedData(work.search_data, work.full_data), 2)
+    assert (KEPT in capsys.readouterr().out) is said

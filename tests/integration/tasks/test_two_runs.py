@@ -33,7 +33,7 @@ for path, url in zip(sweeps[0::2], sweeps[1::2]):
     sweep = Sweep.read(path)
     for generation in (1, 2):
         sweep.search.propose(generation)
-        screened = sweep.search.screen(generation, sweep.num_classes)
+        screened = sweep.search.screen(generation)
         trials = [candidate.trial for candidate in screened if not candidate.rejected]
         evaluate_shard(sweep, generation, trials, search_data)
 """

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from taylorglo.data.augmentation import Augmentation
-from taylorglo.loss.functions import CrossEntropy, TaylorLoss
+from taylorglo.loss.classic import CrossEntropy
+from taylorglo.loss.functions import TaylorLoss
 from taylorglo.settings import AugmentationSettings
 
 FILL = (0.25, 0.5, 0.75)

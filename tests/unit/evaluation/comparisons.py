@@ -7,7 +7,7 @@ from typing import Any
 from trainings import untimed
 
 from taylorglo.data.dataset import Dataset
-from taylorglo.evaluation.comparison import Memo, train_in_full
+from taylorglo.evaluation.comparison import Entry, Memo, train_in_full
 from taylorglo.results import Contender, FullTraining
 from taylorglo.settings import SweepSettings
 from taylorglo.training.engine import Engine
@@ -70,5 +70,5 @@ def trained(
 ) -> FullTraining:
     """Train a contender in full, with the settings of :func:`settings_of`."""
     with engine_on(dataset, **changes) as engine:
-        (full,) = train_in_full([(contender, from_seed)], engine, memo)
+        (full,) = train_in_full([Entry(contender, from_seed)], engine, memo)
     return full

@@ -15,8 +15,10 @@ from taylorglo.evaluation.comparison import (
     train_finalists,
     tune_baselines,
 )
-from taylorglo.loss.functions import CrossEntropy, SquaredError, TaylorLoss
+from taylorglo.loss.classic import CrossEntropy, SquaredError
+from taylorglo.loss.functions import TaylorLoss
 from taylorglo.results import Contender, FullTraining, Training
+from taylorglo.settings import SweepSettings
 from taylorglo.training.loop import validate
 
 
@@ -31,6 +33,54 @@ def test_the_baselines() -> None:
     assert isinstance(smoothed, CrossEntropy)
     assert smoothed.label_smoothing == 0.15
     assert isinstance(squared, SquaredError)
+
+
+def test_the_default_baselines_are_those_of_version_0_1_0() -> None:
+    rate, smoothing = {"learning_rate": 0.3}, {"label_smoothing": 0.1}
+    assert baselines(SweepSettings(), 0.3) == [
+        Contender(name="cross-entropy", loss="cross-entropy", **rate),
+        Contender(name="label-smoothed cross-entropy", loss="cross-entropy", **rate, **smoothing),
+        Contender(name="squared error", loss="squared-error", **rate),
+    ]
+
+
+def test_baselines_come_in_the_order_of_the_setting() -> None:
+    losses = [
+        "mean-absolute-error",
+        "label-smoothing",
+        "baikal",
+        "symmetric-cross-entropy",
+        "squared-error",
+        "generalised-cross-entropy",
+        "cross-entropy",
+    ]
+    section = {"losses": losses, "label_smoothing": [0.05, 0.3]}
+    contenders = baselines(settings_of(baselines=section), 0.2)
+    assert [(contender.name, repr(loss_of(contender))) for contender in contenders] == [
+        ("mean absolute error", "MeanAbsoluteError()"),
+        ("label-smoothed cross-entropy", "CrossEntropy(label_smoothing=0.05)"),
+        ("label-smoothed cross-entropy", "CrossEntropy(label_smoothing=0.3)"),
+        ("Baikal", "Baikal()"),
+        ("symmetric cross-entropy", "SymmetricCrossEntropy(alpha=0.1, beta=1.0)"),
+        ("squared error", "SquaredError()"),
+        ("generalised cross-entropy", "GeneralisedCrossEntropy(q=0.7)"),
+        ("cross-entropy", "CrossEntropy(label_smoothing=0.0)"),
+    ]
+    (alone,) = baselines(settings_of(baselines={"losses": "mean-absolute-error"}), 0.2)
+    assert alone == contenders[0]
+
+
+def test_label_smoothing_is_tuned_over_alphas_and_rates(search_digits: Dataset) -> None:
+    section = {"losses": ["label-smoothing"], "label_smoothing": [0.1, 0.4], "attempts": 1}
+    with engine_on(search_digits, baselines=section) as engine:
+        tuning = tune_baselines(engine, Memory())
+    tried = [(full.contender.learning_rate, full.contender.label_smoothing) for full in tuning]
+    assert tried == [(0.05, 0.1), (0.05, 0.4), (0.2, 0.1), (0.2, 0.4)]
+    assert len({full.key for full in tuning}) == 4
+    # All have one name, by which the best of them is chosen.
+    assert len({full.contender.name for full in tuning}) == 1
+    best = max(tuning, key=lambda full: full.training.accuracy)
+    assert best_contender(tuning) == best.contender
 
 
 def test_every_baseline_is_tuned_on_the_whole_grid_from_the_same_seeds(

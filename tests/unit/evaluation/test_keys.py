@@ -10,7 +10,7 @@ import torch
 
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.evaluation import comparison, fitness
-from taylorglo.evaluation.comparison import train_in_full
+from taylorglo.evaluation.comparison import Entry, train_in_full
 from taylorglo.evaluation.fitness import Assignment, evaluate
 from taylorglo.results import Contender, FullTraining, Training
 from taylorglo.settings import SweepSettings
@@ -169,5 +169,5 @@ def test_the_keys_of_the_attempts_of_a_candidate(values: dict[str, Any], keys: l
 def test_the_keys_of_trainings_in_full(values: dict[str, Any], test: bool, keys: list[str]) -> None:
     memo = FullTrainings()
     with engine_of(values, test=test) as engine:
-        train_in_full([(contender, 5) for contender in (TAYLOR, SMOOTHED, SQUARED)], engine, memo)
+        train_in_full([Entry(one, 5) for one in (TAYLOR, SMOOTHED, SQUARED)], engine, memo)
     assert memo.keys == keys

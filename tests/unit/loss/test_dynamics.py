@@ -2,7 +2,6 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from taylorglo.errors import InputError
-from taylorglo.loss import functions as losses
+from taylorglo.loss import classic as losses
+from taylorglo.loss.classic import CrossEntropy
 from taylorglo.loss.dynamics import (
     classic,
     coefficients,
@@ -25,15 +25,18 @@ from taylorglo.loss.dynamics import (
     learning_drive,
     net_pull,
 )
-from taylorglo.loss.functions import Baikal, CrossEntropy, Loss, SquaredError, TaylorLoss
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.polynomial import from_coefficients
 
 CLASSES = [2, 3, 5, 10, 100]
 MNIST = [-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513]
 
 
-def random_theta(rng: np.random.Generator, order: int, sigma: float = 1.2) -> list[float]:
-    return rng.normal(0, sigma, order * (order + 1) // 2 + 2).tolist()
+def random_theta(
+    rng: np.random.Generator, order: int, sigma: float = 1.2, *, log: bool = False
+) -> list[float]:
+    theta = rng.normal(0, sigma, order * (order + 1) // 2 + 2).tolist()
+    return [*theta, abs(rng.normal(0, sigma))] if log else theta
 
 
 def order_3(theta: list[float], t: Tensor, h: Tensor) -> Tensor:
@@ -95,21 +98,27 @@ def measured_collapse_matrix(loss: Loss, n: int) -> Tensor:
     return -torch.func.jacrev(batch_gradient)(torch.zeros(n, dtype=torch.float64))
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", [2, 3])
-def test_the_coefficients_are_those_of_the_derivative_of_f(order: int) -> None:
+def test_the_coefficients_are_those_of_the_derivative_of_f(order: int, log: bool) -> None:
     rng = np.random.default_rng(order)
     f = order_3 if order == 3 else order_2
     for _ in range(50):
-        theta = random_theta(rng, order, sigma=5.0)
+        theta = random_theta(rng, order, sigma=5.0, log=log)
+        polynomial, weight = (theta[:-1], theta[-1]) if log else (theta, 0.0)
         t = torch.tensor(rng.uniform(-1, 2, 20))
-        h = torch.tensor(rng.uniform(-1, 2, 20)).requires_grad_()
-        expected = torch.autograd.grad(f(theta, t, h).sum(), h)[0].numpy()
-        c1, ch, chh, chy, cy, cyy = coefficients(theta)
+        h = torch.tensor(rng.uniform(0.01 if log else -1, 2, 20)).requires_grad_()
+        values = f(polynomial, t, h)
+        if log:
+            values = values + weight * t * h.log()
+        expected = torch.autograd.grad(values.sum(), h)[0].numpy()
+        c1, ch, chh, chy, cy, cyy, log_weight = coefficients(theta)
+        assert log_weight == weight
         targets = t.numpy()
         predictions = h.detach().numpy()
         on_h = c1 + ch * predictions + chh * predictions**2
         on_t = cy * targets + cyy * targets**2
-        values = on_h + chy * predictions * targets + on_t
+        values = on_h + chy * predictions * targets + on_t + log_weight * targets / predictions
         np.testing.assert_allclose(values, expected, rtol=1e-9, atol=1e-9)
         by_gamma = [gamma(theta, a)(b) for a, b in zip(targets, predictions, strict=True)]
         np.testing.assert_allclose(by_gamma, expected, 1e-9, 1e-9)
@@ -131,46 +140,52 @@ def test_coefficients_of_order_4_do_not_exist() -> None:
         coefficients([0.0] * 12)
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", [2, 3, 4, 5])
 @pytest.mark.parametrize("n", CLASSES)
-def test_a_step_at_equal_logits_lifts_the_target_by_the_drive_over_n(n: int, order: int) -> None:
+def test_a_step_at_equal_logits_lifts_the_target_by_the_drive_over_n(
+    n: int, order: int, log: bool
+) -> None:
     rng = np.random.default_rng(order)
     for _ in range(5):
-        theta = random_theta(rng, order)
+        theta = random_theta(rng, order, log=log)
         measured = measured_drive(TaylorLoss(theta, order), n)
         assert learning_drive(theta, n) == pytest.approx(measured, rel=1e-8, abs=1e-8)
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("n", CLASSES)
-def test_the_drive_and_the_rate_of_order_3_in_closed_form(n: int) -> None:
+def test_the_drive_and_the_rate_of_order_3_in_closed_form(n: int, log: bool) -> None:
     rng = np.random.default_rng(n)
     for _ in range(20):
-        theta = random_theta(rng, 3)
-        _, ch, chh, chy, cy, cyy = coefficients(theta)
-        drive = cy + cyy + chy / n
-        rate = ch + 2 * chh / n + chy / n
+        theta = random_theta(rng, 3, log=log)
+        _, ch, chh, chy, cy, cyy, w = coefficients(theta)
+        drive = cy + cyy + chy / n + w * n
+        rate = ch + 2 * chh / n + chy / n - w * n
         assert learning_drive(theta, n) == pytest.approx(drive, rel=1e-9, abs=1e-9)
         assert collapse_rate(theta, n) == pytest.approx(rate, rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", [2, 3, 4, 5])
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
 def test_a_shared_shift_of_the_logits_grows_at_the_collapse_rate_over_n_squared(
-    n: int, order: int
+    n: int, order: int, log: bool
 ) -> None:
     rng = np.random.default_rng(order)
     for _ in range(3):
-        theta = random_theta(rng, order)
+        theta = random_theta(rng, order, log=log)
         matrix = measured_collapse_matrix(TaylorLoss(theta, order), n).numpy()
         expected = collapse_rate(theta, n) / n**2 * (np.eye(n) - 1 / n)
         np.testing.assert_allclose(matrix, expected, rtol=1e-8, atol=1e-9)
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", [2, 3, 4])
-def test_the_net_pull_is_the_measured_one(order: int) -> None:
+def test_the_net_pull_is_the_measured_one(order: int, log: bool) -> None:
     rng = np.random.default_rng(order)
     for n in CLASSES:
-        theta = random_theta(rng, order)
+        theta = random_theta(rng, order, log=log)
         for p in rng.uniform(0.01, 0.99, 5):
             # dL/dz_T = -p (1-p) g, and the others share the rest equally.
             factor = p * (1 - p) * (1 + 1 / (n - 1))
@@ -178,14 +193,18 @@ def test_the_net_pull_is_the_measured_one(order: int) -> None:
             assert net_pull(theta, n)(p) == pytest.approx(expected, rel=1e-7, abs=1e-8)
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize("decades", [0, 16])
-def test_the_equilibrium_is_the_first_root_of_a_fine_scan(order: int, decades: int) -> None:
+def test_the_equilibrium_is_the_first_root_of_a_fine_scan(
+    order: int, decades: int, log: bool
+) -> None:
     rng = np.random.default_rng(10 + order)
     absences: Counter[bool] = Counter()
     for _ in range(150):
         n = int(rng.choice(CLASSES))
-        theta = [value * 10 ** -rng.uniform(0, decades) for value in random_theta(rng, order)]
+        numbers = random_theta(rng, order, log=log)
+        theta = [value * 10 ** -rng.uniform(0, decades) for value in numbers]
         pull = net_pull(theta, n)
         grid = np.concatenate([[1 / n + 1e-9], np.linspace(1 / n, 1, 10_001)[1:]])
         values = pull(grid)
@@ -216,7 +235,7 @@ def test_the_pull_vanishes_at_the_equilibrium_and_changes_sign_there() -> None:
     checked = 0
     while checked < 30:
         order, n = int(rng.integers(2, 5)), int(rng.choice(CLASSES))
-        theta = random_theta(rng, order)
+        theta = random_theta(rng, order, log=checked % 2 == 1)
         rest = equilibrium_confidence(theta, n)
         if rest is None or learning_drive(theta, n) <= 0 or not 1 / n + 0.01 < rest < 0.99:
             continue
@@ -241,6 +260,17 @@ def test_the_pull_vanishes_at_the_equilibrium_and_changes_sign_there() -> None:
         # g(1/n) = 0, but 1/n is the confidence of chance: training starts and does not rest there.
         ([0, 0, 0, -0.5, 0, 0, 0, 0], 4, None),
         ([1e-200] * 8, 3, None),
+        # g = 1/p, cross-entropy, and g = 1/p - 2, whose polynomial alone has no root.
+        ([0, 0, 0, 0, 0, 0, 0, 0, 1], 10, None),
+        ([0, 0, 0, 0, 0, -2, 0, 0, 1], 10, 0.5),
+        ([0, 0, 0, 0, 0, -2e-9, 0, 0, 1e-9], 10, 0.5),
+        # g = 0.1/p - 1 is 0 at 1/n, which is chance.
+        ([0, 0, 0, 0, 0, -1, 0, 0, 0.1], 10, None),
+        # g = w/p + 1.4 - 2p at n = 2, as above if the weight is nothing, or next to nothing.
+        ([0, 0, 0, -0.5, 0, 0.4, 0, 0, 0], 2, 0.7),
+        ([0, 0, 0, -0.5, 0, 0.4, 0, 0, 1e-300], 2, 0.7),
+        # 2 p^2 - 1.4 p - 0.12 is 0 at (1.4 + sqrt(1.96 + 0.96)) / 4.
+        ([0, 0, 0, -0.5, 0, 0.4, 0, 0, 0.12], 2, (1.4 + 2.92**0.5) / 4),
     ],
 )
 def test_equilibria_by_hand(theta: list[float], n: int, rest: float | None) -> None:
@@ -249,11 +279,12 @@ def test_equilibria_by_hand(theta: list[float], n: int, rest: float | None) -> N
     assert equilibrium is None or 1 / n < equilibrium <= 1
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("scale", [1e-12, 1e-3, 1e6])
-def test_the_equilibrium_does_not_depend_on_the_scale(scale: float) -> None:
+def test_the_equilibrium_does_not_depend_on_the_scale(scale: float, log: bool) -> None:
     rng = np.random.default_rng(8)
     for _ in range(30):
-        theta = random_theta(rng, 3)
+        theta = random_theta(rng, 3, log=log)
         scaled = theta[:2] + [scale * value for value in theta[2:]]
         rest = equilibrium_confidence(theta, 10)
         expected = rest if rest is None else pytest.approx(rest, rel=1e-6)
@@ -278,6 +309,9 @@ def test_a_vanishing_leading_coefficient_does_not_disturb_the_root(tiny: float) 
         ("cross-entropy", 0.5),
         ("squared-error", 0.0),
         ("baikal", 0.0),
+        ("generalised-cross-entropy", 0.0),
+        ("symmetric-cross-entropy", 0.0),
+        ("mean-absolute-error", 0.0),
     ],
 )
 def test_the_classic_losses_have_the_measured_dynamics(name: str, smoothing: float, n: int) -> None:
@@ -338,6 +372,32 @@ def test_a_smoothed_theta_has_the_gradients_of_smoothed_targets(
     )
 
 
+@pytest.mark.parametrize("log", [False, True])
+def test_the_integral_of_the_pull_is_the_fall_of_the_loss(log: bool) -> None:
+    rng = np.random.default_rng(5)
+    for n in CLASSES:
+        theta = random_theta(rng, 3, log=log)
+        loss, target = TaylorLoss(theta), torch.tensor([0])
+        p = rng.uniform(0.01, 0.99, 5)
+        start = float(loss(at_confidence(1 / n, n), target))
+        falls = [start - float(loss(at_confidence(share, n), target)) for share in p]
+        assert net_pull(theta, n).integ(lbnd=1 / n)(p) == pytest.approx(falls, rel=1e-9, abs=1e-9)
+
+
+def test_a_logarithm_of_weight_0_is_none() -> None:
+    for n in CLASSES:
+        assert dynamics([*MNIST, 0.0], n) == dynamics(MNIST, n)
+        assert net_pull([*MNIST, 0.0], n) == net_pull(MNIST, n)
+    assert label_smoothed([*MNIST, 0.0], 0.1, 10) == [*label_smoothed(MNIST, 0.1, 10), 0.0]
+
+
+def test_a_smoothed_logarithm_is_refused() -> None:
+    theta = [*MNIST, 0.5]
+    with pytest.raises(InputError, match=r"weight 0\.5 of the logarithm, .* should be 0, or use"):
+        label_smoothed(theta, 0.1, 10)
+    assert label_smoothed(theta, 0.0, 10) == theta
+
+
 def test_a_smoothed_squared_error_rests_where_label_smoothing_says() -> None:
     for n in CLASSES:
         theta = label_smoothed([0, 0, 0, -1, 0, 2, 0, 0], 0.1, n)
@@ -376,33 +436,12 @@ def test_impossible_smoothing_is_refused(alpha: float) -> None:
             call()
 
 
-def test_unknown_and_unsmoothable_losses_are_refused() -> None:
-    calls: list[Callable[[str, float], object]] = [
-        lambda name, alpha: classic(name, 10, alpha),
-        losses.classic,
-    ]
-    unknown = "unknown loss 'hinge'; there are cross-entropy, squared-error and baikal"
-    for call in calls:
-        with pytest.raises(InputError, match=unknown):
-            call("hinge", 0.0)
-        for name in ("squared-error", "baikal"):
-            unsmoothable = f"label smoothing is for cross-entropy only, not for '{name}'"
-            with pytest.raises(InputError, match=unsmoothable):
-                call(name, 0.1)
-
-
-def test_the_names_of_the_classic_losses() -> None:
-    kinds = {"cross-entropy": CrossEntropy, "squared-error": SquaredError, "baikal": Baikal}
-    for name, kind in kinds.items():
-        assert type(losses.classic(name)) is kind
-
-
 @pytest.mark.parametrize("size", [1e20, 1e30])
 def test_huge_numbers_do_not_overflow(size: float) -> None:
     rng = np.random.default_rng(0)
     for order in (3, 8):
         for _ in range(10):
             theta = size * rng.uniform(-1, 1, order * (order + 1) // 2 + 2)
-            numbers = dynamics(theta.tolist(), 10)
+            numbers = dynamics([*theta.tolist(), *rng.uniform(0, size, int(rng.integers(2)))], 10)
             assert math.isfinite(numbers.learning_drive)
             assert math.isfinite(numbers.collapse_rate)

@@ -19,19 +19,24 @@ CLASSES = [2, 3, 5, 10, 100]
 
 
 def random_thetas(
-    count: int, order: int = 3, sigma: float = 1.2, seed: int = 0
+    count: int, order: int = 3, sigma: float = 1.2, seed: int = 0, *, log: bool = False
 ) -> list[list[float]]:
-    size = order * (order + 1) // 2 + 2
-    return np.random.default_rng(seed).normal(0, sigma, (count, size)).tolist()
+    size = order * (order + 1) // 2 + 2 + log
+    thetas = np.random.default_rng(seed).normal(0, sigma, (count, size))
+    if log:
+        thetas[:, -1] = 0.1 * np.abs(thetas[:, -1])
+    return thetas.tolist()
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", [2, 3])
 @pytest.mark.parametrize("n", CLASSES)
-def test_published_is_the_inequality_of_the_paper(n: int, order: int) -> None:
+def test_published_is_the_inequality_of_the_paper(n: int, order: int, log: bool) -> None:
     decisions = set()
-    for theta in random_thetas(200, order):
-        c1, ch, chh, chy, cy, cyy = coefficients(theta)
-        left, right = cy + cyy + chy / n, (n - 2) * (c1 + ch / n + chh / n**2)
+    for theta in random_thetas(200, order, log=log):
+        c1, ch, chh, chy, cy, cyy, w = coefficients(theta)
+        # The logarithm adds w t/h = w n to the target's side.
+        left, right = cy + cyy + chy / n + w * n, (n - 2) * (c1 + ch / n + chh / n**2)
         verdict = published(theta, n)
         assert verdict.accepted == (left > right)
         assert verdict.numbers["margin"] == pytest.approx(left - right, rel=1e-9, abs=1e-9)
@@ -52,10 +57,11 @@ def test_published_depends_on_c1_and_learnable_does_not() -> None:
     assert learnable(high, 10).accepted
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize("n", CLASSES)
-def test_learnable_is_a_positive_learning_drive(n: int, order: int) -> None:
-    for theta in random_thetas(100, order, seed=1):
+def test_learnable_is_a_positive_learning_drive(n: int, order: int, log: bool) -> None:
+    for theta in random_thetas(100, order, seed=1, log=log):
         drive = learning_drive(theta, n)
         verdict = learnable(theta, n)
         assert verdict.accepted == (drive > 0)
@@ -86,6 +92,15 @@ def test_stable_accepts_the_limit_itself() -> None:
     assert not stable(from_coefficients(4.0, 0.0, np.nextafter(8.0, 9.0), 0.0), 2).accepted
 
 
+@pytest.mark.parametrize(("n", "kappa"), [(2, 2.0), (3, 0.3), (10, 0.3)])
+def test_the_logarithm_damps_what_is_unstable(n: int, kappa: float) -> None:
+    # A = 4 + w n, and B = 20 - w n is at most kappa A if w n (1 + kappa) is at least 20 - 4 kappa.
+    limit = (20 - 4 * kappa) / (1 + kappa) / n
+    for share, accepted in {0.0: False, 0.99: False, 1.01: True, 5.0: True}.items():
+        theta = from_coefficients(4.0, 0.0, 20.0, 0.0, log_weight=share * limit)
+        assert stable(theta, n).accepted is accepted
+
+
 @pytest.mark.parametrize("n", [2, 10])
 def test_stable_without_a_drive_asks_for_a_rate_that_is_not_positive(n: int) -> None:
     assert stable(from_coefficients(-1.0, 0.0, 0.0, 0.0), n).accepted
@@ -94,7 +109,11 @@ def test_stable_without_a_drive_asks_for_a_rate_that_is_not_positive(n: int) -> 
 
 
 @settings(deadline=None, derandomize=True)
-@given(st.lists(st.floats(-50, 50), min_size=8, max_size=8), st.sampled_from(CLASSES))
+@given(
+    st.lists(st.floats(-50, 50), min_size=8, max_size=8)
+    | st.tuples(*[st.floats(-50, 50)] * 8, st.floats(0, 50)).map(list),
+    st.sampled_from(CLASSES),
+)
 def test_every_filter_gives_a_reason_with_its_numbers(theta: list[float], n: int) -> None:
     symbols = {"published": "gamma_T - (n-1) gamma_N", "learnable": "A", "stable": "B"}
     expected = {"A": learning_drive(theta, n), "B": collapse_rate(theta, n)}

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from taylorglo.errors import InputError
 from taylorglo.loss import dynamics
-from taylorglo.loss.functions import Baikal, CrossEntropy, Loss, SquaredError, TaylorLoss
+from taylorglo.loss.classic import Baikal, CrossEntropy, SquaredError
+from taylorglo.loss.functions import Loss, TaylorLoss
 
 # The loss of the regularization paper that was found on MNIST.
 MNIST = [-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513]
@@ -26,6 +27,7 @@ CLASSES = [2, 3, 10]
 
 
 def size(order: int) -> int:
+    """Return the length of a theta without the logarithm."""
     return 2 + order * (order + 1) // 2
 
 
@@ -33,10 +35,10 @@ def generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def random_theta(order: int, seed: int) -> list[float]:
-    numbers = torch.randn(size(order), generator=generator(seed), dtype=torch.float64)
+def random_theta(order: int, seed: int, *, log: bool = False) -> list[float]:
+    numbers = torch.randn(size(order) + log, generator=generator(seed), dtype=torch.float64)
     theta: list[float] = (1.2 * numbers).tolist()
-    return theta
+    return [*theta[:-1], abs(theta[-1])] if log else theta
 
 
 class Batch(NamedTuple):
@@ -66,13 +68,14 @@ def one_hot(indices: Tensor, n: int) -> Tensor:
 
 
 def expansion(theta: list[float], order: int, t: float, h: float) -> float:
-    """Return f(t, h) with every monomial written out."""
+    """Return f(t, h) with every monomial written out, and the logarithm."""
     coefficients = iter(theta[2:])
-    return math.fsum(
+    polynomial = math.fsum(
         next(coefficients) * (t - theta[0]) ** a * (h - theta[1]) ** b
         for a, b in itertools.product(range(order), range(1, order + 1))
         if a + b <= order
     )
+    return polynomial + next(coefficients, 0.0) * t * math.log(h)
 
 
 def direct(theta: list[float], order: int, logits: Tensor, targets: Tensor) -> list[float]:
@@ -110,7 +113,8 @@ def taylor_gamma(theta: list[float]) -> Callable[[Tensor, Tensor], Tensor]:
 
 def thetas_of(order: int) -> st.SearchStrategy[tuple[int, list[float]]]:
     numbers = st.lists(st.floats(-10, 10), min_size=size(order), max_size=size(order))
-    return numbers.map(lambda theta: (order, theta))
+    weights = st.just([]) | st.floats(0, 10).map(lambda weight: [weight])
+    return st.tuples(st.just(order), st.builds(list.__add__, numbers, weights))
 
 
 ORDERS_WITH_THETAS = st.sampled_from(ORDERS).flatmap(thetas_of)
@@ -157,6 +161,10 @@ def taylor_rule(theta: list[float], order: int) -> tuple[Loss, Callable[[Tensor,
 
 RULES: dict[str, tuple[Loss, Callable[[Tensor, Tensor], Tensor]]] = {
     **{f"taylor-{order}": taylor_rule(random_theta(order, seed=order), order) for order in ORDERS},
+    **{
+        f"taylor-log-{order}": taylor_rule(random_theta(order, seed=order, log=True), order)
+        for order in ORDERS
+    },
     "mnist": taylor_rule(MNIST, 3),
     "cross-entropy": (CrossEntropy(), lambda t, h: t / h),
     "smoothed": (CrossEntropy(0.2), lambda t, h: (0.8 * t + 0.2 / t.shape[1]) / h),
@@ -262,12 +270,13 @@ def test_the_scale_of_the_coefficients_scales_the_gradients(scale: float) -> Non
 
 @pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(
-    "name", ["mnist", "order-5", "cross-entropy", "smoothed", "squared-error", "baikal"]
+    "name", ["mnist", "order-5", "log", "cross-entropy", "smoothed", "squared-error", "baikal"]
 )
 def test_short_logits_are_computed_in_float32(name: str, precision: torch.dtype) -> None:
     loss: Loss = {
         "mnist": TaylorLoss(MNIST),
         "order-5": TaylorLoss(random_theta(5, 1), 5),
+        "log": TaylorLoss([*MNIST, 3.0]),
         "cross-entropy": CrossEntropy(),
         "smoothed": CrossEntropy(0.1),
         "squared-error": SquaredError(),
@@ -304,6 +313,7 @@ def test_saturated_logits_are_safe(precision: torch.dtype) -> None:
     for loss in (
         TaylorLoss(MNIST),
         TaylorLoss(random_theta(5, 2), 5),
+        TaylorLoss([*MNIST, 3.0]),
         CrossEntropy(),
         SquaredError(),
     ):
@@ -338,9 +348,11 @@ def test_theta_is_part_of_the_state() -> None:
     assert other.theta.tolist() == MNIST
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_gradient_with_respect_to_theta(order: int) -> None:
-    theta = torch.tensor(random_theta(order, 50), dtype=torch.float64, requires_grad=True)
+def test_the_gradient_with_respect_to_theta(order: int, log: bool) -> None:
+    numbers = random_theta(order, 50, log=log)
+    theta = torch.tensor(numbers, dtype=torch.float64, requires_grad=True)
     logits, soft, _ = random_batch(4, 50)
 
     def value(theta: Tensor) -> Tensor:
@@ -351,12 +363,13 @@ def test_the_gradient_with_respect_to_theta(order: int) -> None:
     assert torch.autograd.grad(value(theta), theta)[0].abs().min() > 0
 
 
-def test_theta_is_used_as_it_is_and_can_be_changed_in_place() -> None:
+@pytest.mark.parametrize("weight", [[], [2.0]])
+def test_theta_is_used_as_it_is_and_can_be_changed_in_place(weight: list[float]) -> None:
     logits, soft, _ = random_batch(4, 51)
-    theta = torch.tensor(MNIST, dtype=torch.float64)
+    theta = torch.tensor([*MNIST, *weight], dtype=torch.float64)
     loss = TaylorLoss(theta)
     assert loss.theta is theta
-    other = random_theta(3, 51)
+    other = random_theta(3, 51, log=bool(weight))
     theta.copy_(torch.tensor(other))
     torch.testing.assert_close(
         loss(logits, soft), TaylorLoss(theta.tolist())(logits, soft), rtol=0, atol=0
@@ -364,14 +377,15 @@ def test_theta_is_used_as_it_is_and_can_be_changed_in_place() -> None:
     assert not torch.allclose(loss(logits, soft), TaylorLoss(MNIST)(logits, soft))
 
 
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_one_compiled_graph_serves_every_theta(gradients: bool) -> None:
+def test_one_compiled_graph_serves_every_theta(gradients: bool, log: bool) -> None:
     import torch._dynamo
     from torch._dynamo.testing import CompileCounterWithBackend
 
     torch._dynamo.reset()
     counter = CompileCounterWithBackend("aot_eager" if gradients else "eager")
-    loss = TaylorLoss(MNIST)
+    loss = TaylorLoss([*MNIST, *([1.5] if log else [])])
     compiled = torch.compile(loss, fullgraph=True, backend=counter)
     logits, soft, indices = random_batch(10, 52)
 
@@ -387,9 +401,9 @@ def test_one_compiled_graph_serves_every_theta(gradients: bool) -> None:
     check(indices)
     assert counter.frame_count == 1
     for seed in range(3):
-        loss.theta.copy_(torch.tensor(random_theta(3, seed), dtype=torch.float64))
+        loss.theta.copy_(torch.tensor(random_theta(3, seed, log=log), dtype=torch.float64))
         check(indices)
-    loss.theta = torch.tensor(random_theta(3, 60), dtype=torch.float64)
+    loss.theta = torch.tensor(random_theta(3, 60, log=log), dtype=torch.float64)
     check(indices)
     assert counter.frame_count == 1
     # Another kind of targets needs another graph, so that the count above proves something.
@@ -401,7 +415,11 @@ def test_one_compiled_graph_serves_every_theta(gradients: bool) -> None:
     ("theta", "order", "message"),
     [
         ([0.0] * 7, 3, "theta has 7 numbers; there should be 8 for order 3"),
-        ([0.0] * 8, 4, "theta has 8 numbers; there should be 12 for order 4"),
+        ([0.0] * 8, 4, "theta has 8 numbers; there should be 12 for order 4, or 13 with the log"),
+        ([0.0] * 8 + [-0.5], 3, r"theta\[8\] is -0.5; the weight of the logarithm should be at"),
+        ([0.0] * 8 + [math.nan], 3, r"theta\[8\] is nan"),
+        (torch.tensor([0.0] * 8 + [-0.5]), 3, r"theta\[8\] is -0.5; the weight"),
+        (torch.zeros(3, 3), 3, r"theta should have shape \(9,\), has \(3, 3\)"),
         ([0.0] * 8, 1, "order of a Taylor loss should be at least 2, is 1"),
         ([0.0] * 7 + [math.nan], 3, r"theta\[7\] is nan"),
         ([math.inf] + [0.0] * 7, 3, r"theta\[0\] is inf"),
@@ -493,16 +511,19 @@ def test_a_saved_loss_is_loaded_exactly(
     assert loaded.theta.dtype == torch.float64
     assert loaded.theta.tolist() == theta
     assert loaded.order == order
+    assert loaded.family == ("taylor" if len(theta) == size(order) else "taylor-log")
     assert loaded.classes == classes
     assert loaded.provenance == provenance
 
 
-def test_a_saved_loss_is_plain_json(tmp_path: Path) -> None:
-    theta = torch.tensor(MNIST, dtype=torch.float64, requires_grad=True)
+@pytest.mark.parametrize(("family", "weight"), [("taylor", []), ("taylor-log", [0.25])])
+def test_a_saved_loss_is_plain_json(tmp_path: Path, family: str, weight: list[float]) -> None:
+    theta = torch.tensor([*MNIST, *weight], dtype=torch.float64, requires_grad=True)
     TaylorLoss(theta, classes=10).save(tmp_path / "a.json")
     assert json.loads((tmp_path / "a.json").read_text()) == {
-        "format": "taylorglo.loss/1",
-        "theta": MNIST,
+        "format": "taylorglo.loss/2",
+        "family": family,
+        "theta": [*MNIST, *weight],
         "order": 3,
         "classes": 10,
         "provenance": {},
@@ -559,6 +580,7 @@ def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 
 def saved(**changes: object) -> str:
+    """Return a file of the first format, which names no family."""
     content = {
         "format": "taylorglo.loss/1",
         "theta": MNIST,
@@ -569,15 +591,49 @@ def saved(**changes: object) -> str:
     return json.dumps({**content, **changes})
 
 
+def saved_with_family(**changes: object) -> str:
+    return saved(**{"format": "taylorglo.loss/2", "family": "taylor", **changes})
+
+
+def test_a_file_of_the_first_format_is_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "loss.json"
+    path.write_text(saved(provenance={"sweep": "a"}))
+    loss = TaylorLoss.load(path)
+    assert loss.family == "taylor"
+    assert loss.theta.tolist() == MNIST
+    assert (loss.order, loss.classes, loss.provenance) == (3, 10, {"sweep": "a"})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (saved()[:60], "is not a saved loss"),
         ("", "is not a saved loss"),
         ("\x80\x81", "is not a saved loss"),
-        ("[1, 2]", 'there is no "format": "taylorglo.loss/1"'),
-        (saved(format="taylorglo.loss/2"), 'there is no "format": "taylorglo.loss/1"'),
-        (json.dumps({"theta": MNIST}), 'there is no "format": "taylorglo.loss/1"'),
+        ("[1, 2]", 'is not a saved loss: there is no "format": "taylorglo.loss/2"'),
+        (json.dumps({"theta": MNIST}), 'there is no "format": "taylorglo.loss/2"'),
+        (
+            saved(format="taylorglo.loss/3"),
+            "is not a saved loss that this version reads: the format is 'taylorglo.loss/3'; "
+            "it should be 'taylorglo.loss/2' or 'taylorglo.loss/1'",
+        ),
+        (saved(format=[1]), r"the format is \[1\]; it should be"),
+        (saved(theta=[*MNIST, 0.5]), "theta has 9 numbers; there should be 8 for order 3$"),
+        (saved_with_family(family=None), "family should be taylor or taylor-log, is None"),
+        (saved_with_family(family="log"), "family should be taylor or taylor-log, is 'log'"),
+        (saved_with_family(family=["taylor"]), "family should be taylor or taylor-log, is "),
+        (
+            saved_with_family(theta=[*MNIST, 0.5]),
+            "theta has 9 numbers; there should be 8 for order 3$",
+        ),
+        (
+            saved_with_family(family="taylor-log"),
+            "theta has 8 numbers; there should be 9 for order 3 with the logarithm$",
+        ),
+        (
+            saved_with_family(family="taylor-log", theta=[*MNIST, -0.5]),
+            r"theta\[8\] is -0.5; the weight of the logarithm should be at least 0",
+        ),
         (saved(theta=MNIST[:7]), "theta has 7 numbers; there should be 8 for order 3"),
         (saved(theta="1,2"), "theta should be a list of numbers"),
         (saved(theta=None), "theta should be a list of numbers"),

@@ -14,7 +14,9 @@ from taylorglo.loss.polynomial import (
     checked_theta,
     coefficient_table,
     from_coefficients,
+    has_log,
     length,
+    log_weight,
     terms,
 )
 
@@ -38,23 +40,65 @@ def test_terms_are_every_monomial_with_h_up_to_the_order(order: int) -> None:
     assert length(order) == len(every) + 2
 
 
+def test_the_lengths_of_both_families() -> None:
+    assert [length(order) for order in ORDERS] == [5, 8, 12, 17, 23, 30, 38]
+    assert [length(order, log=True) for order in ORDERS] == [6, 9, 13, 18, 24, 31, 39]
+
+
+@pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("order", ORDERS)
-def test_the_order_follows_from_the_length(order: int) -> None:
-    theta = [float(value) for value in range(length(order))]
+def test_order_and_family_follow_from_the_length(order: int, log: bool) -> None:
+    theta = [float(value) for value in range(length(order, log=log))]
     assert checked_theta(theta) == (theta, order)
     assert checked_theta(theta, order) == (theta, order)
+    assert checked_theta(theta, order, log=log) == (theta, order)
+    assert has_log(theta) == log
+    assert log_weight(theta) == (theta[-1] if log else 0.0)
 
 
-@pytest.mark.parametrize("count", [0, 1, 4, 6, 7, 9, 11, 13])
+@pytest.mark.parametrize("count", [0, 1, 4, 7, 10, 11, 14, 37, 40])
 def test_a_length_of_no_order_is_refused(count: int) -> None:
-    problem = f"theta has {count} numbers; there should be 5, 8, 12, 17, ..."
+    problem = (
+        f"theta has {count} numbers; there should be 5, 8, 12, 17, ... for order 2, 3, 4, 5, ..., "
+        "and one more with the logarithm"
+    )
+    for call in (checked_theta, has_log, log_weight, coefficient_table):
+        with pytest.raises(InputError, match=problem):
+            call([0.0] * count)
+
+
+@pytest.mark.parametrize(
+    ("count", "order", "log", "expected"),
+    [
+        (8, 4, None, "12 for order 4, or 13 with the logarithm"),
+        (8, 4, False, "12 for order 4"),
+        (8, 4, True, "13 for order 4 with the logarithm"),
+        (9, 3, False, "8 for order 3"),
+        (8, 3, True, "9 for order 3 with the logarithm"),
+    ],
+)
+def test_a_length_of_another_order_or_family_is_refused(
+    count: int, order: int, log: bool | None, expected: str
+) -> None:
+    problem = f"theta has {count} numbers; there should be {expected}$"
     with pytest.raises(InputError, match=problem):
-        checked_theta([0.0] * count)
+        checked_theta([0.0] * count, order, log=log)
 
 
-def test_a_length_of_another_order_is_refused() -> None:
-    with pytest.raises(InputError, match="theta has 8 numbers; there should be 12 for order 4"):
-        checked_theta([0.0] * 8, 4)
+@pytest.mark.parametrize("weight", [-1e-300, -1, -LARGEST])
+def test_a_weight_below_0_is_refused(weight: float) -> None:
+    calls = (
+        lambda: checked_theta([0.5] * 8 + [weight]),
+        lambda: from_coefficients(1.0, 0.0, 0.0, 0.0, log_weight=weight),
+    )
+    for call in calls:
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "theta[8] is " in str(caught.value)
+        assert "the weight of the logarithm should be at least 0" in str(caught.value)
+        assert str(weight) in str(caught.value)
+    # The last number of the other family is no weight.
+    checked_theta([0.5] * 7 + [weight])
 
 
 @pytest.mark.parametrize("order", [1, 0, -3])
@@ -80,7 +124,9 @@ def test_an_entry_that_is_no_finite_number_is_refused_with_its_place(
 
 
 def thetas_of(order: int) -> st.SearchStrategy[list[float]]:
-    return st.lists(NUMBERS, min_size=length(order), max_size=length(order))
+    numbers = st.lists(NUMBERS, min_size=length(order), max_size=length(order))
+    weights = st.just([]) | st.floats(0, 100).map(lambda weight: [weight])
+    return st.builds(list.__add__, numbers, weights)
 
 
 @settings(deadline=None, derandomize=True)
@@ -90,8 +136,8 @@ def test_the_table_holds_every_coefficient_once(theta: list[float]) -> None:
     order = checked_theta(theta)[1]
     assert centre_t == theta[0]
     assert centre_h == theta[1]
-    assert [table[b][a] for a, b in terms(order)] == theta[2:]
-    assert sum(map(len, table)) == len(theta) - 2
+    assert [table[b][a] for a, b in terms(order)] == theta[2 : length(order)]
+    assert sum(map(len, table)) == length(order) - 2
 
 
 @settings(deadline=None, derandomize=True)
@@ -103,6 +149,8 @@ def test_from_coefficients_is_a_valid_theta_of_order_3(numbers: tuple[float, ...
     assert theta[:2] == [0.0, 0.0]
     multiples = [b * value for (_, b), value in zip(terms(3), theta[2:], strict=True)]
     assert multiples == pytest.approx([c1, ch, chh, cy, chy, cyy], rel=1e-14, abs=1e-300)
+    assert from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1, log_weight=2.5) == [*theta, 2.5]
+    assert from_coefficients(cy, chy, ch, chh, cyy=cyy, c1=c1, log_weight=0) == [*theta, 0.0]
 
 
 def test_from_coefficients_refuses_numbers_that_are_not_finite() -> None:

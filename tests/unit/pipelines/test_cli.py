@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import taylorglo
 from taylorglo import __version__
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo_pipelines.cli import COMMANDS, main
@@ -255,18 +256,27 @@ class TestInspect:
         assert two["A"] == pytest.approx(two["cy + cyy"] + two["chy"] / 2, rel=1e-5)
         assert two["A"] != ten["A"]
 
-    # gamma is t/h, 2(t - h) and 1/h + t/h^2; h = 1/10 in the null epoch.
+    # gamma is t/h, 2(t - h), 1/h + t/h^2, t h^-0.3, 0.1 t/h + log t (log 0 is -4) and +-1;
+    # h = 1/10 in the null epoch.
     @pytest.mark.parametrize(
         ("name", "drive", "rate"),
-        [("cross-entropy", 10, -10), ("squared-error", 2, -2), ("baikal", 100, -300)],
+        [
+            ("cross-entropy", 10, -10),
+            ("squared-error", 2, -2),
+            ("baikal", 100, -300),
+            ("generalised-cross-entropy", 10**0.3, -0.3 * 10**0.3),
+            ("symmetric-cross-entropy", 5, -1),
+            ("mean-absolute-error", 2, 0),
+        ],
     )
     def test_classic_losses(
         self, name: str, drive: float, rate: float, capsys: pytest.CaptureFixture[str]
     ) -> None:
         output = inspected(capsys, name)
         assert output.startswith(f"{name}, 10 classes\n")
-        assert numbers(output)["A"] == pytest.approx(drive)
-        assert numbers(output)["B"] == pytest.approx(rate)
+        # Six digits are printed.
+        assert numbers(output)["A"] == pytest.approx(drive, rel=1e-5)
+        assert numbers(output)["B"] == pytest.approx(rate, rel=1e-5)
 
     def test_a_saved_loss_knows_its_classes(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -275,6 +285,14 @@ class TestInspect:
         TaylorLoss(theta, classes=4).save(tmp_path / "loss.json")
         output = inspected(capsys, str(tmp_path / "loss.json"))
         assert output == inspected(capsys, PUBLISHED, "--classes=4")
+
+    def test_a_loss_of_the_zoo_is_the_file_that_comes_with_the_package(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = Path(taylorglo.__file__).parent / "zoo" / "digits.json"
+        output = inspected(capsys, "zoo:digits")
+        assert output.startswith("Taylor loss of order 3")
+        assert output == inspected(capsys, str(path))
 
     @pytest.mark.parametrize(
         ("kind", "head"), [("svg", b"<?xml"), ("png", b"\x89PNG"), ("pdf", b"%PDF")]
@@ -289,7 +307,7 @@ class TestInspect:
         assert path.stat().st_size > 5_000
 
 
-@pytest.mark.parametrize("name", ["cross-entropy", "squared-error"])
+@pytest.mark.parametrize("name", ["cross-entropy", "squared-error", "mean-absolute-error"])
 def test_inspect_draws_a_classic_loss(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -301,5 +319,6 @@ def test_inspect_draws_a_classic_loss(
 
 def test_inspect_has_no_plot_of_baikal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", "baikal", "--plot", str(tmp_path / "loss.svg")]) == 2
-    assert "there are plots of thetas, cross-entropy and squared-error" in capsys.readouterr().err
+    drawn = "there are plots of thetas, cross-entropy, squared-error, mean-absolute-error"
+    assert drawn in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

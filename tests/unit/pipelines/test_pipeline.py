@@ -188,14 +188,14 @@ def test_the_defaults_are_those_of_the_configuration(tmp_path: Path) -> None:
     pipeline = compiled(
         tmp_path,
         "search.popsize=5",
-        "search.mean=[1, 2, -3, 0.5]",
+        "search.mean=[1, 2, -3, 0.5, 0]",
         "training.nesterov=false",
         "seed=7",
     )
     again = SweepSettings.model_validate(defaults(pipeline))
     assert (again.search.popsize, again.search.mean, again.training.nesterov, again.seed) == (
         5,
-        [1.0, 2.0, -3.0, 0.5],
+        [1.0, 2.0, -3.0, 0.5, 0.0],
         False,
         7,
     )

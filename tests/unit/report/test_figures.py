@@ -5,6 +5,7 @@ import pytest
 from matplotlib.lines import Line2D
 from sample_records import MNIST_THETA
 
+from taylorglo.evaluation import comparison
 from taylorglo.loss.dynamics import equilibrium_confidence
 from taylorglo.report.figures import (
     MUTED,
@@ -40,6 +41,26 @@ def test_the_pull_is_minus_the_slope_of_the_loss_and_one_at_chance() -> None:
         assert np.interp(0.1, p, g) == pytest.approx(1, rel=1e-2)
     rest = equilibrium_confidence(MNIST_THETA, 10)
     assert f"p* = {rest:.3f}" in svg(figure, "x", "a loss")
+
+
+def test_cross_entropy_as_a_taylor_loss_is_drawn_on_cross_entropy() -> None:
+    figure = loss_figure({"member": [0.0] * 8 + [0.5]}, 10)
+    for axes in figure.axes:
+        cross_entropy, taylor = axes.lines[:2]
+        assert xs(taylor) == xs(cross_entropy)
+        assert ys(taylor) == pytest.approx(ys(cross_entropy), rel=1e-12, abs=1e-12)
+
+
+def test_the_equilibrium_of_a_loss_with_a_logarithm_is_marked() -> None:
+    # g = 0.5/p - 1, so that p* = 0.5, and the pull at chance is 4. The loss falls by the integral
+    # of g from chance on, 0.5 log(p/0.1) - (p - 0.1).
+    figure = loss_figure({"a": [0.0] * 5 + [-1.0, 0.0, 0.0, 0.5]}, 10)
+    shape, pull = figure.axes
+    marks = [line for line in shape.lines if line.get_marker() == "o"]
+    assert [(xs(mark), ys(mark)) for mark in marks] == [
+        (pytest.approx([0.5]), pytest.approx([-(0.5 * np.log(5) - 0.4) / 4]))
+    ]
+    assert [xs(line) for line in pull.lines if line.get_marker() == "o"] == [pytest.approx([0.5])]
 
 
 def test_losses_have_colours_of_their_own_and_a_legend() -> None:
@@ -90,6 +111,19 @@ def test_a_loss_has_the_same_colour_under_every_attack() -> None:
     assert ys(one.lines[0]) == pytest.approx([90, 50])
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
+def test_a_champion_and_all_baselines_have_colours_of_their_own_and_room_for_their_names() -> None:
+    names = ["champion", *comparison.NAMES.values()]
+    (seeds,) = seeds_figure([(name, [0.5], []) for name in names]).axes
+    assert len({tick.get_color() for tick in seeds.get_yticklabels()}) == len(names)
+    for number in range(1, len(names) + 1):
+        lines = {name: [(0.0, [0.9]), (0.1, [0.5])] for name in names[:number]}
+        figure = attack_figure(dict.fromkeys(("a", "b", "c", "d"), lines), names[:number])
+        figure.canvas.draw()
+        (legend,) = figure.legends
+        extent = legend.get_window_extent()
+        assert 0 <= extent.x0 < extent.x1 <= figure.bbox.x1
 
 
 def test_an_svg_follows_the_style_sheet_and_keeps_its_ids_apart() -> None:

@@ -12,7 +12,7 @@ ORDERS = {5: 2, 8: 3, 12: 4}
 
 
 def value(terms: list[Term], t: float, h: float, centres: tuple[float, float] = (0, 0)) -> float:
-    return sum(c * (t - centres[0]) ** a * (h - centres[1]) ** b for c, a, b, _ in terms)
+    return sum(c * (t - centres[0]) ** a * (h - centres[1]) ** b for c, a, b, *_ in terms)
 
 
 @settings(deadline=None, derandomize=True)
@@ -34,3 +34,15 @@ def test_the_term_in_h_alone_is_idle() -> None:
     idle = [(term.a, term.b) for term in expanded(MNIST_THETA, 3) if term.idle]
     assert idle == [(0, 1)]
     assert not any(term.idle for term in centred(MNIST_THETA, 3))
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_the_logarithm_is_the_last_term(order: int) -> None:
+    theta = [float(index) for index in range(2 + order * (order + 1) // 2)]
+    for form in (centred, expanded):
+        assert form([*theta, 0.25], order) == [
+            *form(theta, order),
+            Term(0.25, 1, 0, logarithm=True),
+        ]
+        # A logarithm of weight 0 is not shown.
+        assert form([*theta, 0.0], order) == form(theta, order)

@@ -11,9 +11,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_records import MNIST_THETA, champion_of, record, robustness
+from sample_records import MNIST_THETA, champion_of, record, robustness, row
 
 from taylorglo.loss.dynamics import equilibrium_confidence, learning_drive
+from taylorglo.report.figures import SERIES
 from taylorglo.report.page import render
 from taylorglo.report.record import GenerationRecord, StandingRecord, TuningRow
 from taylorglo.report.verdict import standing_verdict, verdict
@@ -237,6 +238,32 @@ def test_a_learning_rate_at_the_edge_of_its_grid_is_flagged() -> None:
     assert "0.1, the only one tried" in text(render(record(tuning=rates[1:])))
 
 
+def test_label_smoothing_has_a_row_for_each_alpha_and_one_choice() -> None:
+    name = "label-smoothed cross-entropy"
+    accuracies = {(0.1, 0.05): 0.8, (0.1, 0.2): 0.82, (1.0, 0.05): 0.84, (1.0, 0.2): 0.81}
+    rows = [
+        TuningRow(name, rate, [accuracy], alpha) for (rate, alpha), accuracy in accuracies.items()
+    ]
+    page = render(record(tuning=rows))
+    shown = text(page)
+    chosen = f"{name}, α = 0.05 80.00 84.00 1, at the edge of the grid"
+    assert f"{chosen} {name}, α = 0.2 82.00 81.00 – Where the time went" in shown
+    assert re.findall(r"<b>(.*?)</b>", page) == ["84.00"]
+    # The contender that was compared decides, if there is one.
+    compared = dataclasses.replace(row(name, 0.9), learning_rate=0.1, label_smoothing=0.2)
+    champion = record().comparison[0]
+    page = render(record(tuning=rows, comparison=[champion, compared]))
+    assert re.findall(r"<b>(.*?)</b>", page) == ["82.00"]
+    # A single alpha is not mentioned.
+    assert "α = 0.05" not in text(render(record(tuning=rows[::2])))
+
+
+def test_every_colour_of_the_figures_is_in_both_themes() -> None:
+    for index in range(len(SERIES)):
+        colours = re.findall(rf"--series-{index}: (#[0-9a-f]{{6}});", default_page())
+        assert len(set(colours)) == 2
+
+
 def test_a_baseline_without_finite_accuracies_has_no_chosen_rate() -> None:
     rows = [TuningRow("baikal", rate, [NAN]) for rate in (0.1, 1.0)]
     assert "baikal – – – Where the time went" in text(render(record(tuning=rows)))
@@ -286,6 +313,20 @@ def test_a_formula_leaves_out_zeros_and_greys_idle_terms() -> None:
     assert formula.count("<span") == 3
 
 
+def test_a_champion_with_a_logarithm_is_written_out() -> None:
+    centred, multiplied = formulas([0.5, 0, 0, 0, 0, 3.0, 0, 0, 0.25])
+    logarithm = '<span class="term">+ 0.25 <i>t</i> log <i>h</i></span>'
+    # The logarithm has no centres.
+    assert centred.endswith(f"(<i>t</i> − 0.5)<i>h</i></span> {logarithm}")
+    assert multiplied.endswith(f"<i>t</i><i>h</i></span> {logarithm}")
+    page = text(render(record(champion=champion_of([0.0] * 5 + [1.0, 0.0, 0.0, 0.25]))))
+    assert "The five numbers that decide all of a training with one-hot targets" in page
+    assert "h 2 + w t / h , up to a constant." in page
+    # A = 1 + 0.25 * 10.
+    assert "value 1 0 0 0 0.25 divided by | A | 0.2857 0 0 0 0.07143" in page
+    assert "The four numbers that decide all of a training" in text(default_page())
+
+
 def test_a_formula_may_begin_with_a_minus() -> None:
     (formula,) = formulas([0, 0, -2.0, 0, 0, 3.0, 0, 0])
     assert '= <span class="term idle">−2 <i>h</i></span>' in formula
@@ -314,3 +355,16 @@ def test_importing_the_report_loads_neither_matplotlib_nor_torch() -> None:
         "sys.exit(bool({'matplotlib', 'scipy.stats', 'torch'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_the_score_of_the_sweep_is_named_on_the_page() -> None:
+    page = render(record(settings={"evaluation_score": "balanced-accuracy"}))
+    for words in (
+        "Champion, test balanced accuracy",
+        ">test balanced accuracy (%)</th>",
+        "Test balanced accuracy: mean",
+        "fitness: validation balanced accuracy (%)",
+        "Validation balanced accuracy (%) by learning rate",
+    ):
+        assert words in page
+    assert "test accuracy" not in page.lower()

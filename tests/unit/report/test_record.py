@@ -71,8 +71,8 @@ def full_training(
         accuracy=accuracy,
         test_accuracy=accuracy - 0.01,
     )
-    rate = changes.pop("learning_rate", 0.1)
-    contender = Contender(name=name, loss=name, learning_rate=rate)
+    values = {"learning_rate": changes.pop("learning_rate", 0.1), **changes}
+    contender = Contender(name=name, loss=name, **values)
     return FullTraining(contender=contender, seed=0, key="", training=training)
 
 
@@ -111,7 +111,8 @@ def record(**changes: Any) -> SweepRecord:
         "started": time.time() - 100,
         "standing": None,
     }
-    return sweep_record(SweepSettings(name="small"), **values | changes)
+    settings = changes.pop("settings", SweepSettings(name="small"))
+    return sweep_record(settings, **values | changes)
 
 
 def timed(wall: float, **spans: list[Span]) -> SweepRecord:
@@ -175,6 +176,13 @@ def test_tuning_has_a_row_for_each_loss_and_rate() -> None:
     ]
 
 
+def test_rows_of_tuning_and_comparison_keep_the_label_smoothing() -> None:
+    smoothed = full_training("label-smoothed cross-entropy", 0.6, label_smoothing=0.2)
+    values = record(tuning=[smoothed], comparison=comparison([TRAININGS[0], smoothed]))
+    assert [row.label_smoothing for row in values.tuning] == [0.2]
+    assert [row.label_smoothing for row in values.comparison] == [0.0, 0.2]
+
+
 def test_settings_and_methods_are_kept() -> None:
     values = record(candidates=[candidate(0, 0.5, (0.0, 1.0))])
     assert (values.name, values.settings["name"], values.settings["generations"]) == (
@@ -221,6 +229,20 @@ def test_notes_count_earlier_and_diverged_trainings() -> None:
     assert clean.notes == [split]
 
 
+def test_a_note_names_the_label_smoothing_of_what_diverged() -> None:
+    now = time.time()
+    tuning = [
+        full_training(
+            "smoothed", 0.1, (now - 40, now - 30), status="diverged", label_smoothing=alpha
+        )
+        for alpha in (0.05, 0.2)
+    ]
+    assert record(tuning=tuning, comparison=comparison(TRAININGS[:1])).notes[-2:] == [
+        f"1 of 1 trainings in full of smoothed at learning rate 0.1 and alpha {alpha} diverged."
+        for alpha in (0.05, 0.2)
+    ]
+
+
 def test_time_is_counted_once_if_tasks_run_side_by_side() -> None:
     values = timed(
         100,
@@ -265,3 +287,12 @@ def test_the_time_of_an_earlier_run_is_not_counted() -> None:
     )
     assert list(values.seconds.values())[:4] == pytest.approx([5, 0, 20, 10], abs=1e-3)
     assert values.training_share == pytest.approx(25 / values.wall_seconds)
+
+
+def test_guessing_is_right_in_one_class_by_the_balanced_accuracy() -> None:
+    guessing = Guessing(accuracy=0.4, images=360)
+    assert record(guessing=guessing).guessing == guessing
+    balanced = SweepSettings.model_validate({"evaluation": {"score": "balanced-accuracy"}})
+    guessed = record(guessing=guessing, settings=balanced)
+    assert guessed.guessing == Guessing(accuracy=0.1, images=360)
+    assert (guessed.score, record().score) == ("balanced accuracy", "accuracy")

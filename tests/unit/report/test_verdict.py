@@ -219,3 +219,12 @@ def test_the_summary_in_markdown_has_the_verdict_the_table_and_links() -> None:
         "(http://mlflow:5000/#/experiments/1/runs/2)",
         "- report: `s3://b/report.html`",
     ]
+
+
+def test_the_score_of_the_sweep_is_named() -> None:
+    balanced = record(settings={"evaluation_score": "balanced-accuracy"})
+    assert "test balanced accuracy (%)" in table(balanced).splitlines()[0]
+    lost = dataclasses.replace(balanced, guessing=Guessing(accuracy=0.99, images=360))
+    assert "its test balanced accuracy of 92.00" in verdict(lost)
+    # A record of an older version does not name its score.
+    assert "test accuracy (%)" in table(record(settings={})).splitlines()[0]

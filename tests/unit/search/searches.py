@@ -17,6 +17,8 @@ from taylorglo.settings import Identity, SearchSettings
 IDENTITY = Identity(candidates={"popsize": 4}, fitness={}, precision="auto")
 OTHER_DATA = Identity(candidates={"popsize": 4, "data": "new"}, fitness={}, precision="auto")
 CLASSES = 10
+# The coordinates of the known function.
+REDUCED = {"family": "taylor", "coordinates": "reduced"}
 OPTIMUM = np.array([1.0, -2.0, 3.0, 0.5])  # in the reduced coordinates
 
 
@@ -36,18 +38,29 @@ def url_of(path: Path) -> str:
 
 def open_search(path: Path, *, seed: int = 0, patience: float = 120, **settings: Any) -> Search:
     """Open a search without filters in a file; ``patience`` is in seconds."""
-    values = SearchSettings(**{"popsize": 4, "filters": ["none"], **settings})
-    return Search(url_of(path), "s", values, seed, IDENTITY, exclusive_seconds=patience)
+    values = SearchSettings(**{**REDUCED, "popsize": 4, "filters": ["none"], **settings})
+    return Search(
+        url_of(path),
+        "s",
+        values,
+        seed,
+        IDENTITY,
+        num_classes=CLASSES,
+        exclusive_seconds=patience,
+    )
 
 
-def in_memory(*, seed: int = 0, **settings: Any) -> Search:
-    return Search("sqlite:///:memory:", "s", SearchSettings(**settings), seed, IDENTITY)
+def in_memory(*, seed: int = 0, classes: int = CLASSES, **settings: Any) -> Search:
+    values = SearchSettings(**{**REDUCED, **settings})
+    return Search("sqlite:///:memory:", "s", values, seed, IDENTITY, num_classes=classes)
 
 
 def begin(path: Path, identity: Identity = IDENTITY, **settings: Any) -> Search:
     """Begin a run of a sweep that searches anew when the search is finished."""
-    values = SearchSettings(**{"popsize": 4, "filters": ["none"], "renew": True, **settings})
-    return Search.begin(url_of(path), "s", values, 0, identity)
+    values = SearchSettings(
+        **{**REDUCED, "popsize": 4, "filters": ["none"], "renew": True, **settings}
+    )
+    return Search.begin(url_of(path), "s", values, 0, identity, num_classes=CLASSES)
 
 
 def point(theta: Sequence[float]) -> np.ndarray:
@@ -80,7 +93,7 @@ def run_generation(
 ) -> list[Candidate]:
     """Propose and screen a generation, and tell every result that is missing."""
     search.propose(generation)
-    for candidate in order([c for c in search.screen(generation, CLASSES) if not c.finished]):
+    for candidate in order([c for c in search.screen(generation) if not c.finished]):
         search.tell(candidate.trial, evaluation(value(candidate.theta)))
     return search.candidates(generation)
 

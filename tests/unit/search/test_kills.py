@@ -8,7 +8,7 @@ from typing import Any
 import optuna
 import pytest
 from programs import run_program
-from searches import facts, in_memory, open_search, run_generation, url_of
+from searches import REDUCED, facts, in_memory, open_search, run_generation, url_of
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
@@ -49,7 +49,9 @@ def live_short_lives(path: Path, settings: dict[str, Any], generations: int, wri
     for killed in range(500):
         if (process := os.fork()) == 0:
             die_before_write(writes)
-            search = Search(url_of(path), "s", SearchSettings(**settings), seed=6)
+            search = Search(
+                url_of(path), "s", SearchSettings(**{**REDUCED, **settings}), seed=6, num_classes=10
+            )
             for generation in range(1, generations + 1):
                 run_generation(search, generation)
             os._exit(0)

@@ -55,7 +55,7 @@ def test_other_data_begin_another_search_with_renew_and_are_refused_without(
 
 def test_only_the_studies_of_this_sweep_count(tmp_path: Path) -> None:
     for name in ("s.x", "s.1", "s.02", "sweep.7", "another.9"):
-        Search(url_of(tmp_path / "db"), name, SearchSettings(), 0, IDENTITY)
+        Search(url_of(tmp_path / "db"), name, SearchSettings(), 0, IDENTITY, num_classes=10)
     assert begin(tmp_path / "db").study == "s"
 
 

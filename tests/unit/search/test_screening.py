@@ -18,7 +18,7 @@ def test_resample_gives_a_full_generation_of_accepted_candidates(
 ) -> None:
     search = open_search(tmp_path / "db", coordinates="theta", popsize=5, filters=filters)
     assert len(search.propose(1)) == 5
-    drawn = search.screen(1, CLASSES)
+    drawn = search.screen(1)
     judge = all_of(filters)
     rejected = [c for c in drawn if c.rejected]
     accepted = [c for c in drawn if not c.rejected]
@@ -34,7 +34,7 @@ def test_resample_gives_a_full_generation_of_accepted_candidates(
     assert {states[c.trial] for c in rejected} == {TrialState.FAIL}
     assert {states[c.trial] for c in accepted} == {TrialState.RUNNING}
 
-    assert facts(search.screen(1, CLASSES)) == facts(drawn)
+    assert facts(search.screen(1)) == facts(drawn)
     for c in accepted:
         search.tell(c.trial, evaluation(0.5))
     assert GenerationSummary.of(search.candidates(1)) == GenerationSummary(
@@ -54,7 +54,7 @@ def test_filters_that_accept_too_few() -> None:
     search = in_memory(popsize=3, max_draws=7, mean=mean, filters=["learnable"])
     search.propose(1)
     with pytest.raises(InputError) as caught:
-        search.screen(1, CLASSES)
+        search.screen(1)
     message = str(caught.value)
     assert "\n" not in message
     assert message.startswith(

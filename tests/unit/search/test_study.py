@@ -40,7 +40,7 @@ def opened(tmp_path: Path) -> Callable[..., Search]:
     """A function that opens a study of given settings."""
 
     def open_study(identity: Identity | None, name: str = "s") -> Search:
-        return Search(url_of(tmp_path / "db"), name, SearchSettings(), 0, identity)
+        return Search(url_of(tmp_path / "db"), name, SearchSettings(), 0, identity, num_classes=10)
 
     return open_study
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from taylorglo.data import dataset as datasets
 from taylorglo.data.dataset import Dataset
 from taylorglo.errors import InputError
-from taylorglo.loss.functions import CrossEntropy
+from taylorglo.loss.classic import CrossEntropy
 
 
 class Fatal(CrossEntropy):

@@ -13,7 +13,8 @@ from safetensors.torch import load
 from trainings import BACKWARDS, GOOD, OTHER, steps_counted
 
 from taylorglo.data.dataset import Dataset
-from taylorglo.loss.functions import CrossEntropy, Loss, TaylorLoss
+from taylorglo.loss.classic import CrossEntropy
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
 

@@ -29,7 +29,7 @@ from trainings import steps_counted
 
 from taylorglo.data.dataset import Dataset
 from taylorglo.errors import InputError, TaylorgloError
-from taylorglo.loss.functions import CrossEntropy
+from taylorglo.loss.classic import CrossEntropy
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
 
@@ -125,7 +125,7 @@ def test_a_worker_that_dies_while_another_one_starts_keeps_nobody_waiting(
         import os, signal, threading, time
         from concurrent.futures import process as pool
         from multiprocessing.queues import Queue
-        from taylorglo.loss.functions import CrossEntropy
+        from taylorglo.loss.classic import CrossEntropy
         from taylorglo.settings import SweepSettings
         from taylorglo.training.engine import Engine
         from taylorglo.training.loop import Recipe
@@ -175,7 +175,7 @@ def test_workers_end_with_the_process_that_they_work_for(
     saved_digits: Path, networks: Path
 ) -> None:
     program = f"""
-        from taylorglo.loss.functions import CrossEntropy
+        from taylorglo.loss.classic import CrossEntropy
         from taylorglo.settings import SweepSettings
         from taylorglo.training.engine import Engine
         from taylorglo.training.loop import Recipe
@@ -227,7 +227,7 @@ def test_a_machine_without_the_memory_for_all_trains_fewer_at_a_time(saved_digit
         import resource
         from pathlib import Path
 
-        from taylorglo.loss.functions import CrossEntropy
+        from taylorglo.loss.classic import CrossEntropy
         from taylorglo.settings import SweepSettings
         from taylorglo.training.engine import Engine
         from taylorglo.training.loop import Recipe

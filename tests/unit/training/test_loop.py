@@ -13,7 +13,7 @@ from user_networks import Record
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
 from taylorglo.errors import InputError
-from taylorglo.loss.functions import CrossEntropy
+from taylorglo.loss.classic import CrossEntropy
 from taylorglo.results import Training
 from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.devices import device_of

@@ -17,11 +17,19 @@ from trainings import (
 )
 
 from taylorglo.data.dataset import Dataset
-from taylorglo.loss.functions import CrossEntropy, Loss, SquaredError, TaylorLoss
+from taylorglo.loss.classic import (
+    Baikal,
+    CrossEntropy,
+    GeneralisedCrossEntropy,
+    MeanAbsoluteError,
+    SquaredError,
+    SymmetricCrossEntropy,
+)
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.networks.factory import BUILT_IN, build
 from taylorglo.settings import SweepSettings
 from taylorglo.training.loop import Recipe, TrainedNetwork, build_network, train_network
-from taylorglo.training.stacked import StackedLoss, draws, qualifies, train_stack
+from taylorglo.training.stacked import StackedLoss, draws, kind_of, qualifies, train_stack
 
 LOSSES: tuple[Loss, ...] = (
     TaylorLoss(GOOD),
@@ -109,6 +117,29 @@ def test_different_losses_in_one_program(digits: Dataset) -> None:
     results = train_stack(recipes, digits, settings_of())
     assert_alike(results, trained_alone(recipes, digits, settings_of()))
     assert len({result.weights for result in results}) == len(LOSSES)
+
+
+@pytest.mark.parametrize("augmentation", [{}, {"cutmix": 0.5}], ids=["hard", "soft"])
+def test_the_classic_losses_in_one_program(digits: Dataset, augmentation: dict[str, Any]) -> None:
+    settings = settings_of("mlp", augmentation)
+    losses: list[Loss] = [
+        CrossEntropy(),
+        CrossEntropy(0.1),
+        SquaredError(),
+        Baikal(),
+        GeneralisedCrossEntropy(),
+        GeneralisedCrossEntropy(0.3),
+        SymmetricCrossEntropy(),
+        SymmetricCrossEntropy(1.0, 0.5),
+        MeanAbsoluteError(),
+    ]
+    # Losses of other parameters are of another kind, and equal ones of the same.
+    assert len({kind_of(loss) for loss in losses}) == len(losses)
+    assert kind_of(GeneralisedCrossEntropy(0.3)) == kind_of(GeneralisedCrossEntropy(0.3))
+    recipes = [recipe(loss, seed, rate=0.01) for seed in (1, 2) for loss in losses]
+    results = train_stack(recipes, digits, settings)
+    assert_alike(results, trained_alone(recipes, digits, settings))
+    assert len({result.weights for result in results}) == len(recipes)
 
 
 def test_different_seeds_in_one_program(digits: Dataset) -> None:

@@ -1,0 +1,160 @@
+"""The coordinates of the dynamics: a first generation that finds the scale, then CMA-ES."""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from statistics import NormalDist, fmean
+from typing import Any
+
+import cmaes
+import numpy as np
+import pytest
+from searches import CLASSES, begin, evaluation, facts, in_memory, open_search, run_generation
+
+from taylorglo.loss.coordinates import axes, point_of
+from taylorglo.search.study import Search
+
+DYNAMICS = {"coordinates": "dynamics", "family": "taylor-log", "filters": ["learnable", "stable"]}
+MEAN = {"scale": -0.3, "end": -0.3, "bend": 0.3, "collapse": -1.0, "log_share": 0.25}
+SECOND = {"scale": 0.4, "end": 0.25, "bend": 0.11, "collapse": 0.29, "log_share": 0.15}
+
+
+def point(theta: list[float], classes: int = CLASSES) -> np.ndarray:
+    return np.array(list(point_of(theta, classes).values()))
+
+
+def near(target: Mapping[str, float]) -> Callable[[Any], float]:
+    """Return a fitness with its only maximum at a point."""
+    return lambda theta: -float(np.sum((point(theta) - list(target.values())) ** 2))
+
+
+def test_the_first_generation_covers_a_factor_of_a_hundred_evenly() -> None:
+    search = in_memory(popsize=8, **DYNAMICS)
+    candidates = search.screen(1) if search.propose(1) else []
+    assert not any(candidate.rejected for candidate in candidates)
+    scales = [point(candidate.theta)[0] for candidate in candidates]
+    wide = NormalDist(MEAN["scale"], 1.2 * 1.4)
+    assert scales == pytest.approx([wide.inv_cdf((k + 0.5) / 8) for k in range(8)])
+    assert max(scales) - min(scales) > math.log(100)
+
+
+def test_the_other_axes_are_narrow_at_first() -> None:
+    points = np.array(
+        [
+            point(candidate.theta)
+            for seed in range(12)
+            for candidate in in_memory(seed=seed, popsize=10, **DYNAMICS).propose(1)
+        ]
+    )[:, 1:]
+    widths = 1.2 * np.array([0.15, 0.065, 0.17])
+    z = (points[:, :3] - list(MEAN.values())[1:4]) / widths
+    # These are five standard errors of a mean and of a variance.
+    assert np.abs(z.mean(axis=0)).max() < 5 / math.sqrt(len(z))
+    assert np.abs(z.var(axis=0) - 1).max() < 5 * math.sqrt(2 / len(z))
+
+
+def test_cma_es_begins_where_the_first_generation_points_to(tmp_path: Path) -> None:
+    """The second generation is that of cmaes from this mean; so are all later ones."""
+    target = {**MEAN, "scale": 1.3}
+    popsize, seed = 6, 4
+
+    def opened() -> Search:
+        # A new object each time: nothing is remembered but the database.
+        return open_search(tmp_path / "db", seed=seed, popsize=popsize, **DYNAMICS)
+
+    first = run_generation(opened(), 1, near(target))
+    ranked = sorted(
+        (point(c.theta) for c in first), key=lambda p: np.sum((p - list(target.values())) ** 2)
+    )
+
+    def recombined(best: list[np.ndarray]) -> np.ndarray:
+        weights = [math.log(len(best) + 0.5) - math.log(k) for k in range(1, len(best) + 1)]
+        return np.average(best, axis=0, weights=weights)
+
+    mean = recombined(ranked[:3])
+    mean[0] = recombined(ranked[:2])[0]
+    assert point(opened().mean() or []) == pytest.approx(mean)
+    sigmas = 1.2 * np.array(list(SECOND.values()))
+    optimizer = cmaes.CMA(mean=mean / sigmas, sigma=1.0, population_size=popsize)
+    for generation in (2, 3, 4):
+        expected = []
+        for trial in range((generation - 1) * popsize, generation * popsize):
+            optimizer.reseed_rng(np.random.RandomState(seed).randint(1, 2**16) + trial)
+            expected.append(optimizer.ask() * sigmas)
+        drawn = [point(candidate.theta) for candidate in opened().propose(generation)]
+        clipped = [np.append(x[:4], max(0.0, x[4])) for x in expected]
+        np.testing.assert_allclose(drawn, clipped, rtol=1e-7, atol=1e-7)
+        run_generation(opened(), generation, near(target))
+        values = [near(target)(c.theta) for c in opened().candidates(generation)]
+        optimizer.tell([(x / sigmas, -value) for x, value in zip(expected, values, strict=True)])
+
+
+@pytest.mark.parametrize("factor", [0.1, 1.0, 10.0])
+def test_a_learning_rate_ten_times_off_costs_nothing(factor: float) -> None:
+    """The effect of a loss depends on scale times rate: the mean finds the scale at once."""
+    target = {**MEAN, "scale": MEAN["scale"] - math.log(factor)}
+    distances = []
+    for seed in range(5):
+        search = in_memory(seed=seed, popsize=8, **DYNAMICS)
+        run_generation(search, 1, near(target))
+        distances.append(abs(point(search.mean() or [])[0] - target["scale"]))
+    assert fmean(distances) < 0.7
+
+
+def test_the_search_in_these_coordinates_converges() -> None:
+    target = {"scale": 1.0, "end": 0.3, "bend": 0.1, "collapse": -0.4, "log_share": 0.6}
+    search = in_memory(seed=1, popsize=8, **DYNAMICS)
+    for generation in range(1, 26):
+        run_generation(search, generation, near(target))
+    assert point(search.mean() or []) == pytest.approx(list(target.values()), abs=0.05)
+
+
+@pytest.mark.parametrize("family", ["taylor", "taylor-log"])
+def test_two_classes_have_no_bend_and_no_collapse(family: str) -> None:
+    search = in_memory(classes=2, popsize=4, **{**DYNAMICS, "family": family})
+    names = axes(2, log=family == "taylor-log")
+    assert search.space.names == names == ("scale", "end", "log_share")[: len(names)]
+    assert all(point(c.theta, 2).shape == (len(names),) for c in search.propose(1))
+
+
+def test_the_mean_of_the_user_is_the_centre(tmp_path: Path) -> None:
+    mean = [0.5, 0.1, 0.2, -0.5, 0.4]
+    search = in_memory(popsize=4, **DYNAMICS, mean=mean, sigma=1e-9)
+    assert [point(c.theta) for c in search.propose(1)] == [pytest.approx(mean, abs=1e-6)] * 4
+
+
+def test_a_warm_start_does_not_look_for_the_scale_again(tmp_path: Path) -> None:
+    target = {**MEAN, "scale": 0.9}
+    first = begin(tmp_path / "db", popsize=8, **DYNAMICS)
+    for generation in range(1, 9):
+        run_generation(first, generation, near(target))
+    first.finish()
+    second = begin(tmp_path / "db", popsize=8, **DYNAMICS)
+    assert second.source == "s"
+    scales = [point(candidate.theta)[0] for candidate in second.propose(1)]
+    assert np.abs(np.array(scales) - 0.9).max() < 1.0
+
+
+def test_other_coordinates_are_no_source_of_a_warm_start(tmp_path: Path) -> None:
+    first = begin(tmp_path / "db")
+    run_generation(first, 1)
+    first.finish()
+    second = begin(tmp_path / "db", **DYNAMICS)
+    assert (second.study, second.source, second.unfitting) == ("s.2", None, "s")
+    assert begin(tmp_path / "db", **DYNAMICS).unfitting == "s"
+
+
+def test_the_leaders_are_the_best_of_each_generation() -> None:
+    search = in_memory(popsize=3, filters=["none"])
+    for generation, fitnesses in ((1, [0.9, 0.8, 0.7]), (2, [0.2, 0.4, 0.3]), (3, [0.6, 0.5, 0.1])):
+        search.propose(generation)
+        for candidate, fitness in zip(search.screen(generation), fitnesses, strict=True):
+            search.tell(candidate.trial, evaluation(fitness))
+    assert [c.fitness for c in search.leaders(5)] == [0.6, 0.4, 0.9, 0.5, 0.3]
+    assert len(search.leaders(100)) == 9
+
+
+def test_a_mean_that_the_filters_reject_is_not_recommended() -> None:
+    search = in_memory(popsize=2, coordinates="theta", filters=["learnable"], max_draws=1000)
+    assert search.mean() is None  # it is 0 as long as no generation is complete
+    assert facts(run_generation(in_memory(popsize=2, **DYNAMICS), 1))

@@ -389,7 +389,7 @@ class EvaluationSettings(Section):
         description="Number of steps of a short training, at most `training.steps`.",
     )
     attempts: int = Field(
-        2,
+        1,
         ge=1,
         le=100,
         description="Number of short trainings of a candidate, which are averaged. All candidates "
@@ -499,7 +499,7 @@ class SearchSettings(Section):
         description="Order of the polynomial. All coordinates but `theta` need order 3.",
     )
     popsize: int = Field(
-        12, ge=2, le=10_000, description="Number of candidates of a generation that are evaluated."
+        8, ge=2, le=10_000, description="Number of candidates of a generation that are evaluated."
     )
     sigma: float = Field(
         1.2,

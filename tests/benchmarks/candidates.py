@@ -300,7 +300,7 @@ def searched(search: Search, generation: int, engine: Engine) -> int:
         done = sum(len(results[trial].accuracies) for trial in missing if trial in results)
         trainings += sum(missing.values()) - done
         assignments = [Assignment(t, thetas[t], attempts) for t, attempts in missing.items()]
-        results |= dict(evaluate(assignments, generation, engine, Nothing()))
+        results |= dict(evaluate(assignments, search.group(generation), engine, Nothing()))
         missing = attempts_wanted(results, engine.settings)
     for trial, evaluation in results.items():
         search.tell(trial, evaluation)

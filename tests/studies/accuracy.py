@@ -153,7 +153,7 @@ class Effort:
     attempts: int = 2
     folds: int = 5
     finalists: int = 4
-    rates: Sequence[float] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    rates: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     alphas: Sequence[float] = field(default=ALPHAS)
     seeds: int = 20
 
@@ -267,7 +267,7 @@ def searched(engine: Engine, generations: int, work: Path, cache: ShortTrainings
             for candidate in search.screen(generation)
             if not candidate.finished
         ]
-        for trial, evaluation in evaluate(assignments, generation, engine, cache):
+        for trial, evaluation in evaluate(assignments, search.group(generation), engine, cache):
             search.tell(trial, evaluation)
     return search
 

@@ -220,7 +220,8 @@ def best_bound(ratios: Numbers, learned: Truths) -> float:
     """Return the kappa of highest balanced accuracy, for the rule that B/A is at most kappa.
 
     Balanced accuracy is the mean of the share of the learners that are accepted and the share of
-    the others that are rejected. Kappa is half way between two ratios; NaN if all learned, or none.
+    the others that are rejected. Kappa is half way between two ratios, or infinite if the rule
+    should accept all; NaN if all learned, or none.
     """
     if learned.all() or not learned.any():
         return math.nan
@@ -234,7 +235,8 @@ def even_bound(ratios: Numbers, learned: Truths) -> float:
     """Return the largest kappa below which more than half of the candidates learn.
 
     The share that learns is fitted as a function of B/A that never rises (isotonic regression).
-    Kappa is half way between two ratios; NaN if nowhere more than half learn.
+    Kappa is half way between two ratios, or infinite if more than half learn everywhere; NaN if
+    nowhere more than half do.
     """
     if not len(ratios):
         return math.nan
@@ -245,7 +247,8 @@ def even_bound(ratios: Numbers, learned: Truths) -> float:
 
 
 def _between(ascending: Numbers, index: int) -> float:
-    return float(ascending[index : index + 2].mean())
+    """Return what is half way from a value to the next one; infinity after the last one."""
+    return float((ascending[index] + np.append(ascending, math.inf)[index + 1]) / 2)
 
 
 def balanced_accuracy(accepted: Truths, learned: Truths) -> float:
@@ -272,9 +275,7 @@ def best_interval(values: Numbers, learned: Truths) -> tuple[float, float]:
     end = int(np.argmax(gain - lowest))
     start = int(np.argmin(before[: end + 1]))
     ordered = values[order]
-    low = -math.inf if start == 0 else float(ordered[start - 1 : start + 1].mean())
-    high = math.inf if end == len(ordered) - 1 else _between(ordered, end)
-    return low, high
+    return -math.inf if start == 0 else _between(ordered, start - 1), _between(ordered, end)
 
 
 def separation(values: Numbers, learned: Truths) -> float:
@@ -469,8 +470,10 @@ def draw(study: Study, trained: Trained, models: Sequence[str]) -> None:
             _draw_shares(above, learnable.ratio, learnable.learned, ratios, model)
             _draw_shares(below, accepted.speed, accepted.learned, speeds, model)
         above.set_title(f"{classes} classes")
+        above.set_xlim(-3, 3)
         above.set_xlabel("B/A")
         below.set_xscale("log")
+        below.set_xlim(1e-3, 1e2)
         below.set_xlabel("A·rate/(1 - momentum)")
     panels[0][0].set_ylabel("learned, of learnable")
     panels[1][0].set_ylabel("learned, of accepted")

@@ -179,7 +179,7 @@ class Evolution:
         self.search.propose(number)
         accepted = [c for c in self.search.screen(number) if not c.rejected]
         thetas = {candidate.trial: candidate.theta for candidate in accepted}
-        results = trained(thetas, number, engine)
+        results = trained(thetas, self.search.group(number), engine)
         for trial, result in results.items():
             self.search.tell(trial, result)
         self._generation = number
@@ -257,12 +257,12 @@ def sampler_of(kind: str, seed: int, popsize: int) -> optuna.samplers.BaseSample
 
 
 def trained(
-    thetas: Mapping[int, Sequence[float]], generation: int, engine: Engine
+    thetas: Mapping[int, Sequence[float]], group: int, engine: Engine
 ) -> dict[int, Evaluation]:
     """Return the results of candidates, by their number."""
     attempts = engine.settings.evaluation.attempts
     assignments = [Assignment(number, theta, attempts) for number, theta in thetas.items()]
-    return dict(evaluate(assignments, generation, engine, Nothing()))
+    return dict(evaluate(assignments, group, engine, Nothing()))
 
 
 def compute_source(folder: str, cell: Cell) -> list[Row]:

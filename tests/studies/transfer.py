@@ -65,7 +65,7 @@ class Effort:
     """
 
     steps: int = 1500
-    rates: Sequence[float] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    rates: Sequence[float] = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
     alphas: Sequence[float] = ALPHAS
     attempts: int = 3
     seeds: int = 10

@@ -58,7 +58,10 @@ DATA = "digits 0123456789ab"
 
 
 # The settings whose defaults were other ones in version 0.1.0.
-FORMER = {"search": {"family": "taylor", "coordinates": "reduced"}, "evaluation": {"folds": 0}}
+FORMER = {
+    "search": {"family": "taylor", "coordinates": "reduced", "popsize": 12},
+    "evaluation": {"folds": 0, "attempts": 2},
+}
 
 
 def former(**sections: Any) -> SweepSettings:

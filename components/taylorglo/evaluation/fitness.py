@@ -70,25 +70,25 @@ class _Evaluations:
     """
 
     def __init__(
-        self, assignments: Iterable[Assignment], generation: int, engine: Engine, cache: Cache
+        self, assignments: Iterable[Assignment], group: int, engine: Engine, cache: Cache
     ) -> None:
         self._assignments = assignments
-        self._generation = generation
+        self._group = group
         self._engine = engine
         self._cache = cache
         self._open: dict[int, _Candidate] = {}
 
     def recipes(self) -> Iterator[tuple[_Attempt, Recipe]]:
         """Yield a recipe for each attempt that is not in the cache."""
-        settings, generation = self._engine.settings, self._generation
+        settings, group = self._engine.settings, self._group
         for number, theta, attempts in self._assignments:
             candidate = self._open[number] = _Candidate(attempts)
             for attempt in range(attempts):
                 if candidate.stopped:
                     candidate.attempts = attempt
                     break
-                seed = derived_seed(settings.seed, generation, attempt)
-                fold = fold_of_attempt(settings, self._engine.dataset, generation, attempt)
+                seed = derived_seed(settings.seed, group, attempt)
+                fold = fold_of_attempt(settings, self._engine.dataset, group, attempt)
                 recipe = short_training(theta, seed, self._engine, fold)
                 digest = _digest(theta, recipe, self._engine)
                 recorded = self._cache.recall(digest)
@@ -113,28 +113,29 @@ class _Evaluations:
 
 
 def evaluate(
-    assignments: Iterable[Assignment], generation: int, engine: Engine, cache: Cache
+    assignments: Iterable[Assignment], group: int, engine: Engine, cache: Cache
 ) -> Iterator[tuple[int, Evaluation]]:
     """Evaluate candidates; yield each evaluation with its number as soon as it is complete.
 
-    All candidates of a generation get the same number of steps, the same initial weights, the same
+    All candidates of a group get the same number of steps, the same initial weights, the same
     batches and the same validation images, attempt by attempt (common random numbers). So they
     differ by their loss alone, and their ranks can be compared.
 
     With ``evaluation.folds``, each attempt is validated on another fold of the training and
-    validation images, and each generation has partitions of its own. So the error of the validation
-    labels becomes smaller with every attempt, and is not that of the other generations.
+    validation images, and each group has folds of its own. So the error of the validation labels
+    becomes smaller with every attempt, and is not that of the other groups.
 
     Args:
         assignments: what to evaluate; taken one by one, whenever the engine has room.
-        generation: number of the generation in the search, from 1.
+        group: number of the first generation of the group in the search, from 1 (see
+            :meth:`taylorglo.search.study.Search.group`).
         engine: that does the trainings.
         cache: of short trainings; a training that it has is not done again.
 
     Raises:
         InputError: a theta or the settings are wrong.
     """
-    evaluations = _Evaluations(assignments, generation, engine, cache)
+    evaluations = _Evaluations(assignments, group, engine, cache)
     for attempt, trained in engine.run(evaluations.recipes()):
         evaluations.note(attempt, trained.training)
         yield from evaluations.pop_complete()

@@ -3,12 +3,11 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
-from taylorglo.search.space import BOX, Space
+from taylorglo.search.space import Solution, Space
 
 if TYPE_CHECKING:
     import cmaes
@@ -26,14 +25,18 @@ class GenerationalCmaEs(optuna.samplers.CmaEsSampler):
     def __init__(self, space: Space, popsize: int, seed: int, start: Mapping[str, Any]) -> None:
         super().__init__(n_startup_trials=0, popsize=popsize, seed=seed)
         self._space = space
-        self._start = start
+        self._warm = start if "mean" in start else {}
         self._population_size = popsize
         self._seed = seed
         self._asked = 0  # number of the trial that is being drawn
 
     def mean(self, finished: list[FrozenTrial]) -> dict[str, float]:
         """Return the mean of the distribution that the finished trials lead to."""
-        return self._space.point(self._restore_optimizer(finished).mean)
+        from taylorglo.search.optimizers import recommended
+
+        told, _ = self._told(finished)
+        place = recommended(self._space, self._population_size, self._warm, told)
+        return self._space.point(place)
 
     def infer_relative_search_space(
         self, study: optuna.Study, trial: FrozenTrial
@@ -55,8 +58,23 @@ class GenerationalCmaEs(optuna.samplers.CmaEsSampler):
     def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> "cmaes.CMA":
         from taylorglo.search.optimizers import restored
 
-        told: dict[int, list[tuple[np.ndarray, float]]] = {}
-        for trial in sorted(completed_trials, key=lambda trial: trial.number):
+        told, last = self._told(completed_trials)
+
+        def first(generation: int) -> int:
+            # The last trial of a generation is complete: otherwise, another one was drawn after it.
+            return last.get(generation - 1, -1) + 1
+
+        space, popsize, warm = self._space, self._population_size, self._warm
+        return restored(space, popsize, warm, told, first, self._asked)
+
+    def _told(
+        self, finished: list[FrozenTrial]
+    ) -> tuple[dict[int, list[Solution]], dict[int, int]]:
+        """Return the results of each generation, numbered from 0, and its last trial's number."""
+        told: dict[int, list[Solution]] = {}
+        last: dict[int, int] = {}
+        for trial in sorted(finished, key=lambda trial: trial.number):
             generation = trial.system_attrs[self._attr_key_generation]
-            told.setdefault(generation, []).append(self._space.solution(trial, 2 * BOX))
-        return restored(self._space, self._population_size, self._start, told, self._asked)
+            told.setdefault(generation, []).append(self._space.solution(trial))
+            last[generation] = trial.number
+        return told, last

@@ -1,10 +1,9 @@
-"""The space that is searched: named coordinates around a mean, and the way to a theta."""
+"""The space that is searched: coordinates, where the search starts, and the way to a theta."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from optuna.distributions import BaseDistribution, FloatDistribution
@@ -21,37 +20,55 @@ _REDUCED = ("cy", "chy", "ch", "chh")
 # Cross-entropy's t/h expanded at h = 1/2, and a push back that grows with h.
 _NEAR_CROSS_ENTROPY = (4.0, -4.0, -1.0, 0.0)
 _MEAN_LOG_WEIGHT = math.log(0.1)  # symmetric cross-entropy's
-# The mean of each axis of ``dynamics``, and its width in the first generation and after it. The
-# first generation looks for the scale, which depends on the learning rate, and so is as wide as a
-# learning rate ten times too high or too low needs; the other axes are narrow in it.
-_DYNAMICS: Mapping[str, tuple[float, float, float]] = {
-    "scale": (-0.3, 1.4, 0.4),
-    "end": (-0.3, 0.15, 0.25),
-    "bend": (0.3, 0.065, 0.11),
-    "collapse": (-1.0, 0.17, 0.29),
-    "log_share": (0.25, 0.09, 0.15),
-}
-_SCALE = "scale"
+
+# In ``dynamics``, CMA-ES begins from the better of two starts, each at the scale that suits it:
+# near cross-entropy with label smoothing, and near the losses that withstand wrong labels, which
+# are symmetric and generalised cross-entropy. The scale of the second start is counted from the
+# scale that suited the first one.
+_STARTS: Sequence[Mapping[str, float]] = (
+    {"scale": -0.3, "end": -0.3, "bend": 0.3, "collapse": -1.0, "log_share": 0.25},
+    {"scale": 0.4, "end": 0.45, "bend": 0.12, "collapse": -0.25, "log_share": 0.25},
+)
+# Widths of the axes, in units of sigma: while a start is tried, and when CMA-ES begins. The scale
+# of the first start is as wide as a learning rate needs that is ten times too high or too low.
+_SCALE_WIDTHS = (1.3, 0.8)
+_TRIED = {"end": 0.15, "bend": 0.065, "collapse": 0.17, "log_share": 0.09}
+_BEGUN = {"scale": 0.4, "end": 0.25, "bend": 0.11, "collapse": 0.29, "log_share": 0.15}
+
 _WARM_SHARE = 0.1  # WS-CMA-ES learns from this best part of the source's results
 _WARM_WIDTH = 6.0  # width of the domain that WS-CMA-ES is told of, in units of sigma
+
+Solution = tuple[np.ndarray, float]  # a place in the unit cube, and a value to minimise
+
+
+class Start(NamedTuple):
+    """A place from which CMA-ES may begin, and how far around it candidates are tried first.
+
+    Attributes:
+        mean: by coordinate; the scale of a later start is counted from that of the first one.
+        sigmas: standard deviations, by coordinate.
+    """
+
+    mean: tuple[float, ...]
+    sigmas: tuple[float, ...]
 
 
 @dataclass(frozen=True)
 class Space:
-    """The coordinates of the search, and the first generation's distribution.
+    """The coordinates of the search, and where it starts.
 
     Attributes:
         names: of the coordinates.
-        mean: of the first generation, by coordinate.
-        first: its standard deviations, by coordinate.
-        sigmas: those of the second generation; the unit of CMA-ES.
+        mean: the centre of the box, and the mean with which CMA-ES begins if there are no starts.
+        sigmas: standard deviations with which CMA-ES begins, by coordinate.
+        starts: the places that the first generations try, one each, before CMA-ES begins.
         num_classes: n.
     """
 
     names: tuple[str, ...]
     mean: tuple[float, ...]
-    first: tuple[float, ...]
     sigmas: tuple[float, ...]
+    starts: tuple[Start, ...]
     num_classes: int
 
     @classmethod
@@ -63,34 +80,33 @@ class Space:
         """
         log = settings.family == "taylor-log"
         if settings.coordinates == "dynamics":
-            start = dict(_DYNAMICS)
-        elif settings.coordinates == "reduced":
-            start = {
-                name: (mean, 1.0, 1.0)
-                for name, mean in zip(_REDUCED, _NEAR_CROSS_ENTROPY, strict=True)
-            }
+            return cls._of_dynamics(settings, axes(num_classes, log=log), num_classes)
+        if settings.coordinates == "reduced":
+            centre = dict(zip(_REDUCED, _NEAR_CROSS_ENTROPY, strict=True))
         else:
-            numbers = settings.dimensions - log
-            start = {f"theta_{index}": (0.0, 1.0, 1.0) for index in range(numbers)}
-        if settings.coordinates != "dynamics":
-            start[LOG_WEIGHT] = (_MEAN_LOG_WEIGHT, 1.0, 1.0)
-        names = tuple(start)[: settings.dimensions]
-        given = dict(zip(names, settings.mean, strict=bool(settings.mean)))
-        if settings.coordinates == "dynamics":
-            # Two classes have no bend, and their collapse rate follows from the end.
-            names = axes(num_classes, log=log)
-        return cls(
-            names,
-            tuple(given.get(name, start[name][0]) for name in names),
-            tuple(settings.sigma * start[name][1] for name in names),
-            tuple(settings.sigma * start[name][2] for name in names),
-            num_classes,
-        )
+            centre = {f"theta_{index}": 0.0 for index in range(settings.dimensions - log)}
+        if log:
+            centre[LOG_WEIGHT] = _MEAN_LOG_WEIGHT
+        mean = tuple(settings.mean or centre.values())
+        return cls(tuple(centre), mean, (settings.sigma,) * len(centre), (), num_classes)
 
-    @property
-    def finds_scale(self) -> bool:
-        """Whether the first generation looks for the scale, and CMA-ES begins after it."""
-        return _SCALE in self.names
+    @classmethod
+    def _of_dynamics(
+        cls, settings: SearchSettings, names: tuple[str, ...], num_classes: int
+    ) -> Self:
+        places = _STARTS
+        if settings.mean:
+            # With two classes there are fewer names than a mean has numbers.
+            places = [dict(zip(_STARTS[0], settings.mean, strict=False))]
+
+        def sigmas(widths: Mapping[str, float]) -> tuple[float, ...]:
+            return tuple(settings.sigma * widths[name] for name in names)
+
+        starts = tuple(
+            Start(tuple(place[name] for name in names), sigmas({"scale": width, **_TRIED}))
+            for place, width in zip(places, _SCALE_WIDTHS, strict=False)
+        )
+        return cls(names, starts[0].mean, sigmas(_BEGUN), starts, num_classes)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:
@@ -102,7 +118,7 @@ class Space:
 
     def theta(self, point: Mapping[str, float]) -> list[float]:
         """Return the theta of a point in these coordinates."""
-        if self.finds_scale:
+        if self.starts:
             return theta_at({name: point[name] for name in self.names}, self.num_classes)
         weight = math.exp(point[LOG_WEIGHT]) if LOG_WEIGHT in self.names else None
         values = [point[name] for name in self.names if name != LOG_WEIGHT]
@@ -110,48 +126,25 @@ class Space:
             return from_coefficients(*values, log_weight=weight)
         return values if weight is None else [*values, weight]
 
-    def point(self, unit: np.ndarray) -> dict[str, float]:
+    def point(self, place: np.ndarray) -> dict[str, float]:
         """Return the point of a place in the unit cube that stands for the box."""
-        away = (unit - 0.5) * 2 * BOX * np.array(self.sigmas)
+        away = (place - 0.5) * 2 * BOX * np.array(self.sigmas)
         return dict(zip(self.names, (np.array(self.mean) + away).tolist(), strict=True))
 
-    def with_scale(self, unit: np.ndarray, quantile: float) -> np.ndarray:
-        """Return a place in the unit cube with another scale.
-
-        Args:
-            unit: the place.
-            quantile: of the scale in the distribution of the first generation, in (0, 1).
-        """
-        place, index = unit.copy(), self.names.index(_SCALE)
-        away = NormalDist(0, self.first[index]).inv_cdf(quantile)
-        place[index] = 0.5 + away / (2 * BOX * self.sigmas[index])
+    def place(self, values: Sequence[float]) -> np.ndarray:
+        """Return the place in the unit cube that stands for the values of the coordinates."""
+        away = np.array(values) - np.array(self.mean)
+        place: np.ndarray = 0.5 + away / (2 * BOX * np.array(self.sigmas))
         return place
 
-    def found(self, solutions: Sequence[tuple[np.ndarray, float]]) -> np.ndarray:
-        """Return the mean, in the unit cube, that the first generation leads to.
-
-        Each axis has the weighted mean of the better half, as CMA-ES would take it. The scale has
-        that of the best third: its range is so wide that few candidates are near the best one.
-
-        Args:
-            solutions: of the first generation, as :meth:`solution` returns them.
-        """
-        ranked = np.array([place for place, _ in sorted(solutions, key=lambda s: s[1])])
-        mean = _recombined(ranked[: max(1, len(ranked) // 2)])
-        scale = self.names.index(_SCALE)
-        mean[scale] = _recombined(ranked[: max(1, round(len(ranked) / 3))])[scale]
-        return mean
-
-    def solution(self, trial: FrozenTrial, width: float) -> tuple[np.ndarray, float]:
-        """Return a trial in the form of cmaes: a point in the unit cube, and a value to minimise.
+    def solution(self, trial: FrozenTrial) -> Solution:
+        """Return a trial in the form of cmaes: a place in the unit cube, and a value to minimise.
 
         Args:
             trial: with its value.
-            width: of the domain that the unit cube stands for, in units of sigma.
         """
         assert trial.value is not None
-        point = np.array([trial.params[name] for name in self.names]) - np.array(self.mean)
-        return point / (width * np.array(self.sigmas)) + 0.5, -trial.value
+        return self.place([trial.params[name] for name in self.names]), -trial.value
 
     def warm_start(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
         """Return the start of a search that goes on from finished trials.
@@ -165,22 +158,16 @@ class Space:
         """
         import cmaes
 
-        solutions = [self.solution(trial, _WARM_WIDTH) for trial in trials]
+        scale = _WARM_WIDTH / (2 * BOX)
+        solutions = [
+            ((place - 0.5) / scale + 0.5, value) for place, value in map(self.solution, trials)
+        ]
         # At least one result, after cmaes rounds down.
         share = min(1.0, max(_WARM_SHARE, 1.5 / len(solutions)))
         mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=share)
-        scale = _WARM_WIDTH / (2 * BOX)
         inside = np.clip((mean - 0.5) * scale + 0.5, 0.01, 0.99)
         return {
             "mean": inside.tolist(),
             "sigma": float(sigma * scale),
             "covariance": covariance.tolist(),
         }
-
-
-def _recombined(ranked: np.ndarray) -> np.ndarray:
-    """Return the mean of the best solutions with the weights of CMA-ES, the best one first."""
-    number = len(ranked)
-    weights = math.log(number + 0.5) - np.log(np.arange(1, number + 1))
-    mean: np.ndarray = weights / weights.sum() @ ranked
-    return mean

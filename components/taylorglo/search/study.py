@@ -301,6 +301,15 @@ class Search:
             and generation in (None, trial.user_attrs[_GENERATION])
         ]
 
+    def group(self, generation: int) -> int:
+        """Return the first of the generations whose fitnesses are compared with each other.
+
+        They have to be trained from the same seeds and validated on the same folds. The generations
+        that try a start each are compared; every other generation is ranked by itself.
+        """
+        starts = 0 if "mean" in self._start() else len(self.space.starts)
+        return 1 if generation <= starts else generation
+
     def propose(self, generation: int) -> list[Candidate]:
         """Draw the candidates of a generation from CMA-ES's distribution, ``popsize`` of them.
 

@@ -197,7 +197,8 @@ class Shard:
         """Train those of the candidates that no other process claims, and keep their results."""
         claimed = self._claimed(trials)
         cache = self._sweep.short_trainings
-        for trial, evaluation in evaluate(claimed, self._generation, self._engine, cache):
+        group = self._search.group(self._generation)
+        for trial, evaluation in evaluate(claimed, group, self._engine, cache):
             result = evaluation.model_copy(update={"run": self._sweep.run_id})
             if result.status == "failed" and not self.trained:
                 # Whether the candidate or the machine is to blame is not known yet.

@@ -92,6 +92,7 @@ def test_without_learners_or_failures_there_is_no_bound() -> None:
         assert math.isnan(separation(ratios, learned))
         assert math.isnan(balanced_accuracy(ratios > 1, learned))
     assert math.isnan(even_bound(ratios, np.array([False, False])))
+    assert even_bound(ratios, np.array([True, True])) == math.inf
     assert math.isnan(even_bound(np.array([]), np.array([], dtype=bool)))
 
 
@@ -164,7 +165,8 @@ def test_a_candidate_is_judged_by_the_filters_and_by_what_it_learned() -> None:
 
 @pytest.mark.long
 def test_a_small_study_is_done_and_goes_on(tmp_path: Path) -> None:
-    filters.run(Study("filters", 1, tmp_path), SMALL)
+    study = Study("filters", 1, tmp_path)
+    filters.run(study, SMALL)
     names = {"mlp", "cnn", "settings", "kappa", "bounds"}
     tables = {name: (tmp_path / f"{name}.md").read_text() for name in names}
     written = (tmp_path / "rows.csv").read_bytes()
@@ -172,6 +174,6 @@ def test_a_small_study_is_done_and_goes_on(tmp_path: Path) -> None:
     assert len(written.splitlines()) == 1 + settings * sum(number for number, _ in SMALL.values())
     assert tables["mlp"].count("| learnable, stable |") == len(CLASSES)
     assert (tmp_path / "filters.svg").exists()
-    filters.run(Study("filters", 1, tmp_path), SMALL)
+    filters.run(study, SMALL)
     assert (tmp_path / "rows.csv").read_bytes() == written
     assert {name: (tmp_path / f"{name}.md").read_text() for name in names} == tables

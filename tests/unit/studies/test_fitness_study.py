@@ -168,7 +168,8 @@ def test_a_mean_has_its_interval() -> None:
 
 @pytest.mark.long
 def test_a_small_study_is_done_and_goes_on(tmp_path: Path) -> None:
-    fitness.run(Study("fitness", 1, tmp_path), SMALL)
+    study = Study("fitness", 1, tmp_path)
+    fitness.run(study, SMALL)
     written = (tmp_path / "rows.csv").read_bytes()
     losses = len(contenders(SMALL.candidates))
     trainings = losses * TRAININGS * (1 + len(WAYS))
@@ -178,5 +179,5 @@ def test_a_small_study_is_done_and_goes_on(tmp_path: Path) -> None:
         assert "nan" not in (tmp_path / f"{name}.md").read_text()
     assert (tmp_path / "summary.md").read_text().count("| folds |") == len(SCORES)
     assert (tmp_path / "fitness.svg").exists()
-    fitness.run(Study("fitness", 1, tmp_path), SMALL)
+    fitness.run(study, SMALL)
     assert (tmp_path / "rows.csv").read_bytes() == written

@@ -46,14 +46,20 @@ def sweep(
 ) -> SweepSettings:
     """Return settings of short trainings, one after another in the process of the test.
 
-    A test can count there what the trainings do.
+    A test can count there what the trainings do. Both attempts have the validation split.
     """
     return SweepSettings.model_validate(
         {
             "seed": seed,
             "model": {"name": model},
             "training": {"steps": 60, "engine": "sequential", "workers": 1, **(training or {})},
-            "evaluation": {"steps": 20, "give_up_step": 0, **evaluation},
+            "evaluation": {
+                "steps": 20,
+                "give_up_step": 0,
+                "attempts": 2,
+                "folds": 0,
+                **evaluation,
+            },
         }
     )
 

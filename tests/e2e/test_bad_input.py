@@ -352,7 +352,7 @@ def test_changed_settings_of_a_sweep(
 ) -> None:
     settings = SweepSettings()
     fingerprint = datasets.load(settings.data, settings.seed).fingerprint
-    search = opening.begin_search(settings, fingerprint)
+    search = opening.begin_search(settings, fingerprint, num_classes=10)
     trained = Evaluation(
         status="ok",
         fitness=0.5,
@@ -365,7 +365,7 @@ def test_changed_settings_of_a_sweep(
     )
     search.note(search.propose(1)[0].trial, trained)
     for sections, expected in (
-        ({"search": {"popsize": 5}}, "search_popsize 12, now 5"),
+        ({"search": {"popsize": 5}}, "search_popsize 8, now 5"),
         ({"augmentation": {"cutout": 2}}, "augmentation_cutout 0, now 2"),
         (
             {"training": {"learning_rate": 0.2}, "seed": 3},

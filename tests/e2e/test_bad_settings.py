@@ -39,7 +39,7 @@ def sweep_file(tmp_path: Path) -> Path:
         (["search.sigma=0"], ["search.sigma: should be greater than 0 (got 0)"]),
         (["search.sigma=.nan"], ["search.sigma: should be a finite number"]),
         (["search.filters=astrology"], ["search.filters: unknown filter 'astrology'"]),
-        (["search.mean=[1, 2]"], ["search.mean: should have 4 numbers, has 2"]),
+        (["search.mean=[1, 2]"], ["search.mean: should have 5 numbers, has 2"]),
         (["search.max_draws=3"], ["search.max_draws: should be at least popsize"]),
         (
             ["attack.epsilons=[0.1, 2]"],
@@ -61,7 +61,7 @@ def sweep_file(tmp_path: Path) -> Path:
             ["pipeline.generations=0"],
             ["pipeline.generations: should be greater than or equal to 1 (got 0)"],
         ),
-        (["pipeline.shards=13"], ["pipeline.shards: should be at most search.popsize (12)"]),
+        (["pipeline.shards=13"], ["pipeline.shards: should be at most search.popsize (8)"]),
         (
             ["pipeline.accelerator=tpu"],
             ["pipeline.accelerator: should be '', 'nvidia.com/gpu' or 'amd.com/gpu'"],

@@ -108,7 +108,7 @@ def space_of(method: Method) -> str:
     """Return a digest of where a method begins, so that no result of another prior is taken."""
     settings = SearchSettings.model_validate(method.search)
     space = Space.of(settings, 10)
-    digest = hashlib.sha256(json.dumps([space.mean, space.first, space.sigmas]).encode())
+    digest = hashlib.sha256(json.dumps([space.mean, space.starts, space.sigmas]).encode())
     return f"space-{digest.hexdigest()[:8]}"
 
 

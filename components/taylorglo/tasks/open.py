@@ -89,7 +89,7 @@ def open_sweep(
     settings.training.check_data(description.splits["train"])
     if os.environ.get(LOCAL_RUN):
         _check_machine(settings, description, data.full)
-    search = begin_search(settings, description)
+    search = begin_search(settings, description.fingerprint, description.num_classes)
     total = max(settings.search.generations, generations)
     # A run begins where the last one stopped, but it ends no later than the search: generations
     # that are known already are shown again.
@@ -119,25 +119,26 @@ def open_sweep(
     )
 
 
-def begin_search(settings: SweepSettings, data: DatasetDescription) -> Search:
+def begin_search(settings: SweepSettings, fingerprint: str, num_classes: int) -> Search:
     """Open or create the study of a run; it keeps the settings that decide a fitness.
 
     Args:
         settings: the settings of the sweep.
-        data: the description of the prepared data.
+        fingerprint: checksum of the training and validation images.
+        num_classes: of the data.
 
     Raises:
         InputError: the study was begun with other settings or other data, and ``search.renew`` is
             not set.
     """
-    identity = settings.identity(f"{settings.data.name} {data.fingerprint[:12]}")
+    identity = settings.identity(f"{settings.data.name} {fingerprint[:12]}")
     return Search.begin(
         required(STUDY_URL),
         settings.name,
         settings.search,
         settings.seed,
         identity,
-        num_classes=data.num_classes,
+        num_classes=num_classes,
     )
 
 

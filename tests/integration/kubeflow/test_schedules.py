@@ -382,7 +382,7 @@ def test_a_schedule_has_a_description(
     schedule("create", config_path, "--every", "12h")
     assert only(server.recurring_runs)["description"] == (
         "taylorglo schedule of sweep tiny: data digits, network mlp, layout workers, 1 generation "
-        "x 12 candidates"
+        "x 8 candidates"
     )
 
 

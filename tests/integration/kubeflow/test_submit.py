@@ -119,7 +119,7 @@ def test_the_run_names_the_page_of_mlflow(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
     words = ("--set", f"services.tracking_uri={setting}", "--set", "pipeline.generations=2")
     cli("submit", config_path, "--host", server.url, *words)
-    assert only(server.runs)["description"].endswith(f", 2 generations x 12 candidates{page}")
+    assert only(server.runs)["description"].endswith(f", 2 generations x 8 candidates{page}")
 
 
 def test_a_description_fits_into_kubeflows_database(

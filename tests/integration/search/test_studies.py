@@ -18,14 +18,22 @@ from taylorglo.search.studies import Studies, Study, deletable
 from taylorglo.search.study import Search
 from taylorglo.settings import Identity, SearchSettings
 
-SETTINGS = SearchSettings(popsize=4, mean=[0.0] * 4, filters=["none"], renew=True)
+SETTINGS = SearchSettings(
+    family="taylor",
+    coordinates="reduced",
+    popsize=4,
+    mean=[0.0] * 4,
+    filters=["none"],
+    renew=True,
+)
 IDENTITY = Identity(candidates={"data": "digits 0123456789ab"}, fitness={}, precision="auto")
 CLAIM = """
 import sys
 from taylorglo.search.study import Search
 from taylorglo.settings import SearchSettings
 _, url, name, trial = sys.argv
-search = Search(url, name, SearchSettings(popsize=4), 0, num_classes=10)
+settings = SearchSettings(family="taylor", coordinates="reduced", popsize=4)
+search = Search(url, name, settings, 0, num_classes=10)
 with search.claimed(int(trial)) as candidate:
     print(candidate is not None, flush=True)
     sys.stdin.readline()

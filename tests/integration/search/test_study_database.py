@@ -21,7 +21,9 @@ from taylorglo.results import Evaluation
 from taylorglo.search.study import Search
 from taylorglo.settings import Identity, SearchSettings
 
-SETTINGS = SearchSettings(popsize=4, mean=[0.0] * 4, filters=["learnable"])
+SETTINGS = SearchSettings(
+    family="taylor", coordinates="reduced", popsize=4, mean=[0.0] * 4, filters=["learnable"]
+)
 IDENTITY = Identity(candidates={"seed": 3}, fitness={}, precision="auto")
 SECRET = "correct-horse"
 TERMINATE = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s"

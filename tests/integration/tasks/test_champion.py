@@ -40,7 +40,7 @@ def tuning() -> list[FullTraining]:
 
 
 def as_champion(candidate: Candidate) -> Champion:
-    """Return the candidate as the winner of a comparison."""
+    """Return the candidate as the winner of a search without finalists."""
     assert candidate.fitness is not None
     return Champion(
         theta=candidate.theta,
@@ -52,7 +52,7 @@ def as_champion(candidate: Candidate) -> Champion:
 
 
 def rewrite(sweep: Sweep, finalists: list[FullTraining], accuracies: list[float]) -> None:
-    """Put other validation accuracies of the finalists into the store, best candidate first."""
+    """Put other validation accuracies of the finalists into the store, in their order."""
     for full, accuracy in zip(finalists, accuracies, strict=True):
         training = full.training.model_copy(update={"accuracy": accuracy})
         content = full.model_copy(update={"training": training}).model_dump_json()
@@ -64,12 +64,12 @@ def accuracies_of_champion(comparison: Comparison) -> list[float]:
     return [t.test_accuracy for t in comparison.trainings if t.contender.name == "champion"]
 
 
-def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_fitter(
+def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_mean(
     sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
 ) -> None:
     outcome = crown(sweep, work.search_data, work.full_data, tuning)
     finalists = outcome.comparison.finalists
-    thetas = [c.theta for c in candidates[:3]]
+    thetas = [sweep.search.mean(), *(c.theta for c in candidates[:2])]
     assert [t.contender.theta for t in finalists] == thetas
     assert all(t.training.test_accuracy is None for t in finalists)
     for accuracies, winner in (
@@ -80,7 +80,14 @@ def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_fitter(
     ):
         rewrite(sweep, finalists, accuracies)
         again = crown(sweep, work.search_data, work.full_data, tuning)
-        assert again.comparison.champion == as_champion(candidates[winner])
+        assert again.comparison.champion == Champion(
+            theta=thetas[winner] or [],
+            order=3,
+            fitness=max(accuracies),
+            generation=1,
+            trial=(None, candidates[0].trial, candidates[1].trial)[winner],
+            trainings=1,
+        )
         assert again.loss.theta.tolist() == thetas[winner]
         saved = json.loads((work.folder / "store/digits/champion/loss.json").read_text())
         assert saved["theta"] == thetas[winner]
@@ -121,8 +128,23 @@ def test_a_diverged_candidate_is_no_finalist(
     trials = begin_generation(sweep, 1, results)
     finalists = crown(sweep, work.search_data, work.full_data, tuning).comparison.finalists
     thetas = {c.trial: c.theta for c in sweep.search.candidates()}
-    order = [thetas[trials[index]] for index in (3, 2, 0)]
+    order = [sweep.search.mean(), *(thetas[trials[index]] for index in (3, 2))]
     assert [full.contender.theta for full in finalists] == order
+
+
+def test_the_expected_fitness_has_the_interval_of_its_trainings(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    settings = small_settings(baselines={"attempts": 3}, champion={"finalists": 2})
+    several = changed(sweep, settings=settings)
+    finalists = crown(several, work.search_data, work.full_data, tuning).comparison.finalists
+    rewrite(several, finalists, [0.6, 0.5, 0.7, 0.1, 0.2, 0.3])
+    champion = crown(several, work.search_data, work.full_data, tuning).comparison.champion
+    assert (champion.trial, champion.trainings) == (None, 3)
+    assert champion.fitness == pytest.approx(0.6)
+    # The quantile of Student's t for 2 degrees of freedom is 4.3027.
+    reach = 4.30265 * 0.1 / 3**0.5
+    assert champion.interval == pytest.approx((0.6 - reach, 0.6 + reach), rel=1e-5)
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])

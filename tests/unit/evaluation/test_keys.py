@@ -21,7 +21,10 @@ TAYLOR = Contender(name="x", loss="taylor", learning_rate=0.1, theta=THETA)
 SMOOTHED = Contender(name="y", loss="cross-entropy", learning_rate=0.3, label_smoothing=0.1)
 SQUARED = Contender(name="z", loss="squared-error", learning_rate=0.01)
 
-DEFAULT: dict[str, Any] = {"training": {"precision": "float32", "engine": "sequential"}}
+DEFAULT: dict[str, Any] = {
+    "training": {"precision": "float32", "engine": "sequential"},
+    "evaluation": {"folds": 0},
+}
 OTHER: dict[str, Any] = {
     "seed": 7,
     "training": {
@@ -33,6 +36,7 @@ OTHER: dict[str, Any] = {
     },
     "augmentation": {"crop_padding": 1, "flip": True, "cutmix": 0.5},
     "evaluation": {
+        "folds": 0,
         "steps": 200,
         "give_up_step": 40,
         "anneal": False,

@@ -217,6 +217,8 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path, script: Callable[..., Path]) -> 
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # It is ignored if the tests run in the background.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         wait_for(lambda: log.exists() and len(log.read_text().splitlines()) >= 3)
         os.killpg(process.pid, signal.SIGINT)

@@ -24,6 +24,7 @@ class _Found(NamedTuple):
     ``value`` is to be minimised, as in cmaes.
     """
 
+    start: Start
     place: np.ndarray
     value: float
 
@@ -80,7 +81,8 @@ def restored(
     if len(found) < len(starts):
         return _trying(space, popsize, found, drawn - first(len(found)))
     if found:
-        warm = {"mean": _best(found)}
+        best = min(found, key=lambda one: one.value)
+        warm = {"mean": best.place, "covariance": _covariance(space, best.start.begun)}
     optimizer = _begun(_Numbered, space, popsize, warm)
     optimizer.first_generation = len(starts)
     while len(solutions := told.get(optimizer.generation, [])) >= popsize:
@@ -97,7 +99,7 @@ def recommended(space: Space, popsize: int, warm: Mapping[str, Any], told: Told)
     starts = () if warm else space.starts
     found = _found(space, starts, popsize, told)
     if found and len(found) < len(starts):
-        return _best(found)
+        return min(found, key=lambda one: one.value).place
     mean: np.ndarray = restored(space, popsize, warm, told).mean
     return mean
 
@@ -105,7 +107,7 @@ def recommended(space: Space, popsize: int, warm: Mapping[str, Any], told: Told)
 def _found(space: Space, starts: Sequence[Start], popsize: int, told: Told) -> list[_Found]:
     """Return what the generations around the starts found, as far as they are complete."""
     found: list[_Found] = []
-    for number in range(len(starts)):
+    for number, start in enumerate(starts):
         solutions = told.get(number, [])[:popsize]
         if len(solutions) < popsize:
             break
@@ -116,13 +118,8 @@ def _found(space: Space, starts: Sequence[Start], popsize: int, told: Told) -> l
         # The range of the scale is so wide that few candidates are near the best one.
         scale = space.names.index("scale")
         place[scale] = _recombined(places[:third])[scale]
-        found.append(_Found(place, fmean(value for _, value in ranked[:third])))
+        found.append(_Found(start, place, fmean(value for _, value in ranked[:third])))
     return found
-
-
-def _best(found: Sequence[_Found]) -> np.ndarray:
-    """Return the best place; of equals, the first."""
-    return min(found, key=lambda one: one.value).place
 
 
 def _trying(space: Space, popsize: int, found: Sequence[_Found], candidate: int) -> _Trying:
@@ -140,12 +137,16 @@ def _trying(space: Space, popsize: int, found: Sequence[_Found], candidate: int)
     mean = space.place(start.mean)
     if found:
         mean[scale] = found[0].place[scale] + start.mean[scale] / unit[scale]
-    ratios = np.array(start.sigmas) / np.array(space.sigmas)
-    begun = {"mean": mean, "covariance": np.diag(ratios**2)}
+    begun = {"mean": mean, "covariance": _covariance(space, start.tried)}
     optimizer = _begun(_Trying, space, popsize, begun)
     optimizer.first_generation, optimizer.candidate, optimizer.scale = number, candidate, scale
-    optimizer.scales = NormalDist(float(mean[scale]), start.sigmas[scale] / float(unit[scale]))
+    optimizer.scales = NormalDist(float(mean[scale]), start.tried[scale] / float(unit[scale]))
     return optimizer
+
+
+def _covariance(space: Space, sigmas: Sequence[float]) -> np.ndarray:
+    """Return the covariance of standard deviations, in the units of the box."""
+    return np.diag((np.array(sigmas) / np.array(space.sigmas)) ** 2)
 
 
 def _begun(kind: type[Kind], space: Space, popsize: int, start: Mapping[str, Any]) -> Kind:

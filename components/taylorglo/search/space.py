@@ -21,20 +21,6 @@ _REDUCED = ("cy", "chy", "ch", "chh")
 _NEAR_CROSS_ENTROPY = (4.0, -4.0, -1.0, 0.0)
 _MEAN_LOG_WEIGHT = math.log(0.1)  # symmetric cross-entropy's
 
-# In ``dynamics``, CMA-ES begins from the better of two starts, each at the scale that suits it:
-# near cross-entropy with label smoothing, and near the losses that withstand wrong labels, which
-# are symmetric and generalised cross-entropy. The scale of the second start is counted from the
-# scale that suited the first one.
-_STARTS: Sequence[Mapping[str, float]] = (
-    {"scale": -0.3, "end": -0.3, "bend": 0.3, "collapse": -1.0, "log_share": 0.25},
-    {"scale": 0.4, "end": 0.45, "bend": 0.12, "collapse": -0.25, "log_share": 0.25},
-)
-# Widths of the axes, in units of sigma: while a start is tried, and when CMA-ES begins. The scale
-# of the first start is as wide as a learning rate needs that is ten times too high or too low.
-_SCALE_WIDTHS = (1.3, 0.8)
-_TRIED = {"end": 0.15, "bend": 0.065, "collapse": 0.17, "log_share": 0.09}
-_BEGUN = {"scale": 0.4, "end": 0.25, "bend": 0.11, "collapse": 0.29, "log_share": 0.15}
-
 _WARM_SHARE = 0.1  # WS-CMA-ES learns from this best part of the source's results
 _WARM_WIDTH = 6.0  # width of the domain that WS-CMA-ES is told of, in units of sigma
 
@@ -42,15 +28,40 @@ Solution = tuple[np.ndarray, float]  # a place in the unit cube, and a value to 
 
 
 class Start(NamedTuple):
-    """A place from which CMA-ES may begin, and how far around it candidates are tried first.
+    """A place from which CMA-ES may begin.
 
     Attributes:
         mean: by coordinate; the scale of a later start is counted from that of the first one.
-        sigmas: standard deviations, by coordinate.
+        tried: standard deviations of the candidates that try the start, by coordinate.
+        begun: those with which CMA-ES begins from it.
     """
 
     mean: tuple[float, ...]
-    sigmas: tuple[float, ...]
+    tried: tuple[float, ...]
+    begun: tuple[float, ...]
+
+
+# In ``dynamics``, CMA-ES begins from the better of two starts, each at the scale that suits it:
+# near losses that let the confidence rest well below 1, as label smoothing lets it rest a little
+# below; and near the losses that withstand wrong labels, symmetric and generalised cross-entropy.
+# Each axis has its mean and the two widths, in units of sigma. The scale of the first start is as
+# wide as a learning rate needs that is ten times too high or too low.
+_STARTS: Sequence[Mapping[str, tuple[float, float, float]]] = (
+    {
+        "scale": (-0.6, 1.3, 0.4),
+        "end": (-2.0, 0.25, 0.4),
+        "bend": (0.05, 0.05, 0.1),
+        "collapse": (-2.8, 0.3, 0.5),
+        "log_share": (0.1, 0.05, 0.08),
+    },
+    {
+        "scale": (0.5, 0.8, 0.4),
+        "end": (0.45, 0.15, 0.25),
+        "bend": (0.12, 0.065, 0.11),
+        "collapse": (-0.25, 0.17, 0.29),
+        "log_share": (0.25, 0.09, 0.15),
+    },
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,8 @@ class Space:
     Attributes:
         names: of the coordinates.
         mean: the centre of the box, and the mean with which CMA-ES begins if there are no starts.
-        sigmas: standard deviations with which CMA-ES begins, by coordinate.
+        sigmas: standard deviations by coordinate, the units of the box; those with which CMA-ES
+            begins if there are no starts.
         starts: the places that the first generations try, one each, before CMA-ES begins.
         num_classes: n.
     """
@@ -94,19 +106,18 @@ class Space:
     def _of_dynamics(
         cls, settings: SearchSettings, names: tuple[str, ...], num_classes: int
     ) -> Self:
-        places = _STARTS
-        if settings.mean:
-            # With two classes there are fewer names than a mean has numbers.
-            places = [dict(zip(_STARTS[0], settings.mean, strict=False))]
+        # A mean of the user's own takes the place of both starts. With two classes there are fewer
+        # names than it has numbers.
+        given = dict(zip(_STARTS[0], settings.mean, strict=False))
 
-        def sigmas(widths: Mapping[str, float]) -> tuple[float, ...]:
-            return tuple(settings.sigma * widths[name] for name in names)
+        def start(axes_of: Mapping[str, tuple[float, float, float]]) -> Start:
+            rows = [axes_of[name] for name in names]
+            mean = tuple(given.get(name, row[0]) for name, row in zip(names, rows, strict=True))
+            tried = tuple(settings.sigma * row[1] for row in rows)
+            return Start(mean, tried, tuple(settings.sigma * row[2] for row in rows))
 
-        starts = tuple(
-            Start(tuple(place[name] for name in names), sigmas({"scale": width, **_TRIED}))
-            for place, width in zip(places, _SCALE_WIDTHS, strict=False)
-        )
-        return cls(names, starts[0].mean, sigmas(_BEGUN), starts, num_classes)
+        starts = tuple(map(start, _STARTS[:1] if given else _STARTS))
+        return cls(names, starts[0].mean, starts[0].begun, starts, num_classes)
 
     @property
     def distributions(self) -> dict[str, BaseDistribution]:

@@ -15,9 +15,9 @@ from taylorglo.loss.coordinates import axes, point_of
 from taylorglo.search.study import Search
 
 DYNAMICS = {"coordinates": "dynamics", "family": "taylor-log", "filters": ["learnable", "stable"]}
-MEAN = {"scale": -0.3, "end": -0.3, "bend": 0.3, "collapse": -1.0, "log_share": 0.25}
+MEAN = {"scale": -0.6, "end": -2.0, "bend": 0.05, "collapse": -2.8, "log_share": 0.1}
 ROBUST = {"end": 0.45, "bend": 0.12, "collapse": -0.25, "log_share": 0.25}
-BEGUN = {"scale": 0.4, "end": 0.25, "bend": 0.11, "collapse": 0.29, "log_share": 0.15}
+BEGUN = ((0.4, 0.4, 0.1, 0.5, 0.08), (0.4, 0.25, 0.11, 0.29, 0.15))  # widths of CMA-ES
 
 
 def point(theta: list[float], classes: int = CLASSES) -> np.ndarray:
@@ -47,7 +47,7 @@ def test_the_other_axes_are_narrow_at_first() -> None:
             for candidate in in_memory(seed=seed, popsize=10, **DYNAMICS).propose(1)
         ]
     )[:, 1:]
-    widths = 1.2 * np.array([0.15, 0.065, 0.17])
+    widths = 1.2 * np.array([0.25, 0.05, 0.3])
     z = (points[:, :3] - list(MEAN.values())[1:4]) / widths
     # These are five standard errors of a mean and of a variance.
     assert np.abs(z.mean(axis=0)).max() < 5 / math.sqrt(len(z))
@@ -90,26 +90,32 @@ def test_cma_es_begins_from_the_better_start(tmp_path: Path, winner: dict[str, f
         best = means[int(np.argmax(thirds))]
         assert point(opened().mean() or []) == pytest.approx(best)
     # The second start is tried around the scale that suited the first one.
-    wide = NormalDist(means[0][0] + 0.4, 1.2 * 0.8)
+    wide = NormalDist(means[0][0] + 0.5, 1.2 * 0.8)
     scales = [place[0] for place in points[1]]
     assert scales == pytest.approx([wide.inv_cdf((k + 0.5) / 6) for k in range(6)])
     assert np.abs(np.mean(points[1], axis=0)[1:] - list(ROBUST.values())).max() < 0.3
 
     assert (best is means[0]) == (winner is MEAN)
-    sigmas = 1.2 * np.array(list(BEGUN.values()))
-    optimizer = cmaes.CMA(mean=best / sigmas, sigma=1.0, population_size=popsize)
+    sigmas = 1.2 * np.array(BEGUN[winner is ROBUST])
+    units = 1.2 * np.array(BEGUN[0])  # of the box
+    optimizer = cmaes.CMA(
+        mean=best / units,
+        sigma=1.0,
+        cov=np.diag((sigmas / units) ** 2),
+        population_size=popsize,
+    )
     for generation in (3, 4, 5):
         expected = []
         for trial in range((generation - 1) * popsize, generation * popsize):
             optimizer.reseed_rng(np.random.RandomState(seed).randint(1, 2**16) + trial)
-            expected.append(optimizer.ask() * sigmas)
+            expected.append(optimizer.ask() * units)
         drawn = opened().propose(generation)
         clipped = [np.append(x[:4], max(0.0, x[4])) for x in expected]
         places = [point(candidate.theta) for candidate in drawn]
         np.testing.assert_allclose(places, clipped, rtol=1e-7, atol=1e-7)
         run_generation(opened(), generation, lambda theta: value(point(theta)))
         values = [value(point(c.theta)) for c in opened().candidates(generation)]
-        optimizer.tell([(x / sigmas, -v) for x, v in zip(expected, values, strict=True)])
+        optimizer.tell([(x / units, -v) for x, v in zip(expected, values, strict=True)])
 
 
 def test_starts_are_compared_on_the_same_seeds_and_folds(tmp_path: Path) -> None:
@@ -124,7 +130,7 @@ def test_starts_are_compared_on_the_same_seeds_and_folds(tmp_path: Path) -> None
 def test_a_rejected_candidate_of_a_start_is_replaced_at_a_random_scale() -> None:
     """The others keep their places in the even spread, in both generations."""
     search = in_memory(popsize=4, **{**DYNAMICS, "filters": ["stable"]}, sigma=4.0, max_draws=999)
-    centre, replaced = -0.3, 0
+    centre, replaced = -0.6, 0
     for generation, width in ((1, 1.3), (2, 0.8)):
         drawn = run_generation(search, generation, near({**MEAN, "scale": 0.0}))
         scales = [point(candidate.theta)[0] for candidate in drawn]
@@ -133,7 +139,7 @@ def test_a_rejected_candidate_of_a_start_is_replaced_at_a_random_scale() -> None
         assert scales[:4] == pytest.approx(even)
         assert not set(scales[4:]) & set(even)
         replaced += len(scales) - 4
-        centre = point(search.mean() or [])[0] + 0.4
+        centre = point(search.mean() or [])[0] + 0.5
     assert replaced > 0
 
 

@@ -292,12 +292,17 @@ class Search:
             self._claims.release(part)
 
     def candidates(self, generation: int | None = None) -> list[Candidate]:
-        """Return all candidates (of one generation), in the order in which they were drawn."""
+        """Return all candidates (of one generation), in the order in which they were drawn.
+
+        A candidate that another process is drawing is left out. Optuna reads attributes after
+        coordinates, so the attribute alone does not tell that all coordinates were read.
+        """
         trials = self._retried(lambda: self._study.get_trials(deepcopy=False))
         return [
             self._candidate(trial)
             for trial in trials
             if _GENERATION in trial.user_attrs
+            and trial.params.keys() >= set(self.space.names)
             and generation in (None, trial.user_attrs[_GENERATION])
         ]
 

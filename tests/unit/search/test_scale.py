@@ -13,6 +13,7 @@ from searches import CLASSES, begin, evaluation, facts, in_memory, open_search, 
 
 from taylorglo.loss.coordinates import axes, point_of
 from taylorglo.search.study import Search
+from taylorglo.settings import Identity
 
 DYNAMICS = {"coordinates": "dynamics", "family": "taylor-log", "filters": ["learnable", "stable"]}
 MEAN = {"scale": -0.6, "end": -2.0, "bend": 0.05, "collapse": -2.8, "log_share": 0.1}
@@ -212,3 +213,11 @@ def test_a_mean_that_the_filters_reject_is_not_recommended() -> None:
     search = in_memory(popsize=2, coordinates="theta", filters=["learnable"], max_draws=1000)
     assert search.mean() is None  # it is 0 as long as no generation is complete
     assert facts(run_generation(in_memory(popsize=2, **DYNAMICS), 1))
+
+
+def test_an_unfinished_study_in_other_coordinates_is_replaced_too(tmp_path: Path) -> None:
+    """Its candidates cannot be read in these coordinates, and are no reason to stop."""
+    run_generation(begin(tmp_path / "db"), 1)
+    other = Identity(candidates={"popsize": 4, "space": "other"}, fitness={}, precision="auto")
+    second = begin(tmp_path / "db", other, **DYNAMICS)
+    assert (second.study, second.unfitting) == ("s.2", "s")

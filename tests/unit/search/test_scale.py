@@ -8,6 +8,7 @@ from typing import Any
 
 import cmaes
 import numpy as np
+import optuna
 import pytest
 from searches import CLASSES, begin, evaluation, facts, in_memory, open_search, run_generation
 
@@ -221,3 +222,13 @@ def test_an_unfinished_study_in_other_coordinates_is_replaced_too(tmp_path: Path
     other = Identity(candidates={"popsize": 4, "space": "other"}, fitness={}, precision="auto")
     second = begin(tmp_path / "db", other, **DYNAMICS)
     assert (second.study, second.unfitting) == ("s.2", "s")
+
+
+def test_a_candidate_that_is_half_read_is_left_out(tmp_path: Path) -> None:
+    """Another process may write the attribute between two reads of this one."""
+    search = open_search(tmp_path / "db", **DYNAMICS)
+    known = facts(search.propose(1))
+    study = optuna.load_study(study_name="s", storage=f"sqlite:///{tmp_path / 'db'}")
+    half = study.ask({"scale": optuna.distributions.FloatDistribution(-200, 200)})
+    half.set_user_attr("generation", 1)
+    assert facts(search.candidates()) == known

@@ -511,8 +511,8 @@ class SearchSettings(Section):
     mean: Numbers = Field(
         [],
         description="Mean of CMA-ES in the first generation, a number for each coordinate. Empty: "
-        "the mean of the coordinates: among the losses that people use (`dynamics`), near "
-        "cross-entropy (`reduced`: 4, -4, -1, 0) or 0 (`theta`).",
+        "the better of two starts (`dynamics`; docs/method.md), near cross-entropy (`reduced`: 4, "
+        "-4, -1, 0) or 0 (`theta`).",
     )
     filters: Names = Field(
         ["learnable", "stable"],

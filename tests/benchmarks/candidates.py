@@ -28,8 +28,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from taylorglo.data import dataset as datasets
-from taylorglo.data.batches import derived_seed
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.seeds import derived_seed
 from taylorglo.evaluation.fitness import Assignment, attempts_wanted, evaluate, short_training
 from taylorglo.loss.classic import CrossEntropy
 from taylorglo.loss.functions import Loss, TaylorLoss

@@ -11,8 +11,6 @@ from taylorglo.data.dataset import Dataset
 from taylorglo.data.seeds import derived_seed
 from taylorglo.settings import SweepSettings
 
-__all__ = ["Batches", "derived_seed", "scaled", "stacked"]
-
 _AUGMENTATION = 1  # a path below the seed of a training
 
 

@@ -16,9 +16,10 @@ from safetensors.torch import load
 from torch import nn
 
 from taylorglo.attacks import robust_accuracy
-from taylorglo.data.batches import derived_seed, scaled
+from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import Fold, fold_of_attempt
+from taylorglo.data.seeds import derived_seed
 from taylorglo.data.splits import digest_of
 from taylorglo.errors import InputError, TaylorgloError, one_line
 from taylorglo.evaluation.fitness import measure

@@ -200,7 +200,8 @@ def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTr
     trainings = compare(contender, engine, sweep.full_trainings)
     mean = fmean(training.test_accuracy for training in trainings)
     times = len(trainings)
-    say(f"{contender.name}: trained in full {times} times, test accuracy {mean:.2%}")
+    score = sweep.settings.evaluation.score.replace("-", " ")
+    say(f"{contender.name}: trained in full {times} times, test {score} {mean:.2%}")
     return trainings
 
 

@@ -67,9 +67,6 @@ def test_folds_of_a_kth_part_are_a_partition(count: int, each: int, seed: int) -
     dataset = numbered(labels, (count - 1) * each)
     held = [rows(fold_of(dataset, Fold(seed, count, index)).validation) for index in range(count)]
     assert sorted(row for fold in held for row in fold) == list(range(len(labels)))
-    # Where the pool was cut into two splits has no part in the order.
-    dataset = numbered(labels[::-1], (count - 1) * each)
-    assert len(rows(fold_of(dataset, Fold(seed, count, 0)).validation)) == each
 
 
 def test_larger_folds_validate_on_every_image_equally_often() -> None:

@@ -10,8 +10,9 @@ from torch import Tensor
 from trainings import BACKWARDS, GOOD, OTHER, MemoryCache, evaluated, steps_counted, sweep, untimed
 from user_networks import Record
 
-from taylorglo.data.batches import derived_seed, scaled
+from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset, Split
+from taylorglo.data.seeds import derived_seed
 from taylorglo.errors import InputError
 from taylorglo.evaluation.fitness import Assignment, evaluate
 from taylorglo.results import Evaluation

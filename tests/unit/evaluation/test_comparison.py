@@ -4,8 +4,8 @@ import pytest
 from comparisons import CROSS_ENTROPY, Memory, changed, engine_on, settings_of, trained
 from trainings import GOOD
 
-from taylorglo.data.batches import derived_seed
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.seeds import derived_seed
 from taylorglo.evaluation.comparison import (
     baselines,
     best_contender,

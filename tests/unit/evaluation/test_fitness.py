@@ -17,8 +17,9 @@ from trainings import (
 )
 
 from taylorglo.attacks import fgsm
-from taylorglo.data.batches import derived_seed, scaled
+from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.seeds import derived_seed
 from taylorglo.evaluation.fitness import short_training
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.settings import SweepSettings

@@ -8,9 +8,9 @@ import pytest
 from comparisons import CROSS_ENTROPY, Memory, settings_of
 from trainings import BACKWARDS, GOOD, OTHER, MemoryCache, all_evaluated, sweep, untimed
 
-from taylorglo.data.batches import derived_seed
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folds import Fold, fold_of, fold_of_attempt
+from taylorglo.data.seeds import derived_seed
 from taylorglo.evaluation.comparison import compare, train_finalists, tune_baselines
 from taylorglo.evaluation.fitness import Assignment, evaluate, short_training
 from taylorglo.results import Training

@@ -213,7 +213,6 @@ def test_the_leaders_are_the_best_of_each_generation() -> None:
 def test_a_mean_that_the_filters_reject_is_not_recommended() -> None:
     search = in_memory(popsize=2, coordinates="theta", filters=["learnable"], max_draws=1000)
     assert search.mean() is None  # it is 0 as long as no generation is complete
-    assert facts(run_generation(in_memory(popsize=2, **DYNAMICS), 1))
 
 
 def test_an_unfinished_study_in_other_coordinates_is_replaced_too(tmp_path: Path) -> None:

@@ -5,13 +5,16 @@ the baselines, and a comparison of all from the same fresh seeds on the test spl
 at least as many trainings as search and finalists together. N labelled images are four fifths for
 training and one fifth for validation. Labels are wrong in both parts, and right in the test split.
 
+In one setting (oracle), search, champion and tuning see the accuracy on the test images themselves.
+It tells how far ahead the champion could be if only the fitness were perfect.
+
 FOLDER/losses has the champion of each sweep, in the form of the zoo's files.
 """
 
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
@@ -87,6 +90,8 @@ class Setting:
         losses: the baselines.
         score: what is measured, as in the settings.
         steps: of every training, in units of the effort's.
+        oracle: whether everything is chosen on the test images, which the search then sees: what a
+            perfect fitness would give at most.
     """
 
     title: str
@@ -94,12 +99,16 @@ class Setting:
     losses: tuple[str, ...] = PLAIN
     score: str = "accuracy"
     steps: int = 1
+    oracle: bool = False
 
 
-def _noisy(rate: float, kind: str = "symmetric") -> Setting:
-    title = "next class" if kind == "pair-flip" else "symmetric"
+def _noisy(rate: float, kind: str = "symmetric", oracle: bool = False) -> Setting:
+    how = "next class" if kind == "pair-flip" else "symmetric"
+    title = f"6 000 images, {100 * rate:.0f} % wrong labels ({how})"
+    if oracle:
+        title += ", all chosen on the test images"
     data = fashion(6_000, label_noise=rate, label_noise_kind=kind)
-    return Setting(f"6 000 images, {100 * rate:.0f} % wrong labels ({title})", data, PLAIN + ROBUST)
+    return Setting(title, data, PLAIN + ROBUST, oracle=oracle)
 
 
 SETTINGS = {
@@ -114,6 +123,7 @@ SETTINGS = {
         {**fashion(), "imbalance": 50},
         score="balanced-accuracy",
     ),
+    "noise-40-oracle": _noisy(0.4, oracle=True),
     "images-5000": Setting("5 000 images", fashion(5_000)),
     "images-60000": Setting("60 000 images", fashion(), steps=4),
 }
@@ -126,6 +136,7 @@ SWEEPS = {
     "pair-flip-40": 1,
     "noise-20": 1,
     "noise-60": 1,
+    "noise-40-oracle": 1,
     "long-tail": 1,
     "images-5000": 1,
 }
@@ -191,7 +202,7 @@ def sweep_settings(cell: Cell, setting: Setting, effort: Effort) -> SweepSetting
             "evaluation": {
                 "steps": steps,
                 "attempts": effort.attempts,
-                "folds": effort.folds,
+                "folds": 0 if setting.oracle else effort.folds,
                 "give_up_step": 3 * steps // 10,
                 "score": setting.score,
             },
@@ -213,10 +224,14 @@ def compared(folder: Path, known: Mapping[str, Setting], effort: Effort, cell: C
 
     A sweep that was killed goes on where it was, from FOLDER/work.
     """
-    settings = sweep_settings(cell, known[str(cell["setting"])], effort)
+    setting = known[str(cell["setting"])]
+    settings = sweep_settings(cell, setting, effort)
     work = folder / "work" / settings.name
     work.mkdir(parents=True, exist_ok=True)
     dataset = datasets.load(settings.data, settings.seed)
+    if setting.oracle:
+        assert dataset.test is not None
+        dataset = replace(dataset, validation=dataset.test)
     whole, without_test = work / "whole.safetensors", work / "search.safetensors"
     datasets.save(dataset, whole)
     datasets.save(datasets.without_test(dataset), without_test)

@@ -27,16 +27,20 @@ import cmaes
 import optuna
 from search_cases import (
     DEFAULT,
+    DEFAULT_METHOD,
     FULL,
     GENERATIONS,
     METHODS,
     NO_LEARNING,
     POPULATION,
+    SCALES,
     SMOOTHING,
+    STARTS,
     TASKS,
+    TASKS_OF_STARTS,
     Method,
 )
-from search_tables import drawing, targets_of, write_tables
+from search_tables import drawing, starts_table, targets_of, write_tables
 from studies import Cell, Row, Study, command
 
 from taylorglo.data import dataset as datasets
@@ -46,6 +50,7 @@ from taylorglo.errors import InputError
 from taylorglo.evaluation.fitness import Assignment, evaluate
 from taylorglo.files import replacing
 from taylorglo.loss.classic import CrossEntropy
+from taylorglo.loss.coordinates import theta_at
 from taylorglo.loss.filters import all_of
 from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.results import Evaluation, Training
@@ -57,6 +62,7 @@ from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe, resident
 from taylorglo.training.machine import cpus
 
+ATTEMPTS_OF_STARTS = 5  # one for each fold
 SOURCES = 3  # searches that warm starts begin with
 FRESH = 10  # trainings that measure the true accuracy of a loss
 FRESH_SEEDS = 20_000_000  # the seed above theirs; no search has it
@@ -448,6 +454,48 @@ def compute_smoothing(cell: Cell) -> list[Row]:
     ]
 
 
+def start_cells(steps: int | None = None, attempts: int = ATTEMPTS_OF_STARTS) -> list[Cell]:
+    """Return a cell for each task and each place where a search might start.
+
+    Args:
+        steps: of a training; those of the task if they are not given.
+        attempts: trainings of each place with each scale.
+    """
+    names = ("end", "bend", "collapse", "log_share")
+    return [
+        {
+            "task": task,
+            **dict(zip(names, start, strict=True)),
+            "steps": steps or TASKS[task].steps,
+            "attempts": attempts,
+        }
+        for task in TASKS_OF_STARTS
+        for start in STARTS
+    ]
+
+
+def compute_start(cell: Cell) -> list[Row]:
+    """Train the loss at a place where a search might start; return a row for each scale.
+
+    The accuracies are those of a search: each training is validated on a fold of its own. The test
+    images have no part in it.
+    """
+    name = str(cell["task"])
+    method = Method("start", METHODS[DEFAULT_METHOD].search, attempts=int(cell["attempts"]))
+    settings, dataset = settings_of({**cell, "seed": 0}, method), dataset_of(name)
+    point = {key: float(cell[key]) for key in ("end", "bend", "collapse", "log_share")}
+    thetas = {
+        number: theta_at({"scale": scale, **point}, dataset.num_classes)
+        for number, scale in enumerate(SCALES)
+    }
+    with engine_of(settings, datasets.without_test(dataset)) as engine:
+        results = trained(thetas, 1, engine)
+    return [
+        {"scale": scale, "validation": fmean(results[number].accuracies or [0.0])}
+        for number, scale in enumerate(SCALES)
+    ]
+
+
 def do(
     study: Study,
     size: Mapping[str, tuple[Sequence[str], int]],
@@ -455,6 +503,7 @@ def do(
     steps: int | None = None,
     generations: int | None = None,
     fresh: int = FRESH,
+    starting: int = ATTEMPTS_OF_STARTS,
 ) -> None:
     """Do the searches and all that they need; write the tables and the figure.
 
@@ -464,6 +513,7 @@ def do(
         steps: of every training.
         generations: of every search.
         fresh: trainings that measure a true accuracy.
+        starting: trainings of each place where a search might start, with each scale.
     """
     cells = search_cells(size, steps, generations, fresh)
     folder = str(study.folder.resolve())
@@ -476,12 +526,14 @@ def do(
         source = source_cell(cell, steps)
         if METHODS[str(cell["method"])].source and source not in sources:
             sources.append(source)
+    starts = study.rows(start_cells(steps, starting), compute_start, part="starts")
     smoothing = study.rows(smoothed, compute_smoothing, part="smoothing")
     study.rows(sources, partial(compute_source, folder), part="sources")
     lost = [path for path in (source_file(folder, cell) for cell in sources) if not path.exists()]
     if lost:
         raise InputError(f"{lost[0]} is missing; remove sources.csv beside it to make it again")
     rows = study.rows(cells, partial(compute_search, folder, steps))
+    starts_table(study, starts)
     write_tables(study, rows, smoothing)
     study.figure("search", drawing(rows, targets_of(rows, smoothing)))
 
@@ -497,9 +549,14 @@ def main(study: Study, full: bool) -> None:
     """Do the study at its default size, or in full."""
     size = FULL if full else DEFAULT
     cells = search_cells(size)
+    starting = sum(
+        len(SCALES) * int(cell["attempts"]) * TASKS[str(cell["task"])].seconds
+        for cell in start_cells()
+    )
+    seconds = starting + sum(map(seconds_of, cells))
     print(
-        f"search: {len(cells)} searches, about {sum(map(seconds_of, cells)) / cpus() / 60:.0f} min "
-        f"in all on {cpus()} quiet cores",
+        f"search: {len(cells)} searches, about {seconds / cpus() / 60:.0f} min in all on {cpus()} "
+        "quiet cores",
         flush=True,
     )
     do(study, size)

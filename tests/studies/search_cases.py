@@ -60,6 +60,15 @@ TASKS = {
     "cnn": Task("Fashion 5 000, cnn", fashion(5_000, 1_000), 200, 0.03, "cnn", 1.0, "cnn"),
 }
 
+# Where a search might start: end, bend, collapse and log_share, around the two starts of the
+# product. Each is trained with all scales on the tasks below.
+STARTS: Sequence[tuple[float, float, float, float]] = (
+    *((end, 0.05, collapse, 0.1) for end in (-1.0, -2.0, -3.0) for collapse in (-1.5, -2.8, -4.0)),
+    *((end, 0.12, collapse, 0.25) for end in (0.2, 0.45, 0.7) for collapse in (-0.6, -0.25, 0.0)),
+)
+SCALES = (-1.2, -0.6, 0.0, 0.6, 1.2)
+TASKS_OF_STARTS = ("digits", "fashion", "noise", "cnn")
+
 
 @dataclass(frozen=True)
 class Method:
@@ -111,17 +120,17 @@ METHODS = {
     "tpe": Method("TPE", _DYNAMICS, sampler="tpe"),
     "gp": Method("GP", _DYNAMICS, sampler="gp"),
 }
-CORE = (BASE, "theta", "reduced", "dynamics-taylor", "dynamics", "8x1")
+DEFAULT_METHOD = "8x1"  # what the product does if nothing is set
 
 # Methods and number of searches of each at the default size, by task; what counts most comes first.
 DEFAULT: Mapping[str, tuple[Sequence[str], int]] = {
-    "digits": (tuple(METHODS), 10),
-    "fashion": (CORE, 2),
-    "noise": (CORE, 2),
-    "cnn": ((BASE, "reduced", "8x1"), 1),
-    "fashion-low": (CORE, 2),
-    "fashion-high": (CORE, 2),
-    "digits-low": (tuple(METHODS), 4),
-    "digits-high": (tuple(METHODS), 4),
+    "digits": (tuple(METHODS), 6),
+    "fashion": ((BASE, "theta", "reduced", "dynamics-taylor", DEFAULT_METHOD), 3),
+    "noise": ((BASE, "theta", "reduced", "dynamics-taylor", DEFAULT_METHOD), 3),
+    "digits-low": ((BASE, "reduced", DEFAULT_METHOD), 6),
+    "digits-high": ((BASE, "reduced", DEFAULT_METHOD), 6),
+    "fashion-low": ((BASE, DEFAULT_METHOD), 2),
+    "fashion-high": ((BASE, DEFAULT_METHOD), 2),
+    "cnn": ((BASE, DEFAULT_METHOD), 1),
 }
 FULL: Mapping[str, tuple[Sequence[str], int]] = dict.fromkeys(DEFAULT, (tuple(METHODS), 10))

@@ -200,6 +200,39 @@ def shown_accuracy(searches: Sequence[Sequence[Row]], index: int) -> str:
     return f"{100 * median(known):.2f}" if known else "none"
 
 
+def starts_table(study: Study, rows: Sequence[Row]) -> None:
+    """Write the validation accuracy of each place where a search might start.
+
+    Args:
+        study: the frame.
+        rows: a row for each task, place and scale.
+    """
+    axes = ("end", "bend", "collapse", "log_share")
+    tasks = list(dict.fromkeys(str(row["task"]) for row in rows))
+    best: dict[tuple[float, ...], dict[str, Row]] = {}
+    for row in rows:
+        known = best.setdefault(tuple(float(row[axis]) for axis in axes), {})
+        former = known.get(str(row["task"]))
+        if former is None or float(row["validation"]) > float(former["validation"]):
+            known[str(row["task"])] = row
+    study.table(
+        "starts",
+        [*axes, *(f"{TASKS[task].title}, %" for task in tasks)],
+        [
+            [
+                *(f"{value:g}" for value in place),
+                *(
+                    f"{100 * float(known[task]['validation']):.2f} at {known[task]['scale']:g}"
+                    for task in tasks
+                ),
+            ]
+            for place, known in best.items()
+        ],
+        caption=f"Validation accuracy at the best scale, mean of {rows[0]['attempts']} trainings, "
+        "each validated on another fold; the test images have no part in it",
+    )
+
+
 def write_tables(study: Study, rows: Sequence[Row], smoothing: Sequence[Row]) -> None:
     """Write and print the tables of the study."""
     targets = targets_of(rows, smoothing)

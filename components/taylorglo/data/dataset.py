@@ -20,7 +20,7 @@ from taylorglo.data.checks import check_source
 from taylorglo.data.corruption import check_noise, with_noise
 from taylorglo.data.division import divided
 from taylorglo.data.remarks import remarks_on, remarks_on_flaws
-from taylorglo.data.seeds import derived_seed
+from taylorglo.data.seeds import NOISE, derived_seed
 from taylorglo.data.sources import open_safetensors, read_source
 from taylorglo.data.splits import Source, Split, digest_of, tensors_of
 from taylorglo.errors import InputError, quoted
@@ -32,7 +32,6 @@ from taylorglo.settings import DataSettings
 __all__ = ["Dataset", "Split", "load", "read", "save", "without_test"]
 
 _FORMAT = "taylorglo data set 1"
-_NOISE = 3_000_000  # a path below the sweep's seed, apart from those in division and of trainings
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,7 +240,7 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
     train, validation, test = divided(source, settings, num_classes, seed)
     clean = {"training": train, "validation": validation}
     if rate > 0:
-        draws, other_draws = (derived_seed(seed, _NOISE, number) for number in (1, 2))
+        draws, other_draws = (derived_seed(seed, NOISE, number) for number in (1, 2))
         train = with_noise(train, rate, kind, num_classes, draws)
         validation = with_noise(validation, rate, kind, num_classes, other_draws)
     noisy = {"training": train, "validation": validation}

@@ -5,15 +5,12 @@ import math
 import torch
 
 from taylorglo.data.corruption import long_tailed
-from taylorglo.data.seeds import derived_seed
+from taylorglo.data.seeds import IMBALANCE, derived_seed
 from taylorglo.data.splits import Source, Split
 from taylorglo.errors import InputError
 from taylorglo.settings import DataSettings
 
-# A path below the sweep's seed, with the number of a split below it. The first number of the paths
-# of trainings is at most 1,000,000.
-_IMBALANCE = 2_000_000
-_TRAIN, _VALIDATION = 1, 2
+_TRAIN, _VALIDATION = 1, 2  # the numbers of the splits in the paths of their seeds
 
 
 def divided(
@@ -59,7 +56,7 @@ def _long_tailed(
     train: Split, validation: Split | None, imbalance: float, num_classes: int, seed: int
 ) -> tuple[Split, Split | None]:
     def cut(split: Split, number: int) -> Split:
-        draws = derived_seed(seed, _IMBALANCE, number)
+        draws = derived_seed(seed, IMBALANCE, number)
         return long_tailed(split, imbalance, num_classes, draws)
 
     return cut(train, _TRAIN), None if validation is None else cut(validation, _VALIDATION)

@@ -16,12 +16,8 @@ import torch
 from torch import Tensor
 
 from taylorglo.data.dataset import Dataset, Split
-from taylorglo.data.seeds import derived_seed
+from taylorglo.data.seeds import PARTITIONS, derived_seed
 from taylorglo.settings import SweepSettings
-
-# The first number of the paths of partitions below the sweep's seed. That of trainings is at most
-# 1,000,000, and those of the data's flaws are smaller, too.
-_PARTITIONS = 4_000_000
 
 # The largest number of folds that one program trains on. Each is a copy of the pool on the device.
 MOST_VIEWS = 8
@@ -61,7 +57,7 @@ def fold_of_attempt(
     if not count:
         return None
     partition, index = divmod(attempt, count)
-    return Fold(derived_seed(settings.seed, _PARTITIONS, group, partition), count, index)
+    return Fold(derived_seed(settings.seed, PARTITIONS, group, partition), count, index)
 
 
 def fold_of(dataset: Dataset, fold: Fold | None) -> Dataset:

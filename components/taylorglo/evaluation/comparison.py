@@ -19,7 +19,7 @@ from taylorglo.attacks import robust_accuracy
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import Fold, fold_of_attempt
-from taylorglo.data.seeds import derived_seed
+from taylorglo.data.seeds import FINAL, TUNING, derived_seed
 from taylorglo.data.splits import digest_of
 from taylorglo.errors import InputError, TaylorgloError, one_line
 from taylorglo.evaluation.fitness import measure
@@ -32,9 +32,6 @@ from taylorglo.settings import AttackSettings, SweepSettings
 from taylorglo.training.devices import computing
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
-
-# Paths below the sweep's seed; the candidates have (generation >= 1, attempt).
-_TUNING, _FINAL = 0, 1_000_000
 
 # The baselines' names for a reader, by their names in the settings.
 NAMES = {
@@ -133,8 +130,8 @@ def _tuning_entries(contenders: Sequence[Contender], engine: Engine) -> list[Ent
     settings = engine.settings
     attempts = [
         (
-            derived_seed(settings.seed, _TUNING, attempt),
-            fold_of_attempt(settings, engine.dataset, _TUNING, attempt),
+            derived_seed(settings.seed, TUNING, attempt),
+            fold_of_attempt(settings, engine.dataset, TUNING, attempt),
         )
         for attempt in range(settings.baselines.attempts)
     ]
@@ -158,7 +155,7 @@ def compare(contender: Contender, engine: Engine, memo: Memo) -> list[FullTraini
     """
     settings = engine.settings
     indices = range(settings.champion.seeds)
-    seeds = [derived_seed(settings.seed, _FINAL, index) for index in indices]
+    seeds = [derived_seed(settings.seed, FINAL, index) for index in indices]
     return train_in_full([Entry(contender, seed) for seed in seeds], engine, memo)
 
 

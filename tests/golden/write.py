@@ -55,7 +55,7 @@ def _short(part: Any) -> Any:
     """Return a part of the compiled pipeline with short references."""
     match part:
         case {"artifactType": {"schemaTitle": kind}, **rest}:
-            return ", ".join([kind, *(name for name, value in rest.items() if value)])
+            return ", ".join([kind, *(str(name) for name, value in rest.items() if value)])
         case {"parameterType": kind, "defaultValue": value, "isOptional": True}:
             return {kind: value}
         case {"parameterType": kind, **rest} if not rest:

@@ -218,7 +218,7 @@ class Sampled:
             for name, mean, *sigmas in zip(
                 self._space.names,
                 self._space.mean,
-                self._space.first,
+                self._space.starts[0].tried,
                 self._space.sigmas,
                 strict=True,
             )

@@ -38,10 +38,10 @@ Numbers = NDArray[np.float64]
 Truths = NDArray[np.bool_]
 
 VERSION = 1
-MINUTES = 28  # of the default size, on 2 quiet cores
+MINUTES = 17  # of the default size, on 2 quiet cores
 
 # Number of candidates in each setting, and number of steps of a training, by network.
-DEFAULT = {"mlp": (100, 200), "cnn": (50, 120), "mnist-cnn": (50, 60)}
+DEFAULT = {"mlp": (100, 200), "cnn": (50, 120), "mnist-cnn": (25, 60)}
 FULL = {"mlp": (400, 300), "cnn": (200, 300), "mnist-cnn": (200, 150)}
 CLASSES = (2, 3, 5, 10)
 RATES = (0.01, 0.1)

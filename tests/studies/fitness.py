@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 Numbers = NDArray[np.float64]
 
 VERSION = 1
-MINUTES = 27  # of the default size, on 2 quiet cores
+MINUTES = 18  # of the default size, on 2 quiet cores
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Size:
     candidates: int
 
 
-DEFAULT = Size(repetitions=6, images=(500, 5000), steps=150, candidates=12)
+DEFAULT = Size(repetitions=4, images=(500, 5000), steps=150, candidates=12)
 FULL = Size(repetitions=12, images=(500, 5000), steps=1000, candidates=12)
 NOISE = (0.0, 0.4)
 TESTED = 10_000  # test images

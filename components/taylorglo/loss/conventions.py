@@ -91,8 +91,8 @@ def rows(logits: Tensor, targets: Tensor) -> Rows:
     dim = min(logits.dim() - 1, 1)
     if dim < 0 or logits.shape[dim] < 2 or not logits.is_floating_point():
         raise InputError(
-            "logits should be floats of shape (classes >= 2,), (samples, classes >= 2) or "
-            f"(samples, classes >= 2, ...), are {_described(logits)}"
+            "logits should be floats of shape (classes >= 2,), (samples, classes >= 2) or (samples, "
+            f"classes >= 2, ...), are {_name(logits.dtype)} of shape {tuple(logits.shape)}"
         )
     shape = logits.shape[:dim] + logits.shape[dim + 1 :]
     soft = targets.is_floating_point()
@@ -100,10 +100,12 @@ def rows(logits: Tensor, targets: Tensor) -> Rows:
         raise InputError(
             f"soft targets should have shape {tuple(logits.shape)}, have {tuple(targets.shape)}"
         )
-    if not soft and (targets.shape != shape or targets.dtype == torch.bool or targets.is_complex()):
+    if not soft and targets.shape != shape:
         raise InputError(
-            f"class indices should be integers of shape {tuple(shape)}, are {_described(targets)}"
+            f"class indices should have shape {tuple(shape)}, have {tuple(targets.shape)}"
         )
+    if targets.dtype == torch.bool or targets.is_complex():
+        raise InputError(f"targets should be integers or floats, are {_name(targets.dtype)}")
     values = widened(logits)
     targets = targets.to(values.dtype) if soft else targets.long()
     if logits.dim() == 2:
@@ -116,16 +118,15 @@ def rows(logits: Tensor, targets: Tensor) -> Rows:
     )
 
 
-def _described(tensor: Tensor) -> str:
-    name = str(tensor.dtype).removeprefix("torch.")
-    return f"{name} of shape {tuple(tensor.shape)}"
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def is_plain(logits: Tensor) -> bool:
     """Return whether the logits are an ordinary tensor now: nothing records or transforms it."""
     return (
         type(logits) in (Tensor, nn.Parameter)
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
     )
 

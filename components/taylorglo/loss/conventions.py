@@ -91,8 +91,8 @@ def rows(logits: Tensor, targets: Tensor) -> Rows:
     dim = min(logits.dim() - 1, 1)
     if dim < 0 or logits.shape[dim] < 2 or not logits.is_floating_point():
         raise InputError(
-            "logits should be floats of shape (classes >= 2,), (samples, classes >= 2) or (samples, "
-            f"classes >= 2, ...), are {_name(logits.dtype)} of shape {tuple(logits.shape)}"
+            "logits should be floats of shape (classes,), (samples, classes) or (samples, classes, "
+            f"...) with 2 classes or more, are {_name(logits.dtype)} of shape {tuple(logits.shape)}"
         )
     shape = logits.shape[:dim] + logits.shape[dim + 1 :]
     soft = targets.is_floating_point()

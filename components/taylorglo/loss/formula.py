@@ -5,7 +5,6 @@ It is what the searches train with. :mod:`taylorglo.loss.closed_form` is quicker
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from taylorglo.errors import InputError
 from taylorglo.loss.polynomial import length, terms
@@ -88,4 +87,5 @@ def distribution(logits: Tensor, targets: Tensor) -> Tensor:
 
 def one_hot(indices: Tensor, logits: Tensor) -> Tensor:
     """Return class indices (N,) as distributions, in the shape and the precision of the logits."""
-    return functional.one_hot(indices.long(), logits.shape[1]).to(logits.dtype)
+    # Not functional.one_hot: it waits for the device, and has no rule for vmap.
+    return torch.zeros_like(logits).scatter(1, indices.long().unsqueeze(1), 1.0)

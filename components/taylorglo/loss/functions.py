@@ -5,6 +5,7 @@ All are called in the same way: ``loss(logits, targets)`` is the mean over the b
 """
 
 import json
+import math
 import os
 import warnings
 from abc import ABC, abstractmethod
@@ -201,7 +202,7 @@ class TaylorLoss(Loss):
                 t = t.where(used, 0)
             plain = used is None and self.weight is None and self.reduction != "none"
             if plain and self._is_quick(z):
-                return self._of_indices(z, t, 1 / len(t) if self.reduction == "mean" else 1.0)
+                return self._of_indices(z, t, self._share(len(t)))
             values = self._of_indices(z, t)
             if self.weight is not None:
                 sizes = self.weight.to(z)[t]
@@ -248,6 +249,13 @@ class TaylorLoss(Loss):
             logits, indices, self.theta, self.order, numbers=numbers, share=share
         )
         return values if self.weight is None else values * self.weight.to(logits)[indices]
+
+    def _share(self, number: int) -> float:
+        """Return what the sum of this number of losses is multiplied by."""
+        if self.reduction == "sum":
+            return 1.0
+        # The mean of nothing is NaN, as in PyTorch.
+        return 1 / number if number else math.nan
 
     def _of_distributions(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Return the weighted losses (N,) of distributions (N, n)."""

@@ -188,21 +188,22 @@ def _evaluate(logits: Tensor, indices: Tensor, form: ClosedForm, gradient: Tenso
     """Return the loss of each sample, (N, 1), for indices (N, 1); fill the gradient, (N, n)."""
     log_h = logits.log_softmax(dim=1)
     log_y = log_h.gather(1, indices)
-    y = (log_y * _LOG2_E).exp2_()
+    y = log_y.exp()
     h = log_h.mul_(_LOG2_E).exp2_()
-    r = _polynomial(h, form.pulls).mul_(h)
+    power = h * h
+    r = _polynomial(power, h, form.pulls)
     pull = r.sum(dim=1, keepdim=True)
     values = pull * form.share
-    values += _polynomial(y, form.target)
+    values += _polynomial(y, y, form.target)
     values += form.constant
     if form.log_weight is not None:
         values -= log_y.mul_(form.log_weight)
-    power = h
-    for number in form.sums:
-        power = power * h
+    for index, number in enumerate(form.sums):
+        if index:
+            power *= h
         values += power.sum(dim=1, keepdim=True).mul_(number)
     if gradient is not None:
-        at_target = _polynomial(y, form.target_pulls)
+        at_target = _polynomial(y, y, form.target_pulls)
         if form.log_weight is not None:
             at_target -= form.log_weight
         pull += at_target
@@ -211,11 +212,16 @@ def _evaluate(logits: Tensor, indices: Tensor, form: ClosedForm, gradient: Tenso
     return values
 
 
-def _polynomial(x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
-    """Return sum_{j>=1} c_j x^j by Horner's rule."""
+def _polynomial(factor: Tensor, x: Tensor, coefficients: Sequence[Tensor]) -> Tensor:
+    """Return a factor times sum_{j>=0} c_j x^j, by Horner's rule."""
     *others, last = coefficients
+    if not others:
+        return factor * last
+    first, *middle = others
     value = x * last
-    for number in reversed(others):
+    for number in reversed(middle):
         value += number
         value *= x
+    value += first
+    value *= factor
     return value

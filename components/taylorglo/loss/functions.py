@@ -200,9 +200,9 @@ class TaylorLoss(Loss):
             used = counted(t, z.shape[1], self.ignore_index)
             if used is not None:
                 t = t.where(used, 0)
-            plain = used is None and self.weight is None and self.reduction != "none"
-            if plain and self._is_quick(z):
-                return self._of_indices(z, t, self._share(len(t)))
+            alike = used is None and self.weight is None and self.reduction != "none"
+            if alike and self._is_quick(z):
+                return self._in_closed_form(z, t, self._share(len(t)))
             values = self._of_indices(z, t)
             if self.weight is not None:
                 sizes = self.weight.to(z)[t]
@@ -240,15 +240,21 @@ class TaylorLoss(Loss):
             return not torch.compiler.is_exporting()
         return is_plain(logits)
 
-    def _of_indices(self, logits: Tensor, indices: Tensor, share: float | None = None) -> Tensor:
-        """Return the weighted losses (N,) of class indices, or a share of their sum."""
+    def _of_indices(self, logits: Tensor, indices: Tensor) -> Tensor:
+        """Return the weighted losses (N,) of class indices."""
         if not self._is_quick(logits):
             return self._of_distributions(logits, one_hot(indices, logits))
+        values = self._in_closed_form(logits, indices)
+        return values if self.weight is None else values * self.weight.to(logits)[indices]
+
+    def _in_closed_form(
+        self, logits: Tensor, indices: Tensor, share: float | None = None
+    ) -> Tensor:
+        """Return the losses (N,) of class indices without weights, or a share of their sum."""
         numbers = None if torch.compiler.is_compiling() else self._numbers()
-        values = closed_form.losses(
+        return closed_form.losses(
             logits, indices, self.theta, self.order, numbers=numbers, share=share
         )
-        return values if self.weight is None else values * self.weight.to(logits)[indices]
 
     def _share(self, number: int) -> float:
         """Return what the sum of this number of losses is multiplied by."""

@@ -18,7 +18,7 @@ from taylorglo.services.registry import zoo
 
 def program(loss: TaylorLoss) -> dict[str, Any]:
     names: dict[str, Any] = {}
-    exec(compile(loss.source(), "loss.py", "exec"), names)
+    exec(compile(loss.source(), "loss.py", "exec"), names)  # noqa: S102
     return names
 
 

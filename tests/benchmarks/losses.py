@@ -70,14 +70,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    threads = torch.get_num_threads()
+    print(f"torch {torch.__version__}, {threads} threads, float32, {arguments.turns} turns")
+    print(f"{'microseconds':>76}{'ratio':>15}")
     print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, float32, {arguments.turns} turns"
-    )
-    print(
-        "                                                                    microseconds     ratio"
-    )
-    print(
-        "mode      logits        targets        loss                    least   median  least  median"
+        f"{'mode':<8}  {'logits':<10}  {'targets':<13}  {'loss':<22}    {'least':<6} {'median':<8} "
+        "least  median"
     )
     for compiled in (False, True):
         for kind in ("indices", "distributions"):

@@ -42,6 +42,10 @@ class Outcome:
         trainings = self.comparison.trainings
         return fmean(t.test_accuracy for t in trainings if t.contender.name == "champion")
 
+    def save_program(self, path: str | Path) -> None:
+        """Write the champion's loss as a Python program."""
+        Path(path).write_text(self.loss.source())
+
     def save_network(self, path: str | Path) -> None:
         """Write the weights of the champion's first network, as safetensors."""
         Path(path).write_bytes(self.network)
@@ -234,6 +238,7 @@ def _keep(outcome: Outcome, sweep: Sweep) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, save in (
             (layout.LOSS, outcome.loss.save),
+            (layout.PROGRAM, outcome.save_program),
             (layout.NETWORK, outcome.save_network),
         ):
             path = Path(folder) / name

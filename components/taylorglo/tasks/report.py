@@ -1,9 +1,12 @@
 """The task that reports what a sweep found: one page, a table in the log, and MLflow."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from taylorglo.loss.source import python_source
+from taylorglo.reading import parse_json
 from taylorglo.report.page import render
 from taylorglo.report.record import SweepRecord, sweep_record
 from taylorglo.report.verdict import (
@@ -56,14 +59,21 @@ def run(
         The outcome in three numbers; see :func:`taylorglo.report.verdict.headline`.
     """
     sweep, comparison = read_json(comparison_path, Passed[Comparison]).both
-    record = write_report(
-        sweep,
-        tuning=read_json(tuning_path, Passed[list[FullTraining]]).content,
-        comparison=comparison,
-        robustness=read_json(robustness_path, Robustness),
-        champion={layout.LOSS: Path(loss_path), layout.NETWORK: Path(model_path)},
-        page=Path(page_path),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / layout.PROGRAM
+        program.write_text(program_of(Path(loss_path)))
+        record = write_report(
+            sweep,
+            tuning=read_json(tuning_path, Passed[list[FullTraining]]).content,
+            comparison=comparison,
+            robustness=read_json(robustness_path, Robustness),
+            champion={
+                layout.LOSS: Path(loss_path),
+                layout.PROGRAM: program,
+                layout.NETWORK: Path(model_path),
+            },
+            page=Path(page_path),
+        )
     links = {
         "MLflow": sweep.tracker.page,
         "report": f"{sweep.store.uri}/{layout.report(sweep.settings.name)}",
@@ -71,6 +81,14 @@ def run(
     }
     Path(summary_path).write_text(markdown(record, links))
     return headline(record)
+
+
+def program_of(path: Path) -> str:
+    """Return a saved loss as a Python program, without a need for PyTorch."""
+    saved = parse_json(path.read_bytes())
+    return python_source(
+        saved["theta"], saved["order"], classes=saved["classes"], provenance=saved["provenance"]
+    )
 
 
 def write_report(

@@ -38,6 +38,7 @@ from taylorglo.training.loop import (
     Recipe,
     TrainedNetwork,
     build_network,
+    mean_loss,
     resident,
     train_network,
 )
@@ -427,8 +428,7 @@ class _Worker:
         if kind not in self._compiled:
 
             def objective(images: Tensor, targets: Tensor) -> Tensor:
-                value: Tensor = loss(network(images), targets)
-                return value
+                return mean_loss(loss, network(images), targets)
 
             # On a GPU with CUDA graphs too, which take the host out of the step.
             mode = "reduce-overhead" if self._plan.device == "cuda" else "default"
@@ -439,7 +439,8 @@ class _Worker:
             )
         compiled_network, compiled_loss, _ = self._compiled[kind]
         compiled_network.load_state_dict(network.state_dict())
-        compiled_loss.load_state_dict(loss.state_dict())
+        for theta, new in zip(compiled_loss.buffers(), loss.buffers(), strict=True):
+            theta.copy_(new)
         return self._compiled[kind]
 
 

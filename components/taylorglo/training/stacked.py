@@ -22,7 +22,8 @@ from torch.nn import functional
 from taylorglo.data.batches import Batches, stacked
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folds import Fold, fold_of
-from taylorglo.loss.functions import Loss, TaylorLoss, taylor
+from taylorglo.loss.formula import taylor
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.networks.factory import ImageShape
 from taylorglo.settings import SweepSettings
 from taylorglo.training.devices import computing

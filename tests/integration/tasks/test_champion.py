@@ -91,6 +91,8 @@ def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_mean(
         assert again.loss.theta.tolist() == thetas[winner]
         saved = json.loads((work.folder / "store/digits/champion/loss.json").read_text())
         assert saved["theta"] == thetas[winner]
+        program = (work.folder / "store/digits/champion/loss.py").read_text()
+        assert program == again.loss.source()
 
 
 def test_one_finalist_needs_no_choice(

@@ -42,8 +42,9 @@ def with_standing(sweep: Sweep, theta: list[float], generations: int = 1) -> Swe
 
 def champion_files(outcome: Outcome, folder: Path) -> dict[str, Path]:
     """Write the champion's files as the task does; return their paths by name."""
-    files = {name: folder / name for name in (layout.LOSS, layout.NETWORK)}
+    files = {name: folder / name for name in (layout.LOSS, layout.PROGRAM, layout.NETWORK)}
     outcome.loss.save(files[layout.LOSS])
+    outcome.save_program(files[layout.PROGRAM])
     outcome.save_network(files[layout.NETWORK])
     return files
 

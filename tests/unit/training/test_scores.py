@@ -21,10 +21,10 @@ from taylorglo.training.loop import (
     Recipe,
     accuracy_under_fgsm,
     build_network,
-    scores,
     train_network,
     validate,
 )
+from taylorglo.training.scores import scores
 from taylorglo.training.stacked import train_stack
 
 Metric = Callable[[Any, Any], float]

@@ -249,6 +249,7 @@ class StandingChampion(Record):
         study: the study that found it.
         theta: its coefficients.
         learning_rate: that it was trained with; None if its file does not say.
+        optimizer: that it was trained with.
         lost: why its file is gone, if it is; its theta is empty then, and nobody can use it.
     """
 
@@ -256,6 +257,7 @@ class StandingChampion(Record):
     study: str
     theta: list[float]
     learning_rate: float | None
+    optimizer: str = "sgd"
     lost: str = ""
 
 

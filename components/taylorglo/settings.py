@@ -391,8 +391,7 @@ class TrainingSettings(Section):
         return {
             key: value
             for key, value in self.model_dump().items()
-            if self.decision(key) is Decides.FITNESS
-            and Former(_scalar(value)) != self.former(key)
+            if self.decision(key) is Decides.FITNESS and Former(_scalar(value)) != self.former(key)
         }
 
     def check_data(self, images: int) -> None:

@@ -317,9 +317,7 @@ def validate(
 
 
 @torch.no_grad()
-def _tallied(
-    network: nn.Module, split: Split, batch_size: int, wanted: Collection[Score]
-) -> Tally:
+def _tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collection[Score]) -> Tally:
     """Return what a network answers to a split; it is left in evaluation mode."""
     network.eval()
     tally = Tally(split, 1, wanted)

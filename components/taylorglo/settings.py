@@ -285,10 +285,10 @@ class TrainingSettings(Section):
     )
     optimizer: Annotated[Literal["sgd", "adam", "adamw"], Former("sgd")] = Field(
         "sgd",
-        description="Optimizer, as PyTorch computes it. `adam` and `adamw` usually need learning "
-        "rates of a hundredth of those of `sgd`, here and in `baselines.learning_rates`. With "
-        "them, the scale of a candidate's loss multiplies its learning rate, because they undo "
-        "that of the gradient.",
+        description="Optimizer, as PyTorch computes it. `adam` and `adamw` usually need rates of a "
+        "hundredth of those of `sgd`, so the defaults of `learning_rate` and of "
+        "`baselines.learning_rates` are refused with them. With them, the scale of a candidate's "
+        "loss multiplies its learning rate, because they undo that of the gradient.",
     )
     momentum: float = Field(_MOMENTUM, ge=0, lt=1, description="Momentum of `sgd`.")
     nesterov: bool = Field(
@@ -873,6 +873,33 @@ class SweepSettings(Section):
                 f"attack.seeds: should be at most champion.seeds ({self.champion.seeds})"
             )
         return self
+
+    def check_rates(self) -> None:
+        """Refuse the default learning rates, which are those of SGD, with another optimizer.
+
+        Baselines that are tuned over them would all be weak, and no loss to beat.
+
+        Raises:
+            InputError: a learning rate is missing.
+        """
+        training, baselines = self.training, self.baselines
+        if not training.adaptive:
+            return
+        defaults = TrainingSettings().learning_rate, BaselineSettings().learning_rates
+        for name, value, default, example in (
+            ("training.learning_rate", training.learning_rate, defaults[0], "0.001"),
+            (
+                "baselines.learning_rates",
+                baselines.learning_rates,
+                defaults[1],
+                "[0.0003, 0.001, 0.003, 0.01]",
+            ),
+        ):
+            if value == default:
+                raise InputError(
+                    f"{name}: the default is for sgd; {training.optimizer} needs another value, "
+                    f"such as {example}"
+                )
 
     def flat(self) -> dict[str, Scalar]:
         """Return every setting as one scalar by ``section_key``, as MLflow's parameters are."""

@@ -73,7 +73,7 @@ def training_sections(draw: st.DrawFn, steps: int) -> dict[str, Any]:
         "weight_decay_on": draw(one_of("all", "weights")),
         "clip_norm": draw(finite(0, 1e6)),
         "ema": draw(finite(0, 0.9999)),
-        "warmup_steps": 0,
+        "warmup_steps": draw(st.integers(0, steps - 1)),
         "schedule": schedule,
         "milestones": draw(ascending(open_unit(), 1)) if schedule == "step" else [],
         "decay": draw(open_unit()),
@@ -170,14 +170,17 @@ def attack_sections(most_seeds: int) -> st.SearchStrategy[dict[str, Any]]:
 def valid(draw: st.DrawFn) -> dict[str, Any]:
     """Draw the values of a whole sweep, away from the defaults."""
     steps, seeds = draw(st.integers(1, 10**6)), draw(st.integers(2, 1000))
+    training, evaluation = draw(training_sections(steps)), draw(evaluation_sections(steps))
+    if not evaluation["anneal"]:
+        training["warmup_steps"] = min(training["warmup_steps"], evaluation["steps"] - 1)
     return {
         "name": draw(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)),
         "seed": draw(st.integers(0, 2**31 - 1)),
         "data": draw(data_sections()),
         "model": {"name": draw(PATH)},
-        "training": draw(training_sections(steps)),
+        "training": training,
         "augmentation": draw(augmentation_sections()),
-        "evaluation": draw(evaluation_sections(steps)),
+        "evaluation": evaluation,
         "search": draw(search_sections()),
         "baselines": draw(baseline_sections()),
         "champion": {"finalists": draw(st.integers(1, 100)), "seeds": seeds},

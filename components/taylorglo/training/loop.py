@@ -22,8 +22,8 @@ from taylorglo.networks.factory import build
 from taylorglo.results import Curve, Status, Training
 from taylorglo.settings import BESIDE_ACCURACY, Score, SweepSettings
 from taylorglo.training.devices import computing
-from taylorglo.training.optimizers import Average, by_decay, clip, optimizer_of, schedule_of
 from taylorglo.training.scores import Tally
+from taylorglo.training.updates import Average, by_decay, clip, optimizer_of, schedule_of
 
 CURVE_POINTS = 10
 

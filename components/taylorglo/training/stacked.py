@@ -38,7 +38,8 @@ from taylorglo.training.loop import (
     measured,
     seeded,
 )
-from taylorglo.training.optimizers import (
+from taylorglo.training.scores import Tally
+from taylorglo.training.updates import (
     Average,
     Groups,
     by_decay,
@@ -46,7 +47,6 @@ from taylorglo.training.optimizers import (
     optimizer_of,
     schedule_of,
 )
-from taylorglo.training.scores import Tally
 
 # The smallest stack: the product with one matrix is computed in another way than the product with
 # several, and rounds differently.

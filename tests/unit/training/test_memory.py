@@ -12,7 +12,7 @@ from taylorglo.networks.factory import BUILT_IN, ImageShape, build, skeleton
 from taylorglo.settings import TrainingSettings
 from taylorglo.training import memory
 from taylorglo.training.memory import check_memory, copies_of, footprint, free_memory
-from taylorglo.training.optimizers import by_decay, optimizer_of
+from taylorglo.training.updates import by_decay, optimizer_of
 
 DIGITS = (1, 8, 8)
 CIFAR = (3, 32, 32)

@@ -23,7 +23,7 @@ from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.members import member
 from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.loop import Recipe, TrainedNetwork, build_network, train_network, validate
-from taylorglo.training.optimizers import Average, by_decay
+from taylorglo.training.updates import Average, by_decay
 
 WHOLE = 1077  # images of the digits' training split: every batch has the same images
 EPSILON = 1e-8  # PyTorch's default, of Adam and AdamW

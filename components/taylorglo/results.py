@@ -83,14 +83,19 @@ class Training(Execution):
     """The result of one training.
 
     Attributes:
-        accuracy: validation accuracy after the last step, in [0, 1].
-        robust_accuracy: accuracy that FGSM left on the validation split, if it was measured.
-        test_accuracy: accuracy on the test split, if it was measured.
+        accuracy: validation accuracy after the last step, in [0, 1], or another score if the
+            settings name one (``evaluation.score``).
+        robust_accuracy: accuracy (or score) that FGSM left on the validation split, if it was
+            measured.
+        test_accuracy: accuracy (or score) on the test split, if it was measured.
+        test_measures: ``accuracy``, ``calibration_error`` and ``cross_entropy`` (in nats) on the
+            test split, as far as they were measured and are finite.
     """
 
     accuracy: float
     robust_accuracy: float | None = None
     test_accuracy: float | None = None
+    test_measures: dict[str, float] = {}
 
 
 class Evaluation(Execution):
@@ -244,6 +249,7 @@ class StandingChampion(Record):
         study: the study that found it.
         theta: its coefficients.
         learning_rate: that it was trained with; None if its file does not say.
+        optimizer: that it was trained with.
         lost: why its file is gone, if it is; its theta is empty then, and nobody can use it.
     """
 
@@ -251,6 +257,7 @@ class StandingChampion(Record):
     study: str
     theta: list[float]
     learning_rate: float | None
+    optimizer: str = "sgd"
     lost: str = ""
 
 

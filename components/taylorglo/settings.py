@@ -6,7 +6,7 @@ range, what it means, and what it decides in a search.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -35,6 +35,11 @@ HIGHEST_RATE = 1_000_000
 _FARTHEST = 1_000_000  # a coordinate of the search at its beginning
 _MOST_ITEMS = 100  # of a list
 _LONGEST_TEXT = 4096  # characters; that of a path
+
+# The defaults of SGD and of Adam. With the other optimizer they have no meaning, and no other value
+# is accepted.
+_MOMENTUM = 0.9
+_BETAS = (0.9, 0.999)
 
 # Control characters, and halves of characters, which no encoding can write.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -104,7 +109,18 @@ Names = Annotated[list[str], BeforeValidator(_split)]
 Numbers = Annotated[list[float], BeforeValidator(_split_numbers), Field(max_length=_MOST_ITEMS)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Score = Literal["accuracy", "balanced-accuracy"]
+Score = Literal["accuracy", "balanced-accuracy", "macro-f1", "negative-log-likelihood", "ece"]
+
+# What is measured, in words: the higher the better, and always a part of 1.
+SCORES: Mapping[Score, str] = {
+    "accuracy": "accuracy",
+    "balanced-accuracy": "balanced accuracy",
+    "macro-f1": "macro F1",
+    "negative-log-likelihood": "likelihood exp(−NLL)",
+    "ece": "calibration 1 − ECE",
+}
+# Scores that a network may have which has learned nothing, so that its accuracy has to tell.
+BESIDE_ACCURACY: Collection[Score] = ("negative-log-likelihood", "ece")
 
 
 class Section(BaseModel):
@@ -139,6 +155,12 @@ class Section(BaseModel):
         """Return what a setting of this section decides."""
         marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Decides)]
         return marks[0] if marks else cls.decides
+
+    @classmethod
+    def former(cls, key: str) -> Former | None:
+        """Return the former value of a setting, or None if the first version had the setting."""
+        marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Former)]
+        return marks[0] if marks else None
 
 
 class DataSettings(Section):
@@ -247,7 +269,7 @@ class ModelSettings(Section):
 
 
 class TrainingSettings(Section):
-    """A training in full with SGD, as the champion and the baselines get it."""
+    """A training in full, as the champion and the baselines get it."""
 
     decides = Decides.FITNESS
 
@@ -261,13 +283,59 @@ class TrainingSettings(Section):
         le=HIGHEST_RATE,
         description="Learning rate of candidates and champion. The scale of a loss multiplies it.",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    nesterov: bool = Field(
-        True, description="Use Nesterov's form of the momentum, which has to be above 0 then."
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Former("sgd")] = Field(
+        "sgd",
+        description="Optimizer, as PyTorch computes it. `adam` and `adamw` usually need rates of a "
+        "hundredth of those of `sgd`, so the defaults of `learning_rate` and of "
+        "`baselines.learning_rates` are refused with them. With them, the scale of a candidate's "
+        "loss multiplies its learning rate, because they undo that of the gradient.",
     )
-    weight_decay: float = Field(5e-4, ge=0, le=1000, description="Weight decay of SGD.")
+    momentum: float = Field(_MOMENTUM, ge=0, lt=1, description="Momentum of `sgd`.")
+    nesterov: bool = Field(
+        True,
+        description="Use Nesterov's form of the momentum of `sgd`, which has to be above 0 then.",
+    )
+    betas: Annotated[Numbers, Former(", ".join(map(str, _BETAS)))] = Field(
+        list(_BETAS),
+        description="Decays of the moving averages of the gradient and of its square, of `adam` "
+        "and `adamw`: two numbers, at least 0 and below 1.",
+    )
+    weight_decay: float = Field(
+        5e-4,
+        ge=0,
+        le=1000,
+        description="Weight decay. `sgd` and `adam` add it, times the weights, to the gradient; "
+        "`adamw` takes it, times the learning rate, from the weights.",
+    )
+    weight_decay_on: Annotated[Literal["all", "weights"], Former("all")] = Field(
+        "all",
+        description="Parameters that decay. `weights`: not biases and the parameters of "
+        "normalisations, which are those with fewer than two axes.",
+    )
+    clip_norm: Annotated[float, Former(0.0)] = Field(
+        0.0,
+        ge=0,
+        le=HIGHEST_RATE,
+        description="Largest norm of the gradient of all parameters together; a longer gradient is "
+        "cut to it. 0: none is cut.",
+    )
+    ema: Annotated[float, Former(0.0)] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, such as 0.999. The "
+        "average is what is validated, tested, attacked and kept. 0: the weights themselves are.",
+    )
     schedule: Literal["constant", "step", "cosine", "one-cycle"] = Field(
         "cosine", description="Schedule of the learning rate."
+    )
+    warmup_steps: Annotated[int, Former(0)] = Field(
+        0,
+        ge=0,
+        le=_MOST_STEPS,
+        description="Number of steps at the beginning in which the learning rate rises linearly to "
+        "that of the schedule, below `steps`. A short training with the whole schedule has them "
+        "in proportion.",
     )
     milestones: Numbers = Field(
         [],
@@ -310,10 +378,21 @@ class TrainingSettings(Section):
         "Only for the engines `sequential` and `parallel`.",
     )
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the optimizer undoes the scale of the gradient, and so that of the loss."""
+        return self.optimizer != "sgd"
+
     def decisive(self) -> dict[str, Any]:
-        """Return the settings that decide what a training computes, except for the precision."""
-        every = self.model_dump()
-        return {k: v for k, v in every.items() if self.decision(k) is Decides.FITNESS}
+        """Return the settings that decide what a training computes, except for the precision.
+
+        A setting is left out if it has the value that it had before there was the setting.
+        """
+        return {
+            key: value
+            for key, value in self.model_dump().items()
+            if self.decision(key) is Decides.FITNESS and Former(_scalar(value)) != self.former(key)
+        }
 
     def check_data(self, images: int) -> None:
         """Refuse a batch that is larger than the training split.
@@ -329,6 +408,13 @@ class TrainingSettings(Section):
                 f"training.batch_size: {self.batch_size} is more than the {images} training images"
             )
 
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_decays(cls, values: list[float]) -> list[float]:
+        if len(values) != 2 or not all(0 <= value < 1 for value in values):
+            raise ValueError("should be two numbers, at least 0 and below 1")
+        return [float(value) for value in values]
+
     @field_validator("milestones")
     @classmethod
     def _milestones_are_fractions(cls, values: list[float]) -> list[float]:
@@ -342,9 +428,22 @@ class TrainingSettings(Section):
             raise ValueError("milestones: are needed by the step schedule, and by no other")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs a momentum above 0")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps: should be below steps ({self.steps})")
+        self._check_optimizer()
         if self.compile and self.engine == "fused":
             raise ValueError("compile: is for the engines sequential and parallel")
         return self
+
+    def _check_optimizer(self) -> None:
+        """Refuse settings of another optimizer than the one that trains."""
+        if self.adaptive and self.momentum != _MOMENTUM:
+            raise ValueError(f"momentum: is of sgd; with {self.optimizer}, leave it at {_MOMENTUM}")
+        if self.adaptive and not self.nesterov:
+            raise ValueError(f"nesterov: is of sgd; with {self.optimizer}, leave it at true")
+        if not self.adaptive and tuple(self.betas) != _BETAS:
+            defaults = ", ".join(map(str, _BETAS))
+            raise ValueError(f"betas: are of adam and adamw; with sgd, leave them at {defaults}")
 
 
 class AugmentationSettings(Section):
@@ -442,8 +541,11 @@ class EvaluationSettings(Section):
     )
     score: Annotated[Score, Former("accuracy")] = Field(
         "accuracy",
-        description="What is measured on validation and test images. `balanced-accuracy`: the mean "
-        "over the classes of the accuracy within the class, for classes of different sizes. "
+        description="What is measured on validation and test images: the fitness of a candidate is "
+        "its score, and the losses are compared by it. `balanced-accuracy` and `macro-f1`: means "
+        "over the classes, for classes of different sizes. `negative-log-likelihood`: the score is "
+        "exp(-NLL), the geometric mean of the probability of the right class. `ece`: the score is "
+        "1 - ECE, the expected calibration error (15 bins); see docs/method.md before using it. "
         "Attacks after the search are always measured by accuracy.",
     )
 
@@ -456,6 +558,11 @@ class EvaluationSettings(Section):
         if 0 < self.max_attempts < max(2, self.attempts):
             raise ValueError(
                 f"max_attempts: should be 0, or at least attempts ({self.attempts}) and 2"
+            )
+        if self.score == "ece" and not self.give_up_step:
+            raise ValueError(
+                "give_up_step: should be above 0 with score ece: a network that has learned "
+                "nothing is well calibrated"
             )
         if self.max_attempts and self.attempts == 1:
             raise ValueError(
@@ -756,11 +863,43 @@ class SweepSettings(Section):
             raise ValueError(
                 f"evaluation.steps: should be at most training.steps ({self.training.steps})"
             )
+        if not self.evaluation.anneal and self.training.warmup_steps >= self.evaluation.steps:
+            raise ValueError(
+                "training.warmup_steps: should be below evaluation.steps "
+                f"({self.evaluation.steps}) with evaluation.anneal: false"
+            )
         if self.attack.seeds > self.champion.seeds:
             raise ValueError(
                 f"attack.seeds: should be at most champion.seeds ({self.champion.seeds})"
             )
         return self
+
+    def check_rates(self) -> None:
+        """Refuse the default learning rates, which are those of SGD, with another optimizer.
+
+        Baselines that are tuned over them would all be weak, and no loss to beat.
+
+        Raises:
+            InputError: a learning rate is missing.
+        """
+        training, baselines = self.training, self.baselines
+        if not training.adaptive:
+            return
+        defaults = TrainingSettings().learning_rate, BaselineSettings().learning_rates
+        for name, value, default, example in (
+            ("training.learning_rate", training.learning_rate, defaults[0], "0.001"),
+            (
+                "baselines.learning_rates",
+                baselines.learning_rates,
+                defaults[1],
+                "[0.0003, 0.001, 0.003, 0.01]",
+            ),
+        ):
+            if value == default:
+                raise InputError(
+                    f"{name}: the default is for sgd; {training.optimizer} needs another value, "
+                    f"such as {example}"
+                )
 
     def flat(self) -> dict[str, Scalar]:
         """Return every setting as one scalar by ``section_key``, as MLflow's parameters are."""
@@ -792,8 +931,13 @@ class SweepSettings(Section):
                 yield key, value, self.decision(key)
                 continue
             for inner, leaf in value.model_dump().items():
-                text = ", ".join(map(str, leaf)) if isinstance(leaf, list) else leaf
-                yield f"{key}_{inner}", text, value.decision(inner)
+                yield f"{key}_{inner}", _scalar(leaf), value.decision(inner)
+
+
+def _scalar(value: Any) -> Scalar:
+    """Return a setting as one scalar: a list as a text with commas."""
+    scalar: Scalar = ", ".join(map(str, value)) if isinstance(value, list) else value
+    return scalar
 
 
 def former_values() -> dict[Decides, dict[str, Scalar]]:
@@ -804,10 +948,9 @@ def former_values() -> dict[Decides, dict[str, Scalar]]:
     values: dict[Decides, dict[str, Scalar]] = {decision: {} for decision in Decides}
     sections = {key: value for key, value in SweepSettings() if isinstance(value, Section)}
     for key, section in sections.items():
-        for inner, info in type(section).model_fields.items():
-            for mark in info.metadata:
-                if isinstance(mark, Former):
-                    values[section.decision(inner)][f"{key}_{inner}"] = mark.value
+        for inner in type(section).model_fields:
+            if former := section.former(inner):
+                values[section.decision(inner)][f"{key}_{inner}"] = former.value
     return values
 
 

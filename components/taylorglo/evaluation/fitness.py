@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, Protocol
 
 from taylorglo.data.folds import Fold, fold_of_attempt
 from taylorglo.data.seeds import derived_seed
+from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.networks.factory import revision
 from taylorglo.results import NUMERICS, Evaluation, Training, mean_curve
-from taylorglo.settings import SweepSettings
+from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
 
@@ -157,7 +158,7 @@ def short_training(
     least = 1 / engine.dataset.num_classes + short.give_up_gain
     return Recipe(
         TaylorLoss(theta, engine.settings.search.order),
-        full.learning_rate,
+        candidate_rate(theta, full, engine.dataset.num_classes),
         seed,
         steps=short.steps,
         horizon=short.steps if short.anneal else full.steps,
@@ -166,6 +167,23 @@ def short_training(
         epsilon=short.adversarial_epsilon if short.adversarial_weight else 0.0,
         fold=fold,
     )
+
+
+def candidate_rate(theta: Sequence[float], settings: TrainingSettings, num_classes: int) -> float:
+    """Return the learning rate of a loss that the search found: of a candidate, or the champion.
+
+    SGD has one rate for all: there the scale of a loss multiplies the gradient, and so the step. An
+    adaptive optimizer undoes the scale of the gradient, so the scale multiplies the rate instead.
+    It is |A|/n, the pull at the null epoch beside cross-entropy's.
+
+    Args:
+        theta: of the loss.
+        settings: optimizer and learning rate.
+        num_classes: n.
+    """
+    if not settings.adaptive:
+        return settings.learning_rate
+    return settings.learning_rate * abs(learning_drive(theta, num_classes)) / num_classes
 
 
 def attempts_wanted(results: Mapping[int, Evaluation], settings: SweepSettings) -> dict[int, int]:

@@ -140,35 +140,28 @@ def seeds_figure(
 
 
 def search_figure(
-    generations: Sequence[tuple[int, Accuracies]], num_classes: int, score: str = "accuracy"
+    generations: Sequence[tuple[int, Accuracies]],
+    num_classes: int | None,
+    score: str = "accuracy",
 ) -> Figure:
     """Draw the fitness of each candidate by generation; beside it the better half enlarged.
 
     Args:
         generations: (number, fitnesses in [0, 1]). Fitnesses that are not finite are left out; at
             least one is finite.
-        num_classes: n >= 2, for the line at chance.
+        num_classes: n >= 2, for the line at chance; None: there is no line.
         score: what the fitness is, in words.
     """
     scored = [(number, 100 * finite(fitnesses)) for number, fitnesses in generations]
     scored = [(number, percentages) for number, percentages in scored if percentages.size]
-    chance = 100 / num_classes
     with _style():
         figure = _figure(2.6)
         whole, upper = figure.subplots(1, 2)
         _plot_fitness(whole, scored)
         _plot_fitness(upper, scored)
         whole.set_ylabel(f"fitness: validation {score} (%)")
-        whole.axhline(chance, color=MUTED, linewidth=0.7, dashes=(1, 2))
-        whole.annotate(
-            "chance",
-            (1, chance),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            color=MUTED,
-        )
+        if num_classes is not None:
+            _mark_chance(whole, 100 / num_classes)
         pooled = np.concatenate([percentages for _, percentages in scored])
         low = float(np.median(pooled))
         high = float(pooled.max())
@@ -336,6 +329,20 @@ def _plot_curves(axes: Axes, curves: Sequence[Sequence[tuple[int, float]]]) -> N
         axes.plot(steps, percentages, color=_series(index), zorder=3 - 0.1 * index)
     axes.set(xlabel="training step")
     axes.grid(axis="y")
+
+
+def _mark_chance(axes: Axes, chance: float) -> None:
+    """Draw a line at the fitness of guessing, in percent."""
+    axes.axhline(chance, color=MUTED, linewidth=0.7, dashes=(1, 2))
+    axes.annotate(
+        "chance",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        color=MUTED,
+    )
 
 
 def _plot_fitness(axes: Axes, scored: Sequence[tuple[int, NDArray[np.float64]]]) -> None:

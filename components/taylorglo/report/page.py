@@ -148,7 +148,9 @@ def _search(record: SweepRecord) -> dict[str, object]:
     if total.best is None:
         return {"total": total, "figure": None}
     fitnesses = [(g.number, g.fitnesses) for g in generations]
-    figure = search_figure(fitnesses, record.num_classes, record.score)
+    # A network that guesses may be well calibrated.
+    guessed = record.settings.get("evaluation_score") != "ece"
+    figure = search_figure(fitnesses, record.num_classes if guessed else None, record.score)
     return {"total": total, "figure": svg(figure, "search", "Fitness by generation")}
 
 

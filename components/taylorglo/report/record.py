@@ -1,8 +1,9 @@
 """The record of a sweep: all that its report says, built from the results of its tasks."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
@@ -22,7 +23,7 @@ from taylorglo.results import (
     by_contender,
     mean_curve,
 )
-from taylorglo.settings import Scalar, SweepSettings
+from taylorglo.settings import BESIDE_ACCURACY, SCORES, Scalar, SweepSettings
 from taylorglo.stats import covered, finite, paired, welch
 
 Spans = list[tuple[float, float]]
@@ -90,6 +91,8 @@ class ComparisonRow:
         p_value: p value of Welch's two-sided test against the champion; None for the champion
             itself, or if no test is possible.
         label_smoothing: the alpha that it was trained with, 0 for a loss without.
+        measures: other measures on the test split by name (see
+            :class:`taylorglo.results.Training`), one for each seed; NaN if it was not measured.
     """
 
     loss: str
@@ -98,6 +101,7 @@ class ComparisonRow:
     curve: list[tuple[int, float]]
     p_value: float | None
     label_smoothing: float = 0.0
+    measures: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,7 +167,17 @@ class SweepRecord:
     @property
     def score(self) -> str:
         """What was measured on validation and test images, in words: the name of the score."""
-        return str(self.settings.get("evaluation_score", "accuracy")).replace("-", " ")
+        return _words(self.settings.get("evaluation_score", "accuracy"))
+
+    @property
+    def beside_accuracy(self) -> bool:
+        """Whether a network may have a high score that has learned nothing."""
+        return self.settings.get("evaluation_score") in BESIDE_ACCURACY
+
+
+def _words(score: Scalar) -> str:
+    """Return a score in words."""
+    return next((words for name, words in SCORES.items() if name == score), str(score))
 
 
 def sweep_record(
@@ -223,9 +237,11 @@ def sweep_record(
 def _guessing(guessing: Guessing, settings: SweepSettings, num_classes: int) -> Guessing:
     """Return what a network reaches that looks at no image, by the score of the sweep.
 
-    Whichever class it always names, it is right in one class of all, and never in the others.
+    Whichever class it always names, it is right in one class of all, and never in the others. The
+    highest macro F1 that it can expect is 1/n, too: of naming each class as often as it occurs.
+    Likelihood and calibration say nothing of what was learned, so the accuracy counts for them.
     """
-    if settings.evaluation.score == "accuracy":
+    if settings.evaluation.score == "accuracy" or settings.evaluation.score in BESIDE_ACCURACY:
         return guessing
     return Guessing(accuracy=1 / num_classes, images=guessing.images)
 
@@ -284,9 +300,17 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
             curve=[(step, accuracy) for step, accuracy, _ in curve],
             p_value=None if group is champion else welch(reference, accuracies),
             label_smoothing=contender.label_smoothing,
+            measures=_measures(group),
         )
         rows.append(row)
     return rows
+
+
+def _measures(group: Sequence[FullTraining]) -> dict[str, list[float]]:
+    """Return what was measured on the test split beside the score, by name and seed."""
+    by_seed = [full.training.test_measures for full in group]
+    names = {name for measures in by_seed for name in measures}
+    return {name: [m.get(name, math.nan) for m in by_seed] for name in sorted(names)}
 
 
 def _full_trainings(comparison: Comparison) -> list[FullTraining]:

@@ -1,10 +1,10 @@
 """The verdict of a sweep in a sentence, and its comparison as a table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
-from taylorglo.report.text import NOTHING, mean_and_deviation, number, sample_size
+from taylorglo.report.text import NOTHING, mean_and_deviation, mean_and_spread, number, sample_size
 from taylorglo.stats import above_chance, finite, holm
 
 SIGNIFICANCE = 0.05
@@ -21,9 +21,10 @@ def verdict(record: SweepRecord) -> str:
         return "The champion has no test accuracy, so nothing can be said about it."
     if beats_guessing(record):
         return _comparison_verdict(record)
-    accuracy = mean_and_deviation(record.comparison[0].accuracies)
+    score = "accuracy" if record.beside_accuracy else record.score
+    accuracy = mean_and_deviation(_learned(record))
     return (
-        f"The champion learned nothing: its test {record.score} of {accuracy} % is not "
+        f"The champion learned nothing: its test {score} of {accuracy} % is not "
         f"significantly above the {100 * record.guessing.accuracy:.2f} % of always naming the most "
         f"frequent class. {_comparison_verdict(record)}"
     )
@@ -61,12 +62,20 @@ def beats_guessing(record: SweepRecord) -> bool:
     accurate as drawing a class by chance. The test is the one-sided binomial test of the champion's
     mean test accuracy, at the level 0.05.
     """
-    accuracies = finite(record.comparison[0].accuracies) if record.comparison else finite([])
+    accuracies = finite(_learned(record))
     if not accuracies.size:
         return False
     guessing = record.guessing
     p_value = above_chance(float(accuracies.mean()), guessing.images, guessing.accuracy)
     return p_value < SIGNIFICANCE
+
+
+def _learned(record: SweepRecord) -> Sequence[float]:
+    """Return what tells of each of the champion's networks whether it has learned anything."""
+    if not record.comparison:
+        return []
+    champion = record.comparison[0]
+    return champion.measures.get("accuracy", []) if record.beside_accuracy else champion.accuracies
 
 
 def beats_standing(record: SweepRecord) -> bool:
@@ -113,12 +122,14 @@ def table(record: SweepRecord) -> str:
 def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the comparison as text.
 
-    Differences to the champion are in percentage points.
+    Differences to the champion are in percentage points of the score.
     """
+    measures = _shown_measures(record)
     header = [
         "loss",
         "learning rate",
         f"test {record.score} (%)",
+        *(title for title, _, _ in measures),
         "n",
         "vs champion (points)",
         "p",
@@ -130,6 +141,7 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
             row.loss,
             number(row.learning_rate),
             mean_and_deviation(row.accuracies),
+            *(shown(row.measures.get(name, [])) for _, name, shown in measures),
             sample_size(row.accuracies),
             _difference(record.comparison[0], row),
             _p_text(p_value),
@@ -138,6 +150,22 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
         for row, p_value, adjusted in zip(record.comparison, p_values, holm(p_values), strict=True)
     ]
     return header, rows
+
+
+def _shown_measures(record: SweepRecord) -> list[tuple[str, str, Callable[..., str]]]:
+    """Return what the table has beside the score: title, name of the measure, and its text.
+
+    That is the calibration error if it was measured. Beside a score that says nothing of it, the
+    table has the accuracy; and beside the likelihood, the negative log-likelihood.
+    """
+    measures: list[tuple[str, str, Callable[..., str]]] = []
+    if record.beside_accuracy:
+        measures.append(("accuracy (%)", "accuracy", mean_and_deviation))
+    if record.settings.get("evaluation_score") == "negative-log-likelihood":
+        measures.append(("NLL (nats)", "cross_entropy", mean_and_spread))
+    measures.append(("ECE (%)", "calibration_error", mean_and_deviation))
+    known = {name for row in record.comparison for name in row.measures}
+    return [measure for measure in measures if measure[1] in known]
 
 
 def headline(record: SweepRecord) -> dict[str, float]:

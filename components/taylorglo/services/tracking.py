@@ -320,16 +320,18 @@ class Tracker:
         number = str(version.version)
         study = str(version.tags.get("taylorglo.study", "unknown"))
         try:
-            theta, rate = self._loss(f"models:/{name}/{number}")
+            theta, rate, optimizer = self._loss(f"models:/{name}/{number}")
         except InputError as error:
             # Its file was deleted or damaged. Nobody can use this champion any more.
             return StandingChampion(
                 version=number, study=study, theta=[], learning_rate=None, lost=str(error)
             )
-        return StandingChampion(version=number, study=study, theta=theta, learning_rate=rate)
+        return StandingChampion(
+            version=number, study=study, theta=theta, learning_rate=rate, optimizer=optimizer
+        )
 
-    def _loss(self, uri: str) -> tuple[list[float], float | None]:
-        """Return theta and learning rate of a model version.
+    def _loss(self, uri: str) -> tuple[list[float], float | None, str]:
+        """Return theta, learning rate and optimizer of a model version.
 
         Raises:
             InputError: its file is gone, or is not a saved loss.
@@ -340,8 +342,11 @@ class Tracker:
             try:
                 content = parse_json(read_bytes(path, MOST_BYTES))
                 theta, _ = checked_theta(content["theta"])
-                rate = (content.get("provenance") or {}).get("learning_rate")
-                return theta, None if rate is None else _rate(rate)
+                provenance = content.get("provenance") or {}
+                rate = provenance.get("learning_rate")
+                # A file without an optimizer is of a version that had SGD alone.
+                optimizer = str(provenance.get("optimizer", "sgd"))
+                return theta, None if rate is None else _rate(rate), optimizer
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{uri}: is not a saved loss: {one_line(error)}") from None
 

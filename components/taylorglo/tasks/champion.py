@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from taylorglo.evaluation.comparison import best_contender, compare, train_finalists
+from taylorglo.evaluation.comparison import best_contender, compare, found, train_finalists
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.report.text import expectation, origin
 from taylorglo.results import (
@@ -19,6 +19,7 @@ from taylorglo.results import (
     read_json,
 )
 from taylorglo.services import layout
+from taylorglo.settings import SCORES
 from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
@@ -98,9 +99,9 @@ def crown(
     """
     complete = sweep.complete
     champion, finalists = choose_champion(sweep, search_data)
-    rate = sweep.settings.training.learning_rate
+    winner = found("champion", champion.theta, sweep.settings.training, sweep.num_classes)
     contenders = [
-        Contender(name="champion", loss="taylor", learning_rate=rate, theta=champion.theta),
+        winner,
         *_tuned_baselines(tuning),
     ]
     standing: list[FullTraining] = []
@@ -110,7 +111,7 @@ def crown(
         ]
         former = sweep.standing
         if complete and former and not former.lost and former.theta != champion.theta:
-            standing = _compared(_standing_contender(former, rate), engine, sweep)
+            standing = _compared(_standing_contender(former, sweep), engine, sweep)
     outcome = Outcome(
         comparison=Comparison(
             champion=champion,
@@ -119,21 +120,23 @@ def crown(
             standing=standing,
             complete=complete,
         ),
-        loss=_loss_of(champion, sweep),
+        loss=_loss_of(champion, winner.learning_rate, sweep),
         network=sweep.full_trainings.weights(trainings[0].key),
     )
     _keep(outcome, sweep)
     return outcome
 
 
-def _standing_contender(standing: StandingChampion, default_rate: float) -> Contender:
-    """Return the registry's champion as a contender, at the learning rate that it was found at."""
-    return Contender(
-        name="standing champion",
-        loss="taylor",
-        learning_rate=standing.learning_rate or default_rate,
-        theta=standing.theta,
-    )
+def _standing_contender(standing: StandingChampion, sweep: Sweep) -> Contender:
+    """Return the registry's champion as a contender, at the learning rate that it was found at.
+
+    A rate of another optimizer says nothing: it gets the rate that it would have as a candidate.
+    """
+    training = sweep.settings.training
+    contender = found("standing champion", standing.theta, training, sweep.num_classes)
+    if standing.learning_rate is None or standing.optimizer != training.optimizer:
+        return contender
+    return contender.model_copy(update={"learning_rate": standing.learning_rate})
 
 
 def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[FullTraining]]:
@@ -204,12 +207,12 @@ def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTr
     trainings = compare(contender, engine, sweep.full_trainings)
     mean = fmean(training.test_accuracy for training in trainings)
     times = len(trainings)
-    score = sweep.settings.evaluation.score.replace("-", " ")
+    score = SCORES[sweep.settings.evaluation.score]
     say(f"{contender.name}: trained in full {times} times, test {score} {mean:.2%}")
     return trainings
 
 
-def _loss_of(champion: Champion, sweep: Sweep) -> TaylorLoss:
+def _loss_of(champion: Champion, learning_rate: float, sweep: Sweep) -> TaylorLoss:
     """Return the champion's loss, with the provenance that its file keeps."""
     settings = sweep.settings
     return TaylorLoss(
@@ -223,7 +226,8 @@ def _loss_of(champion: Champion, sweep: Sweep) -> TaylorLoss:
             "data": settings.data.name,
             "fingerprint": sweep.fingerprint,
             "model": settings.model.name,
-            "learning_rate": settings.training.learning_rate,
+            "optimizer": settings.training.optimizer,
+            "learning_rate": learning_rate,
             "generation": champion.generation,
             "trial": champion.trial,
             "fitness": champion.fitness,

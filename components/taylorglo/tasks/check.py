@@ -28,6 +28,7 @@ def run(sections: Mapping[str, Any], settings_path: str) -> str:
         ServiceError: a service does not answer.
     """
     settings = validated(SweepSettings, sections, "parameters")
+    settings.check_rates()
     check_services()
     write_json(settings_path, settings)
     if settings.data.name == "digits":

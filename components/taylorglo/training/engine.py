@@ -329,7 +329,7 @@ def _units(taken: list[tuple[Key, Recipe]], plan: Plan, workers: int) -> list[_U
     folds: dict[Fold | None, int] = {}
     for key, recipe in taken:
         alike = (
-            recipe.learning_rate,
+            recipe.learning_rate if plan.same_rate_only else None,
             recipe.steps,
             recipe.horizon,
             recipe.validations,

@@ -13,7 +13,7 @@ from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.devices import precision_of
 from taylorglo.training.loop import build_network
 from taylorglo.training.machine import cpus
-from taylorglo.training.memory import PROCESS, check_memory, free_memory
+from taylorglo.training.memory import PROCESS, check_memory, copies_of, free_memory
 from taylorglo.training.stacked import FEWEST, draws, qualifies
 
 _LARGEST_STACK = 256
@@ -28,6 +28,7 @@ class Plan:
         workers: number of processes that train.
         chunk: largest number of trainings in one program; 1 unless fused.
         same_seed_only: whether one program can hold trainings of one seed only.
+        same_rate_only: whether one program can hold trainings of one learning rate only.
         threads: CPU threads of each process.
         precision: ``float32``, ``tf32`` or ``bfloat16``.
         device: ``cpu`` or ``cuda``.
@@ -37,6 +38,7 @@ class Plan:
     workers: int
     chunk: int
     same_seed_only: bool
+    same_rate_only: bool
     threads: int
     precision: str
     device: str
@@ -101,6 +103,7 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
         workers=workers,
         chunk=_fit_chunk(workers, memory) if fused else 1,
         same_seed_only=fused and draws(network, dataset.image_shape),
+        same_rate_only=fused and not training.adaptive,
         threads=training.threads,
         precision=precision,
         device=device.type,
@@ -116,6 +119,7 @@ def _memory(settings: SweepSettings, dataset: Dataset) -> _Memory:
         dataset.num_classes,
         batch_size=settings.training.batch_size,
         device=device,
+        copies=copies_of(settings.training),
     )
     splits = (dataset.train, dataset.validation)
     copy = sum(split.images.nbytes + split.labels.nbytes for split in splits)

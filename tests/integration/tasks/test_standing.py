@@ -104,6 +104,17 @@ def test_it_is_trained_from_the_seeds_of_the_champion_with_its_own_learning_rate
     assert [row.loss for row in record.comparison] == ["champion", "cross-entropy"]
 
 
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.2), ("adamw", 0.1)])
+def test_the_learning_rate_of_another_optimizer_does_not_count(
+    sweep: Sweep, work: Work, optimizer: str, rate: float
+) -> None:
+    standing = StandingChampion(
+        version="7", study="digits", theta=THETA, learning_rate=0.2, optimizer=optimizer
+    )
+    comparison = crowned(changed(sweep, generations=1, standing=standing), work).comparison
+    assert {t.contender.learning_rate for t in comparison.standing} == {rate}
+
+
 def test_it_is_not_trained_if_it_is_the_same_loss_or_the_search_goes_on(
     sweep: Sweep, work: Work
 ) -> None:

@@ -9,10 +9,11 @@ from sample_records import record
 from scipy import stats
 
 from taylorglo.report.page import render
-from taylorglo.report.record import ComparisonRow, StandingRecord
+from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
 from taylorglo.report.verdict import (
     beats_guessing,
     beats_standing,
+    comparison_cells,
     headline,
     markdown,
     standing_verdict,
@@ -228,3 +229,51 @@ def test_the_score_of_the_sweep_is_named() -> None:
     assert "its test balanced accuracy of 92.00" in verdict(lost)
     # A record of an older version does not name its score.
     assert "test accuracy (%)" in table(record(settings={})).splitlines()[0]
+
+
+def measured(score: str, **measures: list[list[float]]) -> SweepRecord:
+    """Return a record by a score, whose rows have these measures, one list for each row."""
+    values = record(settings={"evaluation_score": score})
+    rows = [
+        dataclasses.replace(row, measures={name: lists[i] for name, lists in measures.items()})
+        for i, row in enumerate(values.comparison)
+    ]
+    return dataclasses.replace(values, comparison=rows)
+
+
+def test_the_calibration_error_stands_beside_the_score() -> None:
+    errors = [[0.02, 0.04], [0.1, 0.1], [math.nan, 0.3]]
+    header, rows = comparison_cells(measured("macro-f1", calibration_error=errors))
+    assert header[2:4] == ["test macro F1 (%)", "ECE (%)"]
+    assert [row[3] for row in rows] == ["3.00 ± 1.41", "10.00 ± 0.00", "30.00"]
+    # Trainings that an older version kept have none.
+    assert "ECE (%)" not in comparison_cells(record())[0]
+
+
+def test_the_likelihood_stands_beside_the_accuracy_and_what_it_comes_from() -> None:
+    values = measured(
+        "negative-log-likelihood",
+        accuracy=[[0.9, 0.9]] * 3,
+        cross_entropy=[[0.25, 0.35]] * 3,
+        calibration_error=[[0.05, 0.05]] * 3,
+    )
+    header, rows = comparison_cells(values)
+    assert header[2:6] == [
+        "test likelihood exp(−NLL) (%)",
+        "accuracy (%)",
+        "NLL (nats)",
+        "ECE (%)",
+    ]
+    # A number that is no part of a whole is shown as it is.
+    assert rows[0][3:6] == ["90.00 ± 0.00", "0.300 ± 0.071", "5.00 ± 0.00"]
+    assert "NLL (nats)" not in comparison_cells(measured("ece", cross_entropy=[[1.0]] * 3))[0]
+
+
+@pytest.mark.parametrize("score", ["negative-log-likelihood", "ece"])
+def test_a_champion_beats_guessing_by_its_accuracy_if_the_score_does_not_tell(score: str) -> None:
+    # All rows have a high score of 0.92.
+    blind = measured(score, accuracy=[[0.1, 0.1]] * 3)
+    assert not beats_guessing(blind)
+    assert "learned nothing: its test accuracy of 10.00 ± 0.00 % is not" in verdict(blind)
+    assert beats_guessing(measured(score, accuracy=[[0.5, 0.5]] * 3))
+    assert not beats_guessing(measured(score))

@@ -26,6 +26,15 @@ Kind = TypeVar("Kind")
 NUMERICS = "0.1.0"
 
 
+# The name in a provenance of the unit of an attack's epsilon; without it, it is a pixel's range.
+EPSILON_UNIT = "epsilon_unit"
+
+
+def epsilon_unit(provenance: Mapping[str, str]) -> str:
+    """Return the unit of an attack's epsilon on data of this provenance, in words."""
+    return provenance.get(EPSILON_UNIT, "pixels in [0, 1]")
+
+
 class Record(BaseModel):
     """An immutable result that can be written as JSON."""
 
@@ -320,6 +329,7 @@ class DatasetDescription(Record):
         fingerprint: checksum of the training and validation images.
         provenance: where the images come from.
         guessing: what a network reaches that looks at no image.
+        features: number of features of a sample; 0 for images.
     """
 
     name: str
@@ -329,6 +339,7 @@ class DatasetDescription(Record):
     fingerprint: str
     provenance: dict[str, str]
     guessing: Guessing
+    features: int = 0
 
 
 def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:

@@ -310,12 +310,20 @@ class Guessing(Record):
     """What a network reaches on the test split that looks at no image.
 
     Attributes:
-        accuracy: in [0, 1], of always naming the most frequent class.
+        accuracy: in [0, 1], of always naming the most frequent class, by the score of the sweep.
         images: number of test images.
+        share: the share in [0, 1] of the most frequent class in the test images, if the score is
+            not the accuracy.
     """
 
     accuracy: float
     images: int
+    share: float | None = None
+
+    @property
+    def majority(self) -> float:
+        """The share in [0, 1] of the most frequent class in the test images."""
+        return self.accuracy if self.share is None else self.share
 
 
 class DatasetDescription(Record):

@@ -20,6 +20,7 @@ from taylorglo.results import (
     RobustnessRow,
     StandingChampion,
     by_contender,
+    epsilon_unit,
     mean_curve,
 )
 from taylorglo.settings import Scalar, SweepSettings
@@ -165,6 +166,11 @@ class SweepRecord:
         """What was measured on validation and test images, in words: the name of the score."""
         return str(self.settings.get("evaluation_score", "accuracy")).replace("-", " ")
 
+    @property
+    def epsilon_unit(self) -> str:
+        """The unit of the attacks' epsilon, in words."""
+        return epsilon_unit(self.provenance)
+
 
 def sweep_record(
     settings: SweepSettings,
@@ -227,7 +233,7 @@ def _guessing(guessing: Guessing, settings: SweepSettings, num_classes: int) -> 
     """
     if settings.evaluation.score == "accuracy":
         return guessing
-    return Guessing(accuracy=1 / num_classes, images=guessing.images)
+    return Guessing(accuracy=1 / num_classes, images=guessing.images, share=guessing.accuracy)
 
 
 def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:

@@ -8,6 +8,7 @@ from taylorglo.report.text import NOTHING, mean_and_deviation, number, sample_si
 from taylorglo.stats import above_chance, finite, holm
 
 SIGNIFICANCE = 0.05
+MOST_FREQUENT = "always the most frequent class"
 
 
 def verdict(record: SweepRecord) -> str:
@@ -113,7 +114,8 @@ def table(record: SweepRecord) -> str:
 def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the comparison as text.
 
-    Differences to the champion are in percentage points.
+    Differences to the champion are in percentage points. The last row is what a network reaches
+    that looks at no image.
     """
     header = [
         "loss",
@@ -137,7 +139,25 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
         ]
         for row, p_value, adjusted in zip(record.comparison, p_values, holm(p_values), strict=True)
     ]
-    return header, rows
+    return header, [*rows, _reference(record)]
+
+
+def _reference(record: SweepRecord) -> list[str]:
+    """Return the row of a network that always names the most frequent class."""
+    guess = [record.guessing.accuracy]
+    difference = NOTHING
+    if record.comparison and finite(record.comparison[0].accuracies).size:
+        points = _points(record.comparison[0].accuracies, guess)
+        difference = f"{points:+.2f}".replace("-", "−")
+    return [
+        MOST_FREQUENT,
+        NOTHING,
+        mean_and_deviation(guess),
+        NOTHING,
+        difference,
+        NOTHING,
+        NOTHING,
+    ]
 
 
 def headline(record: SweepRecord) -> dict[str, float]:

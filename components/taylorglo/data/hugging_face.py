@@ -16,7 +16,7 @@ import torch
 from taylorglo.data.pictures import Stack, in_gray, picture_in, said_of
 from taylorglo.data.split_names import TEST, TRAIN, VALIDATION, by_split, split_named
 from taylorglo.data.splits import Source, Split
-from taylorglo.data.tables import Part, labels_of, source_of
+from taylorglo.data.tables import Part, labels_of, source_of, without_lists
 from taylorglo.errors import InputError, one_line, quoted
 from taylorglo.extras import missing
 from taylorglo.reading import check_regular, parse_json, read_bytes
@@ -54,7 +54,10 @@ def read_hugging_face(root: Path, settings: DataSettings) -> Source:
     images = [name for name, kind in features.items() if kind.get("_type") == "Image"]
     if images:
         return _images(parts, images, settings, order, left_out)
-    flat = {split: part._replace(table=_flat(part)) for split, part in parts.items()}
+    flat = {
+        split: part._replace(table=without_lists(part.table, part.place))
+        for split, part in parts.items()
+    }
     return source_of(flat, settings.label, order=order, left_out=left_out)
 
 
@@ -201,28 +204,3 @@ def _images(
         remarks={name: text for name, text in remarks.items() if text},
         classes=classes,
     )
-
-
-def _flat(part: Part) -> "pa.Table":
-    """Return a table in which each column of lists of one length is a column for each place."""
-    import pyarrow as pa
-    from pyarrow import compute, types
-
-    columns: dict[str, Any] = {}
-    for name in part.table.column_names:
-        column = part.table[name].combine_chunks()
-        kind = column.type
-        if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
-            columns[name] = column
-            continue
-        lengths = compute.unique(compute.list_value_length(column)).to_pylist()
-        if len(lengths) != 1 or not lengths[0]:
-            raise InputError(
-                f"{part.place}: column {quoted(name)} has lists of the lengths "
-                f"{', '.join(map(str, lengths[:5]))}: should be of one length, without missing ones"
-            )
-        values = compute.list_flatten(column)
-        for place in range(lengths[0]):
-            rows = pa.array(range(place, len(values), lengths[0]), pa.int64())
-            columns[f"{name}[{place}]"] = values.take(rows)
-    return pa.table(columns)

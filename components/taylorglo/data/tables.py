@@ -54,6 +54,39 @@ class Part(NamedTuple):
         return f"{self.place}: row {index + 1}{' below the names' if self.headed else ''}"
 
 
+def without_lists(table: "pa.Table", place: str) -> "pa.Table":
+    """Return a table in which each column of lists of one length is a column for each place.
+
+    Args:
+        table: of any columns.
+        place: of the table, for an error.
+
+    Raises:
+        InputError: the lists of a column have several lengths, or one is missing.
+    """
+    import pyarrow as pa
+    from pyarrow import compute, types
+
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table[name].combine_chunks()
+        kind = column.type
+        if not (types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)):
+            columns[name] = column
+            continue
+        lengths = compute.unique(compute.list_value_length(column)).to_pylist()
+        if len(lengths) != 1 or not lengths[0]:
+            raise InputError(
+                f"{place}: column {quoted(name)} has lists of the lengths "
+                f"{', '.join(map(str, lengths[:5]))}: should be of one length, without missing ones"
+            )
+        values = compute.list_flatten(column)
+        for number in range(lengths[0]):
+            rows = pa.array(range(number, len(values), lengths[0]), pa.int64())
+            columns[f"{name}[{number}]"] = values.take(rows)
+    return pa.table(columns)
+
+
 def read_table(root: Path, label: str) -> Source:
     """Read a file, or the files of the splits in a folder.
 
@@ -196,7 +229,7 @@ def _read_file(path: Path) -> "pa.Table":
         if suffix in _SEPARATORS:
             return _read_csv(path)
         with path.open("rb") as file:
-            return parquet.ParquetFile(file).read()
+            return without_lists(parquet.ParquetFile(file).read(), str(path))
     except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
         raise InputError(
             f"{path}: should be a whole {suffix} file{_coded(suffix)}: {one_line(error)}"

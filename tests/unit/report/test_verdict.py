@@ -50,7 +50,7 @@ def test_the_table_shows_mean_deviation_n_difference_and_p() -> None:
 
 def test_the_last_row_of_the_table_is_the_most_frequent_class() -> None:
     lines = table(record(guessing=Guessing(accuracy=0.1, images=360))).splitlines()
-    words = "always the most frequent class".split()
+    words = ["always", "the", "most", "frequent", "class"]
     assert lines[-1].split() == [*words, "-", "10.00", "-", "-82.00", "-", "-"]
     alone = table(record(comparison=[], guessing=Guessing(accuracy=0.1, images=360)))
     assert alone.splitlines()[-1].split() == [*words, "-", "10.00", "-", "-", "-", "-"]

@@ -67,6 +67,7 @@ def without_lists(table: "pa.Table", place: str) -> "pa.Table":
     import pyarrow as pa
     from pyarrow import compute, types
 
+    _check_different(table.column_names, place)
     columns: dict[str, Any] = {}
     for name in table.column_names:
         column = table[name].combine_chunks()
@@ -254,8 +255,7 @@ def _read_csv(path: Path) -> "pa.Table":
         raise InputError(f"{path}: is empty: should have the names of the columns, and rows")
     separator = max((_SEPARATORS[path.suffix.lower()], ",", ";", "\t"), key=head.count)
     names = next(csv.reader(start.splitlines(keepends=True), delimiter=separator))
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(f"{path}: the column {quoted(twice[0])} is there twice: should be once")
+    _check_different(names, str(path))
     return reader.read_csv(
         path,
         # One block, so that a number of a line is that of the whole file in an error.
@@ -267,12 +267,13 @@ def _read_csv(path: Path) -> "pa.Table":
     )
 
 
+def _check_different(names: Sequence[str], place: str) -> None:
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise InputError(f"{place}: the column {quoted(twice[0])} is there twice: should be once")
+
+
 def _check_columns(part: Part, train: Part, label: str) -> None:
     names = part.table.column_names
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InputError(
-            f"{part.place}: the column {quoted(twice[0])} is there twice: should be once"
-        )
     _check_label(part, label)
     expected = train.table.column_names
     if set(names) != set(expected):

@@ -353,7 +353,7 @@ def _encoded(source: Source, *splits: Split) -> tuple[list[Split], tuple[dict[st
         parts.append(Split(features, split.labels))
         unknown += others
     said = f"texts that are in no training sample, and became zeros: {unknown}" if unknown else ""
-    return parts, tuple(encoding.columns), said
+    return parts, tuple(encoding), said
 
 
 def _are_pixels(images: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """Features of a table: columns that are standardised or encoded one-hot by the training split."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,21 +10,12 @@ from torch import Tensor
 
 from taylorglo.data.splits import Column
 
-
-class Encoding(NamedTuple):
-    """What makes features of the columns of a table, learned from the training split.
-
-    Attributes:
-        columns: of each column its name, with mean and deviation or with its categories.
-        features: the name of each feature.
-    """
-
-    columns: list[dict[str, Any]]
-    features: list[str]
+# The name of a column, with its mean and deviation or with its categories.
+Encoding = dict[str, Any]
 
 
-def encoding_of(columns: Sequence[Column], codes: Tensor) -> Encoding:
-    """Return the encoding that standardises and one-hot encodes a training split.
+def encoding_of(columns: Sequence[Column], codes: Tensor) -> list[Encoding]:
+    """Return the encoding of each column, which standardises or one-hot encodes a training split.
 
     A column of numbers that is constant in it has the deviation 1. The categories of a column of
     texts are those that it has in it.
@@ -33,29 +24,28 @@ def encoding_of(columns: Sequence[Column], codes: Tensor) -> Encoding:
         columns: of the table.
         codes: float64 (N, number of columns), of the training split.
     """
-    described: list[dict[str, Any]] = []
-    features: list[str] = []
+    encoding: list[Encoding] = []
     for number, (name, categories) in enumerate(columns):
         values = codes[:, number].numpy()
         if categories is None:
             constant = values.min() == values.max()
             deviation = 1.0 if constant else float(values.std())
-            described.append({"name": name, "mean": float(values.mean()), "std": deviation})
-            features.append(name)
+            encoding.append({"name": name, "mean": float(values.mean()), "std": deviation})
         else:
             present = [categories[int(code)] for code in np.unique(values)]
-            described.append({"name": name, "categories": present})
-            features += [f"{name}={category}" for category in present]
-    return Encoding(described, features)
+            encoding.append({"name": name, "categories": present})
+    return encoding
 
 
-def encoded(encoding: Encoding, columns: Sequence[Column], codes: Tensor) -> tuple[Tensor, int]:
+def encoded(
+    encoding: Sequence[Encoding], columns: Sequence[Column], codes: Tensor
+) -> tuple[Tensor, int]:
     """Return features, and how many texts are no category of the training split.
 
     Such a text is 0 in every feature of its column.
 
     Args:
-        encoding: learned from the training split.
+        encoding: of each column, learned from the training split.
         columns: of the table.
         codes: float64 (N, number of columns).
 
@@ -64,7 +54,7 @@ def encoded(encoding: Encoding, columns: Sequence[Column], codes: Tensor) -> tup
     """
     parts: list[NDArray[np.float64]] = []
     unknown = 0
-    for number, (described, column) in enumerate(zip(encoding.columns, columns, strict=True)):
+    for number, (described, column) in enumerate(zip(encoding, columns, strict=True)):
         values = codes[:, number].numpy()
         if column.categories is None:
             parts.append(((values - described["mean"]) / described["std"])[:, None])

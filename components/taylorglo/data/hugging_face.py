@@ -16,7 +16,7 @@ import torch
 from taylorglo.data.pictures import Stack, in_gray, picture_in, said_of
 from taylorglo.data.split_names import TEST, TRAIN, VALIDATION, by_split, split_named
 from taylorglo.data.splits import Source, Split
-from taylorglo.data.tables import Part, labels_of, source_of, without_lists
+from taylorglo.data.tables import Part, checked, labels_of, source_of, whole, without_lists
 from taylorglo.errors import InputError, one_line, quoted
 from taylorglo.extras import missing
 from taylorglo.reading import check_regular, parse_json, read_bytes
@@ -126,12 +126,10 @@ def _rows(folder: Path) -> "pa.Table":
     for name in names:
         path = folder / str(name)
         check_regular(path)
-        try:
-            with pa.ipc.open_stream(path.read_bytes()) as reader:
-                tables.append(reader.read_all())
-        except pa.ArrowException as error:
-            raise InputError(f"{path}: should be a whole Arrow file: {one_line(error)}") from error
-    return pa.concat_tables(tables)
+        with whole(path, "Arrow file"), pa.ipc.open_stream(path.read_bytes()) as reader:
+            tables.append(checked(reader.read_all()))
+    with whole(folder, "split, with the same columns in all of its files"):
+        return pa.concat_tables(tables)
 
 
 def _named(

@@ -9,7 +9,8 @@ import csv
 import difflib
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -218,23 +219,54 @@ def _read(paths: Sequence[Path]) -> Part:
         ) from error
 
 
-def _read_file(path: Path) -> "pa.Table":
+@contextmanager
+def whole(path: Path, kind: str) -> Iterator[None]:
+    """Turn what Arrow raises for a damaged file into an error for a user.
+
+    Args:
+        path: of the file.
+        kind: what it should be.
+
+    Raises:
+        InputError: the block raised an error of Arrow.
+        OSError: the file cannot be read.
+    """
     import pyarrow as pa
+
+    try:
+        yield
+    # Names of columns are decoded when they are first used.
+    except (pa.ArrowException, UnicodeDecodeError, IndexError, csv.Error, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise InputError(f"{path}: should be a whole {kind}: {one_line(error)}") from error
+
+
+def checked(table: "pa.Table") -> "pa.Table":
+    """Return a table of which every value can be read.
+
+    Raises:
+        ArrowException: a value cannot, because the file is damaged.
+        UnicodeDecodeError: the name of a column cannot.
+    """
+    table.validate(full=True)
+    len(table.column_names)
+    return table
+
+
+def _read_file(path: Path) -> "pa.Table":
     from pyarrow import parquet
 
     check_regular(path)
     suffix = path.suffix.lower()
     if suffix not in _SUFFIXES:
         raise InputError(f"{path}: should be a {_kinds()} file")
-    try:
+    with whole(path, f"{suffix} file{_coded(suffix)}"):
         if suffix in _SEPARATORS:
             return _read_csv(path)
         with path.open("rb") as file:
-            return without_lists(parquet.ParquetFile(file).read(), str(path))
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(
-            f"{path}: should be a whole {suffix} file{_coded(suffix)}: {one_line(error)}"
-        ) from error
+            table = checked(parquet.ParquetFile(file).read())
+    return without_lists(table, str(path))
 
 
 def _coded(suffix: str) -> str:

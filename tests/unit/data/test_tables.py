@@ -363,3 +363,26 @@ def test_the_prepared_table_keeps_classes_and_encoding(tmp_path: Path) -> None:
     assert not found.pixels
     assert found.unit is not None
     assert found.unit.tolist() == [1.0] * 5
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv"])
+def test_a_damaged_file_is_read_or_refused_in_one_line(tmp_path: Path, name: str) -> None:
+    write_csv(tmp_path / "x.csv", rows())
+    parquet.write_table(arrow_csv.read_csv(tmp_path / "x.csv"), tmp_path / "x.parquet")
+    whole = (tmp_path / name).read_bytes()
+    random = np.random.default_rng(0)
+    refused = 0
+    for number in range(60):
+        damaged = bytearray(whole)
+        place = int(random.integers(len(damaged)))
+        if number % 3:
+            damaged[place] = int(random.integers(256))
+        else:
+            damaged = damaged[:place]
+        (tmp_path / name).write_bytes(damaged)
+        try:
+            load(tmp_path / name)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+    assert refused > 20

@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from small_sweeps import Work
 
 from taylorglo.data import dataset as datasets
-from taylorglo.errors import InputError
 from taylorglo.results import DatasetDescription, read_json
 from taylorglo.tasks import prepare
 
@@ -76,5 +75,7 @@ def test_a_table_is_described_by_its_features(
     description = read_json(tmp_path / "description", DatasetDescription)
     assert description.features == 2
     assert description.provenance["epsilon_unit"] == "standard deviations"
-    with pytest.raises(InputError, match=r"model 'cnn': takes images .* samples of 2 features"):
+    with pytest.raises(SystemExit):
         prepare.run(data=table, model={"name": "cnn"}, seed=0, **paths)
+    message = "model 'cnn': takes images (C, H, W), and the data are samples of 2 features"
+    assert message in capsys.readouterr().err

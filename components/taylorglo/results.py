@@ -26,6 +26,15 @@ Kind = TypeVar("Kind")
 NUMERICS = "0.1.0"
 
 
+# The name in a provenance of the unit of an attack's epsilon; without it, it is a pixel's range.
+EPSILON_UNIT = "epsilon_unit"
+
+
+def epsilon_unit(provenance: Mapping[str, str]) -> str:
+    """Return the unit of an attack's epsilon on data of this provenance, in words."""
+    return provenance.get(EPSILON_UNIT, "pixels in [0, 1]")
+
+
 class Record(BaseModel):
     """An immutable result that can be written as JSON."""
 
@@ -308,12 +317,20 @@ class Guessing(Record):
     """What a network reaches on the test split that looks at no image.
 
     Attributes:
-        accuracy: in [0, 1], of always naming the most frequent class.
+        accuracy: in [0, 1], of always naming the most frequent class, by the score of the sweep.
         images: number of test images.
+        share: the share in [0, 1] of the most frequent class in the test images, if the score is
+            not the accuracy.
     """
 
     accuracy: float
     images: int
+    share: float | None = None
+
+    @property
+    def majority(self) -> float:
+        """The share in [0, 1] of the most frequent class in the test images."""
+        return self.accuracy if self.share is None else self.share
 
 
 class DatasetDescription(Record):
@@ -327,6 +344,7 @@ class DatasetDescription(Record):
         fingerprint: checksum of the training and validation images.
         provenance: where the images come from.
         guessing: what a network reaches that looks at no image.
+        features: number of features of a sample; 0 for images.
     """
 
     name: str
@@ -336,6 +354,7 @@ class DatasetDescription(Record):
     fingerprint: str
     provenance: dict[str, str]
     guessing: Guessing
+    features: int = 0
 
 
 def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:

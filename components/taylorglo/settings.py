@@ -164,7 +164,7 @@ class Section(BaseModel):
 
 
 class DataSettings(Section):
-    """The images, and how they are split (fractions are stratified by class)."""
+    """The images or features, and how they are split (fractions are stratified by class)."""
 
     name: Literal[
         "digits",
@@ -175,10 +175,15 @@ class DataSettings(Section):
         "svhn",
         "image-folder",
         "safetensors",
+        "numpy",
+        "table",
+        "hugging-face",
     ] = Field(
         "digits",
-        description="Data set: scikit-learn's digits, one of torchvision's, or your own images "
-        "(`image-folder` or `safetensors`).",
+        description="Data set: scikit-learn's digits, one of torchvision's, or your own: images "
+        "(`image-folder`), images or features in tensors (`safetensors`, or `numpy` for `.npz` and "
+        "`.npy`), a `table` (CSV or Parquet), or a folder of Hugging Face's `save_to_disk` "
+        "(`hugging-face`).",
     )
     root: str = Field(
         "",
@@ -198,6 +203,28 @@ class DataSettings(Section):
         "",
         description="Expected checksum of the source, 64 hexadecimal digits. The report names the "
         "actual one.",
+    )
+    label: str = Field(
+        "label",
+        min_length=1,
+        description="Name of the column with the classes, of a table or of Hugging Face's data.",
+    )
+    image_size: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Side in pixels to which image files are resized: the largest square in the "
+        "middle of an image is cut out and resized; 0: images stay as they are, and have to be of "
+        "one size.",
+    )
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = Field(
+        "bilinear",
+        description="Interpolation of this resize. `bilinear` and `bicubic` are with antialias.",
+    )
+    color: Literal["rgb", "gray", "auto"] = Field(
+        "rgb",
+        description="Channels of image files: three (`rgb`), one (`gray`, the luma of ITU-R 601), "
+        "or one if all images are gray (`auto`).",
     )
     validation_fraction: Fraction = Field(
         0.2,
@@ -242,6 +269,25 @@ class DataSettings(Section):
     def _root_is_given(self) -> "DataSettings":
         if self.name != "digits" and not self.root:
             raise ValueError(f"root: data set {self.name!r} needs a folder, a file or an s3:// URI")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_files_have_files(self) -> "DataSettings":
+        readers = {
+            "label": ("table", "hugging-face"),
+            **dict.fromkeys(
+                ("image_size", "interpolation", "color"), ("image-folder", "hugging-face")
+            ),
+        }
+        for key, names in readers.items():
+            value = getattr(self, key)
+            if self.name not in names and value != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key}: is for the data sets {' and '.join(names)}, and data.name is "
+                    f"{self.name}"
+                )
+        if self.interpolation != "bilinear" and not self.image_size:
+            raise ValueError("interpolation: needs an image_size")
         return self
 
     @model_validator(mode="after")
@@ -455,8 +501,8 @@ class AugmentationSettings(Section):
         0,
         ge=0,
         le=256,
-        description="Number of black pixels around an image, from which a window of the image's "
-        "size is cut at random; 0: no crop.",
+        description="Number of black pixels (zeros) around an image, from which a window of the "
+        "image's size is cut at random; 0: no crop.",
     )
     flip: bool = Field(
         False, description="Mirror an image left to right with a probability of one half."
@@ -474,6 +520,22 @@ class AugmentationSettings(Section):
         le=1,
         description="Probability that the images of a batch and their targets are mixed (CutMix).",
     )
+
+    def check_data(self, features: int) -> None:
+        """Refuse changes of images for data that are features.
+
+        Args:
+            features: number of features; 0 for images.
+
+        Raises:
+            InputError: a change is configured, and the data are features.
+        """
+        changes = [key for key, value in self if value]
+        if features and changes:
+            raise InputError(
+                f"augmentation.{changes[0]}: changes images, and the data have {features} features "
+                "and no images: should be left out"
+            )
 
 
 class EvaluationSettings(Section):
@@ -527,7 +589,10 @@ class EvaluationSettings(Section):
         description="Weight in the fitness of the validation accuracy under FGSM.",
     )
     adversarial_epsilon: float = Field(
-        0.03, gt=0, le=1, description="Radius of this FGSM attack, in pixel space."
+        0.03,
+        gt=0,
+        le=1,
+        description="Radius of this FGSM attack, in the units of `attack.epsilons`.",
     )
     folds: Annotated[int, Former(0)] = Field(
         5,
@@ -777,12 +842,13 @@ class ChampionSettings(Section):
 
 
 class AttackSettings(Section):
-    """FGSM and PGD (l-infinity, in pixel space) on networks of the champion and the baselines."""
+    """FGSM and PGD (l-infinity) on networks of the champion and the baselines."""
 
     epsilons: Annotated[list[Epsilon], BeforeValidator(_split_numbers)] = Field(
         [0.0, 0.02, 0.05, 0.1],
         max_length=_MOST_ITEMS,
-        description="Radii of the attacks in pixel space; 0 is always added.",
+        description="Radii of the attacks; 0 is always added. Their unit is the full range of a "
+        "pixel, or the standard deviation of a feature or channel if the data have no pixels.",
     )
     pgd_steps: int = Field(20, ge=1, le=100_000, description="Number of steps of PGD.")
     pgd_restarts: int = Field(

@@ -37,11 +37,23 @@ def one_of(*values: str) -> st.SearchStrategy[str]:
     return st.sampled_from(values)
 
 
-def data_sections() -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries(
+@st.composite
+def data_sections(draw: st.DrawFn) -> dict[str, Any]:
+    names = ("digits", "mnist", "cifar10", "image-folder", "safetensors", "numpy", "table")
+    name = draw(one_of(*names, "hugging-face"))
+    files = name in ("image-folder", "hugging-face")
+    size = draw(st.integers(0, 4096)) if files else 0
+    columns = name in ("table", "hugging-face")
+    values = st.fixed_dictionaries(
         {
-            "name": one_of("digits", "mnist", "cifar10", "image-folder", "safetensors"),
+            "name": st.just(name),
             "root": PATH,
+            "label": PATH if columns else st.just("label"),
+            "image_size": st.just(size),
+            "interpolation": one_of(
+                *(("bilinear", "bicubic", "nearest") if size else ("bilinear",))
+            ),
+            "color": one_of(*(("rgb", "gray", "auto") if files else ("rgb",))),
             "download": st.booleans(),
             "sha256": st.just("") | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
             "validation_fraction": open_unit(),
@@ -52,6 +64,7 @@ def data_sections() -> st.SearchStrategy[dict[str, Any]]:
             "label_noise_kind": one_of("symmetric", "pair-flip"),
         }
     )
+    return draw(values)
 
 
 @st.composite

@@ -69,6 +69,11 @@ BAD: list[tuple[str, object, str]] = [
     ("data.test_fraction", 1.5, "less than 1"),
     ("data.train_fraction", 0, "greater than 0"),
     ("data.train_fraction", 1.01, "less than or equal to 1"),
+    ("data.label", "", "at least 1 character"),
+    ("data.image_size", -1, "greater than or equal to 0"),
+    ("data.image_size", 4097, "less than or equal to 4096"),
+    ("data.interpolation", "lanczos", "should be 'bilinear'"),
+    ("data.color", "bgr", "should be 'rgb'"),
     ("data.download", "perhaps", "valid boolean"),
     ("model.name", "", "at least 1 character"),
     ("training.steps", 0, "greater than or equal to 1"),
@@ -265,6 +270,25 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
             {"evaluation": {"score": "ece", "give_up_step": 0}},
             "evaluation.give_up_step: should be above 0 with score ece: a network that has learned "
             "nothing is well calibrated",
+        ),
+        (
+            {"data": {"name": "safetensors", "root": "x", "image_size": 8}},
+            "data.image_size: is for the data sets image-folder and hugging-face, and data.name is "
+            "safetensors",
+        ),
+        (
+            {"data": {"color": "gray"}},
+            "data.color: is for the data sets image-folder and hugging-face, and data.name is "
+            "digits",
+        ),
+        (
+            {"data": {"name": "image-folder", "root": "x", "label": "class"}},
+            "data.label: is for the data sets table and hugging-face, and data.name is "
+            "image-folder",
+        ),
+        (
+            {"data": {"name": "image-folder", "root": "x", "interpolation": "nearest"}},
+            "data.interpolation: needs an image_size",
         ),
         (
             {"data": {"name": "svhn"}},

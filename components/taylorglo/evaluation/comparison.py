@@ -258,7 +258,7 @@ def attack_network(
     """Return the accuracy that is left by attack and epsilon, on test images drawn with the seed.
 
     Args:
-        network: from images in [0, 1] to logits; it is moved to the device of the data.
+        network: from images or features to logits; it is moved to the device of the data.
         dataset: with its test split.
         settings: of the attacks; at most ``settings.images`` images are attacked.
         seed: decides the images and the random starts.
@@ -277,6 +277,7 @@ def attack_network(
             pgd_steps=settings.pgd_steps,
             pgd_restarts=settings.pgd_restarts,
             seed=seed,
+            unit=dataset.unit,
         )
 
 

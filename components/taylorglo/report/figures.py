@@ -174,13 +174,15 @@ def search_figure(
 def attack_figure(
     attacks: Mapping[str, Mapping[str, Sequence[tuple[float, Accuracies]]]],
     losses: Sequence[str],
+    unit: str = "pixels in [0, 1]",
 ) -> Figure:
     """Draw accuracy against the size of the perturbation: a panel per attack, a line per loss.
 
     Args:
         attacks: by attack and loss, the points (epsilon, accuracies in [0, 1] of the attacked
-            networks); epsilon is in the units of the pixels, in [0, 1].
+            networks).
         losses: all losses, in the order that gives them their colours.
+        unit: of epsilon, in words.
     """
     columns = min(len(attacks), 4)
     rows = -(-len(attacks) // columns)
@@ -193,7 +195,7 @@ def attack_figure(
         for axes, (attack, points) in zip(grid.flat, attacks.items(), strict=False):
             handles |= _plot_attack(axes, points, losses)
             axes.set_title(attack)
-        figure.supxlabel("perturbation ε (L∞, pixels in [0, 1])", fontsize=8, color=MUTED)
+        figure.supxlabel(f"perturbation ε (L∞, {unit})", fontsize=8, color=MUTED)
         grid[0, 0].set_ylabel("accuracy (%)")
         attacked = [loss for loss in losses if loss in handles]
         figure.legend(

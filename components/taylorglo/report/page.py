@@ -17,6 +17,7 @@ from taylorglo.report.figures import attack_figure, loss_figure, search_figure, 
 from taylorglo.report.formula import centred, expanded
 from taylorglo.report.record import GenerationRecord, SweepRecord
 from taylorglo.report.verdict import (
+    MOST_FREQUENT,
     SIGNIFICANCE,
     best_baseline,
     comparison_cells,
@@ -53,6 +54,7 @@ def render(record: SweepRecord) -> str:
             tuning=_tuning(record),
             stages=_stages(record),
             significance=SIGNIFICANCE,
+            most_frequent=MOST_FREQUENT,
             nothing=text.NOTHING,
         )
     )
@@ -168,7 +170,7 @@ def _attacks(record: SweepRecord) -> dict[str, object] | None:
     }
     # The losses of the comparison come first, so that a loss has one colour in all figures.
     losses = [row.loss for row in record.comparison] + [row.loss for row in record.robustness]
-    figure = attack_figure(points, list(dict.fromkeys(losses)))
+    figure = attack_figure(points, list(dict.fromkeys(losses)), record.epsilon_unit)
     epsilons = sorted({row.epsilon for row in record.robustness})
     return {
         "header": ["attack", "loss", *(f"ε = {epsilon:g}" for epsilon in epsilons)],

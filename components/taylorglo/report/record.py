@@ -21,6 +21,7 @@ from taylorglo.results import (
     RobustnessRow,
     StandingChampion,
     by_contender,
+    epsilon_unit,
     mean_curve,
 )
 from taylorglo.settings import BESIDE_ACCURACY, SCORES, Scalar, SweepSettings
@@ -174,6 +175,11 @@ class SweepRecord:
         """Whether a network may have a high score that has learned nothing."""
         return self.settings.get("evaluation_score") in BESIDE_ACCURACY
 
+    @property
+    def epsilon_unit(self) -> str:
+        """The unit of the attacks' epsilon, in words."""
+        return epsilon_unit(self.provenance)
+
 
 def _words(score: Scalar) -> str:
     """Return a score in words."""
@@ -243,7 +249,7 @@ def _guessing(guessing: Guessing, settings: SweepSettings, num_classes: int) -> 
     """
     if settings.evaluation.score == "accuracy" or settings.evaluation.score in BESIDE_ACCURACY:
         return guessing
-    return Guessing(accuracy=1 / num_classes, images=guessing.images)
+    return Guessing(accuracy=1 / num_classes, images=guessing.images, share=guessing.accuracy)
 
 
 def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:

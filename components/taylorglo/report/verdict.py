@@ -8,6 +8,10 @@ from taylorglo.report.text import NOTHING, mean_and_deviation, mean_and_spread, 
 from taylorglo.stats import above_chance, finite, holm
 
 SIGNIFICANCE = 0.05
+MOST_FREQUENT = "always the most frequent class"
+
+# What a table has beside the score: its title, the measure's name in a row, and the values' text.
+_Measure = tuple[str, str, Callable[..., str]]
 
 
 def verdict(record: SweepRecord) -> str:
@@ -122,7 +126,8 @@ def table(record: SweepRecord) -> str:
 def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the comparison as text.
 
-    Differences to the champion are in percentage points of the score.
+    Differences to the champion are in percentage points of the score. The last row is what a
+    network reaches that looks at no image.
     """
     measures = _shown_measures(record)
     header = [
@@ -149,16 +154,34 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
         ]
         for row, p_value, adjusted in zip(record.comparison, p_values, holm(p_values), strict=True)
     ]
-    return header, rows
+    return header, [*rows, _reference(record, measures)]
 
 
-def _shown_measures(record: SweepRecord) -> list[tuple[str, str, Callable[..., str]]]:
+def _reference(record: SweepRecord, measures: Sequence[_Measure]) -> list[str]:
+    """Return the row of a network that always names the most frequent class.
+
+    It has an accuracy, and no likelihood and no calibration worth naming.
+    """
+    guess = [record.guessing.accuracy]
+    score, difference = NOTHING, NOTHING
+    if not record.beside_accuracy:
+        score = mean_and_deviation(guess)
+        if record.comparison and finite(record.comparison[0].accuracies).size:
+            points = _points(record.comparison[0].accuracies, guess)
+            difference = f"{points:+.2f}".replace("-", "−")
+    others = [
+        mean_and_deviation(guess) if name == "accuracy" else NOTHING for _, name, _ in measures
+    ]
+    return [MOST_FREQUENT, NOTHING, score, *others, NOTHING, difference, NOTHING, NOTHING]
+
+
+def _shown_measures(record: SweepRecord) -> list[_Measure]:
     """Return what the table has beside the score: title, name of the measure, and its text.
 
     That is the calibration error if it was measured. Beside a score that says nothing of it, the
     table has the accuracy; and beside the likelihood, the negative log-likelihood.
     """
-    measures: list[tuple[str, str, Callable[..., str]]] = []
+    measures: list[_Measure] = []
     if record.beside_accuracy:
         measures.append(("accuracy (%)", "accuracy", mean_and_deviation))
     if record.settings.get("evaluation_score") == "negative-log-likelihood":

@@ -10,9 +10,11 @@ from taylorglo.results import (
     FullTraining,
     Robustness,
     RobustnessRow,
+    epsilon_unit,
     read_json,
     write_json,
 )
+from taylorglo.settings import AttackSettings
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep
 from taylorglo.training.engine import read_resident
@@ -57,15 +59,19 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
         RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=values)
         for (loss, attack, epsilon), values in accuracies.items()
     ]
-    _announce(rows, settings.epsilons[-1], settings.seeds)
+    _announce(rows, settings, epsilon_unit(dataset.provenance))
     return Robustness(rows=rows, started=started, ended=time.time())
 
 
-def _announce(rows: Sequence[RobustnessRow], epsilon: float, networks: int) -> None:
-    """Print what the worst of the attacks left at the largest epsilon."""
+def _announce(rows: Sequence[RobustnessRow], settings: AttackSettings, unit: str) -> None:
+    """Print what the worst of the attacks left at the largest epsilon, which is in this unit."""
+    epsilon = settings.epsilons[-1]
     left = ", ".join(
         f"{row.loss} {fmean(row.accuracies):.1%}"
         for row in rows
         if (row.attack, row.epsilon) == ("worst", epsilon)
     )
-    say(f"attacked {networks} networks per loss; accuracy left at epsilon {epsilon:g}: {left}")
+    say(
+        f"attacked {settings.seeds} networks per loss; accuracy left at epsilon {epsilon:g} "
+        f"({unit}): {left}"
+    )

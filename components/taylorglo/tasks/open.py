@@ -87,6 +87,7 @@ def open_sweep(
             "effect"
         )
     settings.training.check_data(description.splits["train"])
+    settings.augmentation.check_data(description.features)
     if os.environ.get(LOCAL_RUN):
         _check_machine(settings, description, data.full)
     search = begin_search(settings, description.fingerprint, description.num_classes)
@@ -210,8 +211,9 @@ def _announce(
 ) -> None:
     """Print what is about to be searched."""
     sizes = ", ".join(f"{size} {name}" for name, size in description.splits.items())
+    noun = "samples" if description.features else "images"
     say(
-        f"data: {description.name}, {description.num_classes} classes, {sizes} images; "
+        f"data: {description.name}, {description.num_classes} classes, {sizes} {noun}; "
         f"network: {settings.model.name}"
     )
     if search.source:

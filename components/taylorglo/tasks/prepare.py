@@ -68,5 +68,6 @@ def run(
         fingerprint=dataset.fingerprint,
         provenance=dataset.provenance,
         guessing=dataset.guessing,
+        features=dataset.features,
     )
     write_json(description_path, description)

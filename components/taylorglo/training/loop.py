@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taylorglo.attacks import fgsm
-from taylorglo.data.batches import Batches, scaled
+from taylorglo.data.batches import Batches, laid_out, scaled
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss
@@ -46,8 +46,8 @@ class Recipe:
         validations: number of validations, evenly spread; the last one follows the last step.
         give_up: (step, score): stop at this step if the score on the validation images is not above
             this.
-        epsilon: radius in [0, 1] of an FGSM attack on the validation images after the last step;
-            0 for no attack.
+        epsilon: radius in [0, 1] of an FGSM attack on the validation images after the last step, in
+            the unit of the data; 0 for no attack.
         kept: whether to return the weights, and to measure the score on the test split if the data
             set has one.
         fold: the fold to validate on, while the others are trained on; None: the splits of the data
@@ -170,7 +170,7 @@ def _descend(
     for step in range(1, recipe.steps + 1):
         images, targets = next(batches)
         optimizer.zero_grad()
-        value = objective(images.contiguous(memory_format=torch.channels_last), targets)
+        value = objective(laid_out(images), targets)
         value.backward()  # type: ignore[no-untyped-call]
         clip(network.parameters(), training)
         optimizer.step()
@@ -291,7 +291,9 @@ def measured(
     if recipe.epsilon:
         robust = 0.0
         if training.accuracy:
-            robust = accuracy_under_fgsm(network, dataset.validation, recipe.epsilon, size, score)
+            robust = accuracy_under_fgsm(
+                network, dataset.validation, recipe.epsilon, size, score, unit=dataset.unit
+            )
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
             tally = _tallied(network, dataset.test, size, {score, "ece"})
@@ -337,14 +339,23 @@ def _tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collecti
 
 
 def accuracy_under_fgsm(
-    network: nn.Module, split: Split, epsilon: float, batch_size: int, score: Score = "accuracy"
+    network: nn.Module,
+    split: Split,
+    epsilon: float,
+    batch_size: int,
+    score: Score = "accuracy",
+    *,
+    unit: Tensor | None = None,
 ) -> float:
-    """Return the score in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32."""
+    """Return the score in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32.
+
+    ``unit`` is that of epsilon for data without pixels, as :func:`taylorglo.attacks.fgsm` takes it.
+    """
     tally = Tally(split, 1, [score])
     # Rounding would hide gradients from the attack.
     with computing("float32", split.images.device):
         for images, labels in evaluation_batches(split, batch_size):
-            attacked = fgsm(network, images, labels, epsilon)
+            attacked = fgsm(network, images, labels, epsilon, unit=unit)
             with torch.no_grad():
                 logits = network(attacked)
                 entropy = functional.cross_entropy(logits, labels, reduction="sum")
@@ -353,13 +364,13 @@ def accuracy_under_fgsm(
 
 
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a split in its order: images (N, C, H, W), floats in [0, 1], and labels (N,).
+    """Yield a split in its order: float32 samples, (B, C, H, W) or (B, F), and labels (B,).
 
     Batches are no larger than in a training, so that an evaluation takes no more memory.
     """
     images, labels = torch.split(split.images, batch_size), torch.split(split.labels, batch_size)
     for batch, targets in zip(images, labels, strict=True):
-        yield scaled(batch).contiguous(memory_format=torch.channels_last), targets
+        yield laid_out(scaled(batch)), targets
 
 
 def weights_of(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> bytes:

@@ -137,6 +137,7 @@ class _Stack:
         self._precision = precision
         self._first = recipes[0]
         self._device = dataset.train.images.device
+        self._sample_axes = len(dataset.image_shape)
         seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
         built = {seed: build_network(settings, dataset, seed) for seed in seeds}
         self._network = built[seeds[0]]
@@ -262,7 +263,7 @@ class _Stack:
             clip(single, training)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, H, W) and targets (B, n) for all networks, or a batch for each.
+        """Return samples (B, ...) and targets (B, n) for all networks, or a batch for each.
 
         Batches of their own have a first axis more, of length M.
         """
@@ -274,7 +275,7 @@ class _Stack:
     def _logits(
         self, parameters: Mapping[str, Tensor], images: Tensor, *, training: bool
     ) -> Tensor:
-        """Return logits (M, B, n) of images (B, C, H, W) for all, or (M, B, C, H, W) for each.
+        """Return logits (M, B, n) of samples (B, ...) for all, or (M, B, ...) for each.
 
         ``parameters`` are those of M networks, stacked.
         """
@@ -287,7 +288,7 @@ class _Stack:
 
         # One draw for all networks: the draw of a network that is trained alone from this seed
         # (common random numbers).
-        axis = 0 if images.ndim == 5 else None
+        axis = 0 if images.ndim == self._sample_axes + 2 else None
         together = vmap(forward, in_dims=(0, axis), randomness="same")
         result: Tensor = together(parameters, images)
         return result

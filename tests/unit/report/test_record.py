@@ -294,7 +294,7 @@ def test_guessing_is_right_in_one_class_by_the_balanced_accuracy() -> None:
     assert record(guessing=guessing).guessing == guessing
     balanced = SweepSettings.model_validate({"evaluation": {"score": "balanced-accuracy"}})
     guessed = record(guessing=guessing, settings=balanced)
-    assert guessed.guessing == Guessing(accuracy=0.1, images=360)
+    assert guessed.guessing == Guessing(accuracy=0.1, images=360, share=0.4)
     assert (guessed.score, record().score) == ("balanced accuracy", "accuracy")
 
 

@@ -46,7 +46,15 @@ def test_the_table_shows_mean_deviation_n_difference_and_p() -> None:
         "-1.00",
         *["<", "0.001"] * 2,
     ]
-    assert len({line.index("±") for line in lines[2:]}) == 1
+    assert len({line.index("±") for line in lines[2:-1]}) == 1
+
+
+def test_the_last_row_of_the_table_is_the_most_frequent_class() -> None:
+    lines = table(record(guessing=Guessing(accuracy=0.1, images=360))).splitlines()
+    words = ["always", "the", "most", "frequent", "class"]
+    assert lines[-1].split() == [*words, "-", "10.00", "-", "-82.00", "-", "-"]
+    alone = table(record(comparison=[], guessing=Guessing(accuracy=0.1, images=360)))
+    assert alone.splitlines()[-1].split() == [*words, "-", "10.00", "-", "-", "-", "-"]
 
 
 def test_p_values_are_adjusted_by_holm() -> None:
@@ -57,7 +65,7 @@ def test_p_values_are_adjusted_by_holm() -> None:
         *(dataclasses.replace(r, p_value=raw[r.loss]) for r in values.comparison[1:]),
     ]
     lines = table(dataclasses.replace(values, comparison=rows)).splitlines()
-    shown = {line.split()[0]: line.split()[-2:] for line in lines[3:]}
+    shown = {line.split()[0]: line.split()[-2:] for line in lines[3:-1]}
     # 3 x 0.01, then 2 x 0.03, then 1 x 0.04, which is raised to the one before it.
     assert shown == {"b": ["0.010", "0.030"], "a": ["0.030", "0.060"], "c": ["0.040", "0.060"]}
 
@@ -214,7 +222,7 @@ def test_the_summary_in_markdown_has_the_verdict_the_table_and_links() -> None:
     assert lines[0] == f"## Sweep {values.name}"
     assert verdict(values) in lines
     cells = [line.count("|") for line in lines if line.startswith("|")]
-    assert cells == [8] * (2 + len(values.comparison))
+    assert cells == [8] * (3 + len(values.comparison))
     assert lines[-2:] == [
         "- MLflow: [http://mlflow:5000/#/experiments/1/runs/2]"
         "(http://mlflow:5000/#/experiments/1/runs/2)",

@@ -253,7 +253,7 @@ def test_the_calibration_error_stands_beside_the_score() -> None:
     errors = [[0.02, 0.04], [0.1, 0.1], [math.nan, 0.3]]
     header, rows = comparison_cells(measured("macro-f1", calibration_error=errors))
     assert header[2:4] == ["test macro F1 (%)", "ECE (%)"]
-    assert [row[3] for row in rows] == ["3.00 ± 1.41", "10.00 ± 0.00", "30.00"]
+    assert [row[3] for row in rows] == ["3.00 ± 1.41", "10.00 ± 0.00", "30.00", NOTHING]
     # Trainings that an older version kept have none.
     assert "ECE (%)" not in comparison_cells(record())[0]
 
@@ -274,6 +274,9 @@ def test_the_likelihood_stands_beside_the_accuracy_and_what_it_comes_from() -> N
     ]
     # A number that is no part of a whole is shown as it is.
     assert rows[0][3:6] == ["90.00 ± 0.00", "0.300 ± 0.071", "5.00 ± 0.00"]
+    # Naming one class has an accuracy, and no likelihood that says anything.
+    guess = mean_and_deviation([values.guessing.accuracy])
+    assert rows[-1][2:6] == [NOTHING, guess, NOTHING, NOTHING]
     assert "NLL (nats)" not in comparison_cells(measured("ece", cross_entropy=[[1.0]] * 3))[0]
 
 

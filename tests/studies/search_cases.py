@@ -125,12 +125,12 @@ DEFAULT_METHOD = "8x1"  # what the product does if nothing is set
 # Methods and number of searches of each at the default size, by task; what counts most comes first.
 DEFAULT: Mapping[str, tuple[Sequence[str], int]] = {
     "digits": (tuple(METHODS), 6),
-    "fashion": ((BASE, "theta", "reduced", "dynamics-taylor", DEFAULT_METHOD), 3),
-    "noise": ((BASE, "theta", "reduced", "dynamics-taylor", DEFAULT_METHOD), 3),
-    "digits-low": ((BASE, "reduced", DEFAULT_METHOD), 6),
-    "digits-high": ((BASE, "reduced", DEFAULT_METHOD), 6),
-    "fashion-low": ((BASE, DEFAULT_METHOD), 2),
-    "fashion-high": ((BASE, DEFAULT_METHOD), 2),
+    "fashion": ((BASE, "reduced", DEFAULT_METHOD), 3),
+    "noise": ((BASE, "dynamics-taylor", DEFAULT_METHOD), 3),
+    "digits-low": ((BASE, "reduced", DEFAULT_METHOD), 4),
+    "digits-high": ((BASE, "reduced", DEFAULT_METHOD), 4),
+    "fashion-low": ((BASE, DEFAULT_METHOD), 1),
+    "fashion-high": ((BASE, DEFAULT_METHOD), 1),
     "cnn": ((BASE, DEFAULT_METHOD), 1),
 }
 FULL: Mapping[str, tuple[Sequence[str], int]] = dict.fromkeys(DEFAULT, (tuple(METHODS), 10))

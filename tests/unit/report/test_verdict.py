@@ -10,6 +10,7 @@ from scipy import stats
 
 from taylorglo.report.page import render
 from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
+from taylorglo.report.text import NOTHING, mean_and_deviation
 from taylorglo.report.verdict import (
     beats_guessing,
     beats_standing,

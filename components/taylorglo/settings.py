@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from taylorglo import scores
 from taylorglo.errors import MAX_QUOTE, InputError, printable, quoted
 
 Scalar = str | int | float | bool
@@ -100,11 +101,22 @@ def _ascending(values: list[Any]) -> list[Any]:
     return values
 
 
+# The settings of a training that a function of a user gets, or that are about its processes.
+_OF_FUNCTION = (
+    "function",
+    "timeout",
+    "steps",
+    "learning_rate",
+    "device",
+    "engine",
+    "workers",
+    "threads",
+)
+
 Names = Annotated[list[str], BeforeValidator(_split)]
 Numbers = Annotated[list[float], BeforeValidator(_split_numbers), Field(max_length=_MOST_ITEMS)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Score = Literal["accuracy", "balanced-accuracy"]
 
 
 class Section(BaseModel):
@@ -140,6 +152,17 @@ class Section(BaseModel):
         marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Decides)]
         return marks[0] if marks else cls.decides
 
+    @classmethod
+    def former(cls, key: str) -> Former | None:
+        """Return the value that a setting had before there was the setting, if it is newer."""
+        marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Former)]
+        return marks[0] if marks else None
+
+    def changed(self) -> list[str]:
+        """Return the settings of this section that have not their defaults, in their order."""
+        fields = type(self).model_fields
+        return [key for key, value in self if value != fields[key].default]
+
 
 class DataSettings(Section):
     """The images, and how they are split (fractions are stratified by class)."""
@@ -153,15 +176,24 @@ class DataSettings(Section):
         "svhn",
         "image-folder",
         "safetensors",
+        "own",
     ] = Field(
         "digits",
-        description="Data set: scikit-learn's digits, one of torchvision's, or your own images "
-        "(`image-folder` or `safetensors`).",
+        description="Data set: scikit-learn's digits, one of torchvision's, your own images "
+        "(`image-folder` or `safetensors`), or `own`: data of any kind that `training.function` "
+        "reads itself.",
+    )
+    classes: Annotated[int, Decides.CANDIDATES, Former(0)] = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Number of classes, at least 2, of the data set `own`; 0 for all others, which "
+        "have it in their labels.",
     )
     root: str = Field(
         "",
-        description="Folder, file or `s3://` URI of the data. Every data set but `digits` needs "
-        "it.",
+        description="Folder, file or `s3://` URI of the data. Every data set but `digits` and "
+        "`own` needs it.",
     )
     download: bool = Field(
         False, description="Let torchvision download the files that are missing in `root`."
@@ -218,8 +250,21 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "DataSettings":
-        if self.name != "digits" and not self.root:
+        if self.name not in ("digits", "own") and not self.root:
             raise ValueError(f"root: data set {self.name!r} needs a folder, a file or an s3:// URI")
+        return self
+
+    @model_validator(mode="after")
+    def _own_data_have_classes_and_nothing_else(self) -> "DataSettings":
+        if self.name != "own":
+            if self.classes:
+                raise ValueError("classes: is for the data set 'own'; others have their own number")
+            return self
+        if self.classes < 2:
+            raise ValueError("classes: data set 'own' needs the number of classes, at least 2")
+        for key in self.changed():
+            if key not in ("name", "classes"):
+                raise ValueError(f"{key}: has no effect on the data set 'own'; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -247,10 +292,34 @@ class ModelSettings(Section):
 
 
 class TrainingSettings(Section):
-    """A training in full with SGD, as the champion and the baselines get it."""
+    """A training in full with SGD, or with a function of your own.
+
+    The champion and the baselines get it.
+    """
 
     decides = Decides.FITNESS
 
+    function: Annotated[
+        str,
+        like(
+            r"([^:\s]+:[^:\s]+)?",
+            "the name of a function that can be imported, such as package.module:train, or empty",
+        ),
+        Former(""),
+    ] = Field(
+        "",
+        description="A training of your own, `package.module:train`, in place of the built-in one "
+        "([your own training](training.md)). `steps`, `learning_rate` and `device` are passed on "
+        "to it; the batch size, the optimizer and the schedule are its own. Empty: the built-in "
+        "training.",
+    )
+    timeout: Annotated[int, Decides.EFFORT] = Field(
+        0,
+        ge=0,
+        le=YEAR,
+        description="Seconds after which a training by `function` is ended. It is tried once more, "
+        "and then counts as failed. 0: never.",
+    )
     steps: int = Field(
         1500, ge=1, le=_MOST_STEPS, description="Number of steps of a training in full."
     )
@@ -313,7 +382,11 @@ class TrainingSettings(Section):
     def decisive(self) -> dict[str, Any]:
         """Return the settings that decide what a training computes, except for the precision."""
         every = self.model_dump()
-        return {k: v for k, v in every.items() if self.decision(k) is Decides.FITNESS}
+        return {
+            key: value
+            for key, value in every.items()
+            if self.decision(key) is Decides.FITNESS and Former(value) != self.former(key)
+        }
 
     def check_data(self, images: int) -> None:
         """Refuse a batch that is larger than the training split.
@@ -344,6 +417,10 @@ class TrainingSettings(Section):
             raise ValueError("nesterov: needs a momentum above 0")
         if self.compile and self.engine == "fused":
             raise ValueError("compile: is for the engines sequential and parallel")
+        if self.timeout and not self.function:
+            raise ValueError("timeout: is for a training.function")
+        if self.timeout and self.engine == "sequential":
+            raise ValueError("timeout: needs a process for each training; engine should be auto")
         return self
 
 
@@ -440,11 +517,17 @@ class EvaluationSettings(Section):
         "attempt has the one training and the one validation split. A validation split of the "
         "source is always kept, without folds.",
     )
-    score: Annotated[Score, Former("accuracy")] = Field(
+    score: Annotated[
+        str,
+        like("[^ ].{0,38}[^ ]|[^ ]", "the name of a score, of at most 40 characters, such as F1"),
+        Former("accuracy"),
+    ] = Field(
         "accuracy",
-        description="What is measured on validation and test images. `balanced-accuracy`: the mean "
-        "over the classes of the accuracy within the class, for classes of different sizes. "
-        "Attacks after the search are always measured by accuracy.",
+        description="What is measured on validation and test images: `accuracy`, or "
+        "`balanced-accuracy`, the mean over the classes of the accuracy within the class, for "
+        "classes of different sizes. Attacks after the search are always measured by accuracy. "
+        "With `training.function`: any name for what it returns. A name that ends with `accuracy`, "
+        "`F1`, `IoU`, `Dice`, `precision` or `recall` is of a score in [0, 1], shown in percent.",
     )
 
     @model_validator(mode="after")
@@ -750,6 +833,54 @@ class SweepSettings(Section):
     champion: ChampionSettings = ChampionSettings()
     attack: AttackSettings = AttackSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _functions_stop_themselves(cls, content: Any) -> Any:
+        """Let the default of ``evaluation.give_up_step`` be 0 with a function of a user."""
+        if not isinstance(content, dict):
+            return content
+        training, evaluation = content.get("training"), content.get("evaluation", {})
+        # Anything else is a whole section already, or an error that the validation reports.
+        if isinstance(training, dict) and isinstance(evaluation, dict) and training.get("function"):
+            return {**content, "evaluation": {"give_up_step": 0, **evaluation}}
+        return content
+
+    @model_validator(mode="after")
+    def _function_fits(self) -> "SweepSettings":
+        if not self.training.function:
+            if self.data.name == "own":
+                raise ValueError("training.function: the data set 'own' needs one, which reads it")
+            if self.evaluation.score not in scores.BUILT_IN:
+                raise ValueError(
+                    "evaluation.score: should be accuracy or balanced-accuracy, unless "
+                    f"training.function measures it (got {quoted(self.evaluation.score)})"
+                )
+            return self
+        for path in self._without_effect():
+            raise ValueError(f"{path}: has no effect with a training.function; leave it out")
+        if self.search.on_reject == "penalize" and not scores.is_share(self.evaluation.score):
+            raise ValueError(
+                "search.on_reject: penalize gives fitness 0, which need not be the worst "
+                f"{self.evaluation.score}; use resample"
+            )
+        return self
+
+    def _without_effect(self) -> Iterator[str]:
+        """Yield the paths of settings that were given, and that a function of a user ignores."""
+        ignored = (key for key in self.training.changed() if key not in _OF_FUNCTION)
+        yield from (f"training.{key}" for key in ignored)
+        if self.training.engine == "fused":
+            yield "training.engine"
+        yield from (f"augmentation.{key}" for key in self.augmentation.changed())
+        for key in ("anneal", "adversarial_weight"):
+            if key in self.evaluation.changed():
+                yield f"evaluation.{key}"
+        if self.evaluation.give_up_step:
+            yield "evaluation.give_up_step"
+        # On other data, the network that the function returns is attacked.
+        if self.data.name == "own" and self.model.changed():
+            yield "model.name"
+
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSettings":
         if self.evaluation.steps > self.training.steps:
@@ -804,10 +935,9 @@ def former_values() -> dict[Decides, dict[str, Scalar]]:
     values: dict[Decides, dict[str, Scalar]] = {decision: {} for decision in Decides}
     sections = {key: value for key, value in SweepSettings() if isinstance(value, Section)}
     for key, section in sections.items():
-        for inner, info in type(section).model_fields.items():
-            for mark in info.metadata:
-                if isinstance(mark, Former):
-                    values[section.decision(inner)][f"{key}_{inner}"] = mark.value
+        for inner in type(section).model_fields:
+            if mark := section.former(inner):
+                values[section.decision(inner)][f"{key}_{inner}"] = mark.value
     return values
 
 

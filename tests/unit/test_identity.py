@@ -137,6 +137,7 @@ def test_every_setting_declares_what_it_decides() -> None:
         "training_workers",
         "training_threads",
         "training_compile",
+        "training_timeout",
         "search_max_draws",
         "search_generations",
         "search_renew",
@@ -150,8 +151,12 @@ def test_the_identity_has_the_settings_that_are_declared_to_decide_it() -> None:
     former = former_values()
     assert former == {
         **{decision: {} for decision in Decides},
-        Decides.CANDIDATES: {"search_family": "taylor"},
-        Decides.FITNESS: {"evaluation_folds": 0, "evaluation_score": "accuracy"},
+        Decides.CANDIDATES: {"search_family": "taylor", "data_classes": 0},
+        Decides.FITNESS: {
+            "evaluation_folds": 0,
+            "evaluation_score": "accuracy",
+            "training_function": "",
+        },
     }
     named = {*identity.candidates, *former[Decides.CANDIDATES]}
     assert named == names[Decides.CANDIDATES] | {"data"}

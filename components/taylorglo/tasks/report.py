@@ -23,6 +23,7 @@ from taylorglo.results import (
     mean_curve,
     read_json,
 )
+from taylorglo.scores import metric
 from taylorglo.services import layout
 from taylorglo.services.memo import References
 from taylorglo.tasks.console import say, task
@@ -61,7 +62,7 @@ def run(
         tuning=read_json(tuning_path, Passed[list[FullTraining]]).content,
         comparison=comparison,
         robustness=read_json(robustness_path, Robustness),
-        champion={layout.LOSS: Path(loss_path), layout.NETWORK: Path(model_path)},
+        champion={layout.LOSS: Path(loss_path), **_network(Path(model_path))},
         page=Path(page_path),
     )
     links = {
@@ -71,6 +72,11 @@ def run(
     }
     Path(summary_path).write_text(markdown(record, links))
     return headline(record)
+
+
+def _network(path: Path) -> dict[str, Path]:
+    """Return the champion's network by its name; a function of a user may have returned none."""
+    return {layout.NETWORK: path} if path.stat().st_size else {}
 
 
 def write_report(
@@ -172,6 +178,7 @@ def _track_contenders(
 ) -> str:
     """Log the champion and the baselines to MLflow; return the id of the champion's run."""
     runs: dict[str, str] = {}
+    score = metric(sweep.settings.evaluation.score)
     for group in by_contender(trainings):
         contender = group[0].contender
         is_champion = contender.name == "champion"
@@ -181,10 +188,10 @@ def _track_contenders(
             "champion" if is_champion else "baseline",
             contender.name,
             params=contender.model_dump(),
-            metrics={"test_accuracy": fmean(accuracies)},
+            metrics={f"test_{score}": fmean(accuracies)},
             curves={
-                "validation_accuracy": [(step, accuracy) for step, accuracy, _ in curve],
-                "test_accuracy_by_seed": list(enumerate(accuracies)),
+                f"validation_{score}": [(step, accuracy) for step, accuracy, _ in curve],
+                f"test_{score}_by_seed": list(enumerate(accuracies)),
             },
             files=champion if is_champion else {},
         )

@@ -22,7 +22,7 @@ from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss
 from taylorglo.networks.factory import build
 from taylorglo.results import Curve, Status, Training
-from taylorglo.settings import Score, SweepSettings, TrainingSettings
+from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.devices import computing
 
 CURVE_POINTS = 10
@@ -262,7 +262,7 @@ def measured(
 
 @torch.no_grad()
 def validate(
-    network: nn.Module, split: Split, batch_size: int, score: Score = "accuracy"
+    network: nn.Module, split: Split, batch_size: int, score: str = "accuracy"
 ) -> tuple[float, float]:
     """Return the score in [0, 1] and the mean cross-entropy in nats of a network on a split.
 
@@ -279,7 +279,7 @@ def validate(
 
 
 def accuracy_under_fgsm(
-    network: nn.Module, split: Split, epsilon: float, batch_size: int, score: Score = "accuracy"
+    network: nn.Module, split: Split, epsilon: float, batch_size: int, score: str = "accuracy"
 ) -> float:
     """Return the score in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32."""
     sizes = class_sizes(split)
@@ -299,7 +299,7 @@ def class_sizes(split: Split) -> Tensor:
     return torch.bincount(split.labels).float()
 
 
-def scores(correct: Tensor, sizes: Tensor, score: Score) -> list[float]:
+def scores(correct: Tensor, sizes: Tensor, score: str) -> list[float]:
     """Return the score in [0, 1] of each of M networks.
 
     ``accuracy`` is the part of the images that are classified correctly. ``balanced-accuracy`` is

@@ -6,7 +6,7 @@ range, what it means, and what it decides in a search.
 """
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from taylorglo import scores
 from taylorglo.errors import MAX_QUOTE, InputError, printable, quoted
 
 Scalar = str | int | float | bool
@@ -105,22 +106,22 @@ def _ascending(values: list[Any]) -> list[Any]:
     return values
 
 
+# The settings of a training that a function of a user gets, or that are about its processes.
+_OF_FUNCTION = (
+    "function",
+    "timeout",
+    "steps",
+    "learning_rate",
+    "device",
+    "engine",
+    "workers",
+    "threads",
+)
+
 Names = Annotated[list[str], BeforeValidator(_split)]
 Numbers = Annotated[list[float], BeforeValidator(_split_numbers), Field(max_length=_MOST_ITEMS)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Score = Literal["accuracy", "balanced-accuracy", "macro-f1", "negative-log-likelihood", "ece"]
-
-# What is measured, in words: the higher the better, and always a part of 1.
-SCORES: Mapping[Score, str] = {
-    "accuracy": "accuracy",
-    "balanced-accuracy": "balanced accuracy",
-    "macro-f1": "macro F1",
-    "negative-log-likelihood": "likelihood exp(−NLL)",
-    "ece": "calibration 1 − ECE",
-}
-# Scores that a network may have which has learned nothing, so that its accuracy has to tell.
-BESIDE_ACCURACY: Collection[Score] = ("negative-log-likelihood", "ece")
 
 
 class Section(BaseModel):
@@ -158,9 +159,14 @@ class Section(BaseModel):
 
     @classmethod
     def former(cls, key: str) -> Former | None:
-        """Return the former value of a setting, or None if the first version had the setting."""
+        """Return the value that a setting had before there was the setting, if it is newer."""
         marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Former)]
         return marks[0] if marks else None
+
+    def changed(self) -> list[str]:
+        """Return the settings of this section that have not their defaults, in their order."""
+        fields = type(self).model_fields
+        return [key for key, value in self if value != fields[key].default]
 
 
 class DataSettings(Section):
@@ -178,17 +184,25 @@ class DataSettings(Section):
         "numpy",
         "table",
         "hugging-face",
+        "own",
     ] = Field(
         "digits",
         description="Data set: scikit-learn's digits, one of torchvision's, or your own: images "
         "(`image-folder`), images or features in tensors (`safetensors`, or `numpy` for `.npz` and "
-        "`.npy`), a `table` (CSV or Parquet), or a folder of Hugging Face's `save_to_disk` "
-        "(`hugging-face`).",
+        "`.npy`), a `table` (CSV or Parquet), a folder of Hugging Face's `save_to_disk` "
+        "(`hugging-face`), or `own`: data of any kind that `training.function` reads itself.",
+    )
+    classes: Annotated[int, Decides.CANDIDATES, Former(0)] = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Number of classes, at least 2, of the data set `own`; 0 for all others, which "
+        "have it in their labels.",
     )
     root: str = Field(
         "",
-        description="Folder, file or `s3://` URI of the data. Every data set but `digits` needs "
-        "it.",
+        description="Folder, file or `s3://` URI of the data. Every data set but `digits` and "
+        "`own` needs it.",
     )
     download: bool = Field(
         False, description="Let torchvision download the files that are missing in `root`."
@@ -267,7 +281,7 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "DataSettings":
-        if self.name != "digits" and not self.root:
+        if self.name not in ("digits", "own") and not self.root:
             raise ValueError(f"root: data set {self.name!r} needs a folder, a file or an s3:// URI")
         return self
 
@@ -280,14 +294,26 @@ class DataSettings(Section):
             ),
         }
         for key, names in readers.items():
-            value = getattr(self, key)
-            if self.name not in names and value != type(self).model_fields[key].default:
+            if self.name not in names and key in self.changed():
                 raise ValueError(
                     f"{key}: is for the data sets {' and '.join(names)}, and data.name is "
                     f"{self.name}"
                 )
         if self.interpolation != "bilinear" and not self.image_size:
             raise ValueError("interpolation: needs an image_size")
+        return self
+
+    @model_validator(mode="after")
+    def _own_data_have_classes_and_nothing_else(self) -> "DataSettings":
+        if self.name != "own":
+            if self.classes:
+                raise ValueError("classes: is for the data set 'own'; others have their own number")
+            return self
+        if self.classes < 2:
+            raise ValueError("classes: data set 'own' needs the number of classes, at least 2")
+        for key in self.changed():
+            if key not in ("name", "classes"):
+                raise ValueError(f"{key}: has no effect on the data set 'own'; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -315,10 +341,34 @@ class ModelSettings(Section):
 
 
 class TrainingSettings(Section):
-    """A training in full, as the champion and the baselines get it."""
+    """A training in full, built-in or a function of your own.
+
+    The champion and the baselines get it.
+    """
 
     decides = Decides.FITNESS
 
+    function: Annotated[
+        str,
+        like(
+            r"([^:\s]+:[^:\s]+)?",
+            "the name of a function that can be imported, such as package.module:train, or empty",
+        ),
+        Former(""),
+    ] = Field(
+        "",
+        description="A training of your own, `package.module:train`, in place of the built-in one "
+        "([your own training](training.md)). `steps`, `learning_rate` and `device` are passed on "
+        "to it; the batch size, the optimizer and the schedule are its own. Empty: the built-in "
+        "training.",
+    )
+    timeout: Annotated[int, Decides.EFFORT] = Field(
+        0,
+        ge=0,
+        le=YEAR,
+        description="Seconds after which a training by `function` is ended. It is tried once more, "
+        "and then counts as failed. 0: never.",
+    )
     steps: int = Field(
         1500, ge=1, le=_MOST_STEPS, description="Number of steps of a training in full."
     )
@@ -479,6 +529,10 @@ class TrainingSettings(Section):
         self._check_optimizer()
         if self.compile and self.engine == "fused":
             raise ValueError("compile: is for the engines sequential and parallel")
+        if self.timeout and not self.function:
+            raise ValueError("timeout: is for a training.function")
+        if self.timeout and self.engine == "sequential":
+            raise ValueError("timeout: needs a process for each training; engine should be auto")
         return self
 
     def _check_optimizer(self) -> None:
@@ -604,14 +658,20 @@ class EvaluationSettings(Section):
         "attempt has the one training and the one validation split. A validation split of the "
         "source is always kept, without folds.",
     )
-    score: Annotated[Score, Former("accuracy")] = Field(
+    score: Annotated[
+        str,
+        like("[^ ].{0,38}[^ ]|[^ ]", "the name of a score, of at most 40 characters, such as F1"),
+        Former("accuracy"),
+    ] = Field(
         "accuracy",
         description="What is measured on validation and test images: the fitness of a candidate is "
         "its score, and the losses are compared by it. `balanced-accuracy` and `macro-f1`: means "
         "over the classes, for classes of different sizes. `negative-log-likelihood`: the score is "
         "exp(-NLL), the geometric mean of the probability of the right class. `ece`: the score is "
         "1 - ECE, the expected calibration error (15 bins); see docs/method.md before using it. "
-        "Attacks after the search are always measured by accuracy.",
+        "Attacks after the search are always measured by accuracy. With `training.function`: any "
+        "name for what it returns. These names, and those that end with `accuracy`, `F1`, `IoU`, "
+        "`Dice`, `precision` or `recall`, are of a score in [0, 1], shown in percent.",
     )
 
     @model_validator(mode="after")
@@ -623,11 +683,6 @@ class EvaluationSettings(Section):
         if 0 < self.max_attempts < max(2, self.attempts):
             raise ValueError(
                 f"max_attempts: should be 0, or at least attempts ({self.attempts}) and 2"
-            )
-        if self.score == "ece" and not self.give_up_step:
-            raise ValueError(
-                "give_up_step: should be above 0 with score ece: a network that has learned "
-                "nothing is well calibrated"
             )
         if self.max_attempts and self.attempts == 1:
             raise ValueError(
@@ -922,6 +977,65 @@ class SweepSettings(Section):
     baselines: BaselineSettings = BaselineSettings()
     champion: ChampionSettings = ChampionSettings()
     attack: AttackSettings = AttackSettings()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _functions_stop_themselves(cls, content: Any) -> Any:
+        """Let the default of ``evaluation.give_up_step`` be 0 with a function of a user."""
+        if not isinstance(content, dict):
+            return content
+        training, evaluation = content.get("training"), content.get("evaluation", {})
+        # Anything else is a whole section already, or an error that the validation reports.
+        if isinstance(training, dict) and isinstance(evaluation, dict) and training.get("function"):
+            return {**content, "evaluation": {"give_up_step": 0, **evaluation}}
+        return content
+
+    @model_validator(mode="after")
+    def _function_fits(self) -> "SweepSettings":
+        if not self.training.function:
+            if self.data.name == "own":
+                raise ValueError("training.function: the data set 'own' needs one, which reads it")
+            self._check_score()
+            return self
+        for path in self._without_effect():
+            raise ValueError(f"{path}: has no effect with a training.function; leave it out")
+        if self.search.on_reject == "penalize" and not scores.is_share(self.evaluation.score):
+            raise ValueError(
+                "search.on_reject: penalize gives fitness 0, which need not be the worst "
+                f"{self.evaluation.score}; use resample"
+            )
+        return self
+
+    def _check_score(self) -> None:
+        """Refuse a score that the built-in training does not measure, or that misleads it."""
+        score = self.evaluation.score
+        if score not in scores.SCORES:
+            *first, last = map(repr, scores.SCORES)
+            raise ValueError(
+                f"evaluation.score: should be {', '.join(first)} or {last}, unless "
+                f"training.function measures it (got {quoted(score)})"
+            )
+        if score == "ece" and not self.evaluation.give_up_step:
+            raise ValueError(
+                "evaluation.give_up_step: should be above 0 with score ece: a network that has "
+                "learned nothing is well calibrated"
+            )
+
+    def _without_effect(self) -> Iterator[str]:
+        """Yield the paths of settings that were given, and that a function of a user ignores."""
+        ignored = (key for key in self.training.changed() if key not in _OF_FUNCTION)
+        yield from (f"training.{key}" for key in ignored)
+        if self.training.engine == "fused":
+            yield "training.engine"
+        yield from (f"augmentation.{key}" for key in self.augmentation.changed())
+        for key in ("anneal", "adversarial_weight"):
+            if key in self.evaluation.changed():
+                yield f"evaluation.{key}"
+        if self.evaluation.give_up_step:
+            yield "evaluation.give_up_step"
+        # On other data, the network that the function returns is attacked.
+        if self.data.name == "own" and self.model.changed():
+            yield "model.name"
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSettings":

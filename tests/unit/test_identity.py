@@ -137,6 +137,7 @@ def test_every_setting_declares_what_it_decides() -> None:
         "training_workers",
         "training_threads",
         "training_compile",
+        "training_timeout",
         "search_max_draws",
         "search_generations",
         "search_renew",
@@ -150,8 +151,9 @@ def test_the_identity_has_the_settings_that_are_declared_to_decide_it() -> None:
     former = former_values()
     assert former == {
         **{decision: {} for decision in Decides},
-        Decides.CANDIDATES: {"search_family": "taylor"},
+        Decides.CANDIDATES: {"search_family": "taylor", "data_classes": 0},
         Decides.FITNESS: {
+            "training_function": "",
             "training_optimizer": "sgd",
             "training_betas": "0.9, 0.999",
             "training_weight_decay_on": "all",

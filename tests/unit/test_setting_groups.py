@@ -47,6 +47,7 @@ def data_sections(draw: st.DrawFn) -> dict[str, Any]:
     values = st.fixed_dictionaries(
         {
             "name": st.just(name),
+            "classes": st.just(0),
             "root": PATH,
             "label": PATH if columns else st.just("label"),
             "image_size": st.just(size),
@@ -75,6 +76,8 @@ def training_sections(draw: st.DrawFn, steps: int) -> dict[str, Any]:
     decays = st.lists(finite(0, 0.9999), min_size=2, max_size=2)
     engine = draw(one_of("auto", "sequential", "parallel", "fused"))
     return {
+        "function": "",
+        "timeout": 0,
         "steps": steps,
         "batch_size": draw(st.integers(1, 10**6)),
         "learning_rate": draw(finite(0, 100, exclude_min=True)),
@@ -201,6 +204,35 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
     }
 
 
+@st.composite
+def with_function(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw the values of a sweep in which a function of a user trains on its own data."""
+    values, default = draw(valid()), SweepSettings().model_dump()
+    engine = draw(one_of("auto", "sequential", "parallel"))
+    kept = ("steps", "learning_rate", "device", "workers", "threads")
+    return {
+        **values,
+        "data": {**default["data"], "name": "own", "classes": draw(st.integers(2, 10**6))},
+        "model": default["model"],
+        "training": {
+            **default["training"],
+            **{key: values["training"][key] for key in kept},
+            "function": draw(one_of("train:train", "my.package:fit")),
+            "timeout": 0 if engine == "sequential" else draw(st.integers(0, 10**6)),
+            "engine": engine,
+        },
+        "augmentation": default["augmentation"],
+        "evaluation": {
+            **values["evaluation"],
+            "anneal": True,
+            "give_up_step": 0,
+            "adversarial_weight": 0.0,
+            "score": draw(one_of("F1", "accuracy", "log likelihood")),
+        },
+        "search": {**values["search"], "on_reject": "resample"},
+    }
+
+
 def in_protobuf(values: dict[str, Any]) -> dict[str, Any]:
     """Return the values as a pipeline hands them over: every number is a double."""
     struct = json_format.ParseDict(values, struct_pb2.Struct())
@@ -219,7 +251,7 @@ def as_text(sweep: SweepSettings) -> dict[str, Any]:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(valid())
+@given(valid() | with_function())
 def test_the_groups_of_a_pipeline_carry_every_setting(values: dict[str, Any]) -> None:
     sweep = validated(SweepSettings, values, "sweep.yaml")
     groups = sweep.model_dump(mode="json")

@@ -264,7 +264,7 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
         (
             {"evaluation": {"score": "auc"}},
             "evaluation.score: should be 'accuracy', 'balanced-accuracy', 'macro-f1', "
-            "'negative-log-likelihood' or 'ece' (got 'auc')",
+            "'negative-log-likelihood' or 'ece', unless training.function measures it (got 'auc')",
         ),
         (
             {"evaluation": {"score": "ece", "give_up_step": 0}},

@@ -178,7 +178,7 @@ def train_in_full(entries: Sequence[Entry], engine: Engine, memo: Memo) -> list[
         A result for each entry, in their order.
 
     Raises:
-        TaylorgloError: a training failed twice.
+        TaylorgloError: a training failed, also when it was tried again.
     """
     keys = [_digest(entry, engine) for entry in entries]
     known: dict[str, FullTraining] = {}
@@ -194,7 +194,7 @@ def train_in_full(entries: Sequence[Entry], engine: Engine, memo: Memo) -> list[
         contender, seed, _ = missing[key]
         if trained.training.status == "failed":
             raise TaylorgloError(
-                f"a training in full of {contender.name} failed twice: {trained.training.reason}"
+                f"a training in full of {contender.name} failed: {trained.training.reason}"
             )
         full = FullTraining(contender=contender, seed=seed, key=key, training=trained.training)
         memo.record(full, trained.weights)

@@ -14,7 +14,9 @@ from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.networks.factory import revision
 from taylorglo.results import NUMERICS, Evaluation, Training, mean_curve
+from taylorglo.scores import worst
 from taylorglo.settings import SweepSettings, TrainingSettings
+from taylorglo.training import function
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
 
@@ -293,7 +295,7 @@ def _evaluation(trainings: Sequence[Training], settings: SweepSettings) -> Evalu
     robust = [t.robust_accuracy for t in counted if t.robust_accuracy is not None]
     evaluation = Evaluation(
         status=last.status,
-        fitness=0.0,
+        fitness=worst(settings.evaluation.score),
         accuracies=[] if failed else [t.accuracy for t in counted],
         robust_accuracies=[] if failed else robust,
         curve=[] if failed else mean_curve([t.curve for t in counted]),
@@ -335,14 +337,16 @@ def _digest(theta: Sequence[float], recipe: Recipe, engine: Engine) -> str:
 
 
 def measure(fold: Fold | None, settings: SweepSettings) -> dict[str, Any]:
-    """Return what decides on which images and by which score a training is measured.
+    """Return what decides who trains, on which images and by which score it is measured.
 
-    It is empty for the validation split and the accuracy. A key without these entries is that of a
-    training before there were others.
+    It is empty for the built-in training, the validation split and the accuracy. A key without
+    these entries is that of a training before there were others.
     """
-    score = settings.evaluation.score
-    by_score = {} if score == "accuracy" else {"score": score}
-    if fold is None:
-        return by_score
-    partition = [fold.seed, fold.count, fold.index]
-    return {**by_score, "fold": partition}
+    entries: dict[str, Any] = {}
+    if settings.training.function:
+        entries["function"] = function.revision(settings.training.function)
+    if settings.evaluation.score != "accuracy":
+        entries["score"] = settings.evaluation.score
+    if fold is not None:
+        entries["fold"] = [fold.seed, fold.count, fold.index]
+    return entries

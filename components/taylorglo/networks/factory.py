@@ -6,25 +6,19 @@ PyTorch's global generator, which the training seeds.
 """
 
 import difflib
-import hashlib
-import importlib
 import math
-import sys
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version as release
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from taylorglo.errors import InputError, described
+from taylorglo.imports import FROM_USERS, imported, revision_of
 from taylorglo.networks.residual import preresnet_20, pyramidnet_110_48, wide_resnet
-
-# A user's code may raise anything. SystemExit and KeyboardInterrupt are no Exceptions.
-_FROM_USERS = (Exception, SystemExit, KeyboardInterrupt)
 
 # (C, H, W) of an image, or (F,) of a sample of F features.
 ImageShape = tuple[int, ...]
@@ -291,7 +285,7 @@ def build(
             _initialize_lazy(network, image_shape)
         except InputError:
             raise
-        except _FROM_USERS as error:
+        except FROM_USERS as error:
             raise InputError(
                 f"model {name!r}: cannot be built for {_samples(image_shape)}: {described(error)}"
             ) from error
@@ -356,8 +350,7 @@ def revision(name: str) -> str:
     if module == "torchvision":
         return release("torchvision")
     _find(name)
-    source = getattr(sys.modules[module], "__file__", None)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+    return revision_of(name)
 
 
 def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
@@ -377,7 +370,7 @@ def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
                 logits = network(images)
-            except _FROM_USERS as error:
+            except FROM_USERS as error:
                 raise InputError(
                     f"model {name!r}: fails on {_samples(image_shape)} in {mode} mode: "
                     f"{described(error)}"
@@ -415,7 +408,9 @@ def _find(name: str) -> Factory:
             f"model {name!r}: unknown; there are {', '.join(BUILT_IN)}, torchvision:NAME and "
             "package.module:factory"
         )
-    return _torchvision(attribute) if module == "torchvision" else _import(name, module, attribute)
+    if module == "torchvision":
+        return _torchvision(attribute)
+    return imported(name, f"model {name!r}", "factory(image_shape, num_classes)")
 
 
 def _torchvision(name: str) -> Factory:
@@ -442,17 +437,3 @@ def _torchvision(name: str) -> Factory:
         return nn.Sequential(GrayToRGB(), network) if image_shape[0] == 1 else network
 
     return factory
-
-
-def _import(name: str, module: str, attribute: str) -> Factory:
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except _FROM_USERS as error:
-        place = getattr(sys.modules.get(module), "__file__", None)
-        source = f" from {place}" if place else ""
-        raise InputError(
-            f"model {name!r}: cannot be imported{source}: {described(error)}"
-        ) from error
-    if not callable(factory):
-        raise InputError(f"model {name!r}: should be callable as factory(image_shape, num_classes)")
-    return factory  # type: ignore[no-any-return]

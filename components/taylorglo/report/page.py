@@ -73,7 +73,7 @@ def _environment() -> Environment:
         "duration": text.duration,
         "mean_and_deviation": text.mean_and_deviation,
         "number": text.number,
-        "percent": text.percent,
+        "score": text.score,
         "origin": text.origin,
         "expectation": text.expectation,
         "sample_size": text.sample_size,
@@ -90,7 +90,7 @@ def _comparison(record: SweepRecord) -> dict[str, object] | None:
     header, rows = comparison_cells(record)
     best = best_baseline(record)
     seeds = [(row.loss, row.accuracies, row.curve) for row in record.comparison]
-    figure = seeds_figure(seeds, record.score)
+    figure = seeds_figure(seeds, record.score, record.share)
     return {
         "champion": record.comparison[0],
         "best_baseline": None if best is None else record.comparison[best],
@@ -150,9 +150,11 @@ def _search(record: SweepRecord) -> dict[str, object]:
     if total.best is None:
         return {"total": total, "figure": None}
     fitnesses = [(g.number, g.fitnesses) for g in generations]
-    # A network that guesses may be well calibrated.
-    guessed = record.settings.get("evaluation_score") != "ece"
-    figure = search_figure(fitnesses, record.num_classes if guessed else None, record.score)
+    # What chance reaches on data of a user is not known, and a network that guesses may be well
+    # calibrated.
+    unknown = record.by_function or record.settings.get("evaluation_score") == "ece"
+    classes = None if unknown else record.num_classes
+    figure = search_figure(fitnesses, classes, record.score, record.share)
     return {"total": total, "figure": svg(figure, "search", "Fitness by generation")}
 
 

@@ -1,5 +1,6 @@
 """The task that chooses the champion, and tests it beside the tuned baselines."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,8 @@ from taylorglo.results import (
     StandingChampion,
     read_json,
 )
+from taylorglo.scores import is_known, is_share, metric, words
 from taylorglo.services import layout
-from taylorglo.settings import SCORES
 from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
@@ -30,7 +31,7 @@ from taylorglo.training.engine import Engine
 class Outcome:
     """The trainings that compare the champion, its loss, and one network trained with it.
 
-    ``network`` is the weights as safetensors.
+    ``network`` is the weights as safetensors; empty if a function of a user returned no network.
     """
 
     comparison: Comparison
@@ -38,8 +39,8 @@ class Outcome:
     network: bytes
 
     @property
-    def mean_accuracy(self) -> float:
-        """The champion's test accuracy in [0, 1], the mean over its seeds."""
+    def mean_score(self) -> float:
+        """The champion's test score, such as its accuracy in [0, 1]: the mean over its seeds."""
         trainings = self.comparison.trainings
         return fmean(t.test_accuracy for t in trainings if t.contender.name == "champion")
 
@@ -61,7 +62,7 @@ def run(
     comparison_path: str,
     loss_path: str,
     model_path: str,
-) -> float:
+) -> dict[str, float]:
     """Choose, train and test the champion, and write the comparison, its loss and a network.
 
     Args:
@@ -73,14 +74,15 @@ def run(
         model_path: where to write the weights of a network trained with that loss.
 
     Returns:
-        The champion's test accuracy in [0, 1], the mean over its seeds.
+        The champion's test score by its name among metrics, such as its accuracy in [0, 1]; the
+        mean over its seeds.
     """
     sweep, tuning = read_json(tuning_path, Passed[list[FullTraining]]).both
     outcome = crown(sweep, search_data_path, full_data_path, tuning)
     sweep.write(comparison_path, outcome.comparison)
     outcome.loss.save(loss_path)
     outcome.save_network(model_path)
-    return outcome.mean_accuracy
+    return {metric(sweep.settings.evaluation.score): outcome.mean_score}
 
 
 def crown(
@@ -120,7 +122,7 @@ def crown(
             standing=standing,
             complete=complete,
         ),
-        loss=_loss_of(champion, winner.learning_rate, sweep),
+        loss=loss_of_champion(champion, sweep),
         network=sweep.full_trainings.weights(trainings[0].key),
     )
     _keep(outcome, sweep)
@@ -178,9 +180,8 @@ def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[Full
             "trainings": len(accuracies),
         }
     )
-    say(
-        f"champion: {origin(chosen)}, chosen among {len(entrants)} finalists; {expectation(chosen)}"
-    )
+    expected = expectation(chosen, is_share(sweep.settings.evaluation.score))
+    say(f"champion: {origin(chosen)}, chosen among {len(entrants)} finalists; {expected}")
     return chosen, finalists
 
 
@@ -203,18 +204,21 @@ def _tuned_baselines(tuning: Sequence[FullTraining]) -> list[Contender]:
 
 
 def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTraining]:
-    """Train and test a contender over the seeds, and print its mean accuracy."""
+    """Train and test a contender over the seeds, and print its mean score."""
     trainings = compare(contender, engine, sweep.full_trainings)
-    mean = fmean(training.test_accuracy for training in trainings)
-    times = len(trainings)
-    score = SCORES[sweep.settings.evaluation.score]
-    say(f"{contender.name}: trained in full {times} times, test {score} {mean:.2%}")
+    measured = [t.test_accuracy for t in trainings if is_known(t.test_accuracy)]
+    mean = fmean(measured) if measured else math.nan
+    times, score = len(trainings), sweep.settings.evaluation.score
+    shown = f"{mean:.2%}" if is_share(score) else f"{mean:.5g}"
+    say(f"{contender.name}: trained in full {times} times, test {words(score)} {shown}")
     return trainings
 
 
-def _loss_of(champion: Champion, learning_rate: float, sweep: Sweep) -> TaylorLoss:
+def loss_of_champion(champion: Champion, sweep: Sweep) -> TaylorLoss:
     """Return the champion's loss, with the provenance that its file keeps."""
     settings = sweep.settings
+    winner = found("champion", champion.theta, settings.training, sweep.num_classes)
+    function = settings.training.function
     return TaylorLoss(
         champion.theta,
         settings.search.order,
@@ -225,9 +229,12 @@ def _loss_of(champion: Champion, learning_rate: float, sweep: Sweep) -> TaylorLo
             "seed": settings.seed,
             "data": settings.data.name,
             "fingerprint": sweep.fingerprint,
-            "model": settings.model.name,
-            "optimizer": settings.training.optimizer,
-            "learning_rate": learning_rate,
+            **(
+                {"function": function}
+                if function
+                else {"model": settings.model.name, "optimizer": settings.training.optimizer}
+            ),
+            "learning_rate": winner.learning_rate,
             "generation": champion.generation,
             "trial": champion.trial,
             "fitness": champion.fitness,
@@ -247,4 +254,7 @@ def _keep(outcome: Outcome, sweep: Sweep) -> None:
         ):
             path = Path(folder) / name
             save(path)
+            if not path.stat().st_size:
+                # A function of a user returned no network.
+                continue
             sweep.store.upload(path, layout.champion(sweep.settings.name, name))

@@ -26,6 +26,7 @@ from taylorglo.results import (
     mean_curve,
     read_json,
 )
+from taylorglo.scores import metric
 from taylorglo.services import layout
 from taylorglo.services.memo import References
 from taylorglo.tasks.console import say, task
@@ -70,7 +71,7 @@ def run(
             champion={
                 layout.LOSS: Path(loss_path),
                 layout.PROGRAM: program,
-                layout.NETWORK: Path(model_path),
+                **_network(Path(model_path)),
             },
             page=Path(page_path),
         )
@@ -89,6 +90,11 @@ def program_of(path: Path) -> str:
     return python_source(
         saved["theta"], saved["order"], classes=saved["classes"], provenance=saved["provenance"]
     )
+
+
+def _network(path: Path) -> dict[str, Path]:
+    """Return the champion's network by its name; a function of a user may have returned none."""
+    return {layout.NETWORK: path} if path.stat().st_size else {}
 
 
 def write_report(
@@ -190,6 +196,7 @@ def _track_contenders(
 ) -> str:
     """Log the champion and the baselines to MLflow; return the id of the champion's run."""
     runs: dict[str, str] = {}
+    score = metric(sweep.settings.evaluation.score)
     for group in by_contender(trainings):
         contender = group[0].contender
         is_champion = contender.name == "champion"
@@ -199,10 +206,10 @@ def _track_contenders(
             "champion" if is_champion else "baseline",
             contender.name,
             params=contender.model_dump(),
-            metrics={"test_accuracy": fmean(accuracies)},
+            metrics={f"test_{score}": fmean(accuracies)},
             curves={
-                "validation_accuracy": [(step, accuracy) for step, accuracy, _ in curve],
-                "test_accuracy_by_seed": list(enumerate(accuracies)),
+                f"validation_{score}": [(step, accuracy) for step, accuracy, _ in curve],
+                f"test_{score}_by_seed": list(enumerate(accuracies)),
             },
             files=champion if is_champion else {},
         )

@@ -20,7 +20,8 @@ from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss
 from taylorglo.networks.factory import build
 from taylorglo.results import Curve, Status, Training
-from taylorglo.settings import BESIDE_ACCURACY, Score, SweepSettings
+from taylorglo.scores import BESIDE_ACCURACY
+from taylorglo.settings import SweepSettings
 from taylorglo.training.devices import computing
 from taylorglo.training.scores import Tally
 from taylorglo.training.updates import Average, by_decay, clip, optimizer_of, schedule_of
@@ -211,7 +212,7 @@ class Look(NamedTuple):
     learned: float
 
 
-def looks(tally: Tally, score: Score) -> list[Look]:
+def looks(tally: Tally, score: str) -> list[Look]:
     """Return what a validation sees of each network."""
     values = tally.scores(score)
     learned = tally.scores("accuracy") if score in BESIDE_ACCURACY else values
@@ -316,7 +317,7 @@ def measured(
 
 
 def validate(
-    network: nn.Module, split: Split, batch_size: int, score: Score = "accuracy"
+    network: nn.Module, split: Split, batch_size: int, score: str = "accuracy"
 ) -> tuple[float, float]:
     """Return the score in [0, 1] and the mean cross-entropy in nats of a network on a split.
 
@@ -327,7 +328,7 @@ def validate(
 
 
 @torch.no_grad()
-def _tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collection[Score]) -> Tally:
+def _tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collection[str]) -> Tally:
     """Return what a network answers to a split; it is left in evaluation mode."""
     network.eval()
     tally = Tally(split, 1, wanted)
@@ -343,7 +344,7 @@ def accuracy_under_fgsm(
     split: Split,
     epsilon: float,
     batch_size: int,
-    score: Score = "accuracy",
+    score: str = "accuracy",
     *,
     unit: Tensor | None = None,
 ) -> float:

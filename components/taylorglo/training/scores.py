@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from taylorglo.data.dataset import Split
-from taylorglo.settings import Score
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
 
@@ -22,7 +21,7 @@ class Tally:
         wanted: the scores that will be asked for.
     """
 
-    def __init__(self, split: Split, networks: int, wanted: Collection[Score]) -> None:
+    def __init__(self, split: Split, networks: int, wanted: Collection[str]) -> None:
         self.sizes = class_sizes(split)
         self._images = len(split)
         self._wanted = wanted
@@ -62,7 +61,7 @@ class Tally:
         values: list[float] = (self._gaps.abs().sum(dim=1) / self._images).tolist()
         return values
 
-    def scores(self, score: Score) -> list[float]:
+    def scores(self, score: str) -> list[float]:
         """Return the score of each network: in [0, 1], the higher the better.
 
         - ``accuracy`` and ``balanced-accuracy``: as :func:`scores` has them.
@@ -91,7 +90,7 @@ def class_sizes(split: Split) -> Tensor:
     return torch.bincount(split.labels).float()
 
 
-def scores(correct: Tensor, sizes: Tensor, score: Score) -> list[float]:
+def scores(correct: Tensor, sizes: Tensor, score: str) -> list[float]:
     """Return the score in [0, 1] of each of M networks, one that needs the right answers alone.
 
     ``accuracy`` is the part of the images that are classified correctly. ``balanced-accuracy`` is

@@ -119,7 +119,7 @@ def test_baselines_train_with_their_better_learning_rate_from_the_seeds_of_the_c
     assert set(map(tuple, seeds.values())) == {tuple(seeds["champion"])}
     assert not set(seeds["champion"]) & {t.seed for t in comparison.finalists}
     accuracies = accuracies_of_champion(comparison)
-    assert outcome.mean_accuracy == pytest.approx(sum(accuracies) / 2)
+    assert outcome.mean_score == pytest.approx(sum(accuracies) / 2)
     assert outcome.network == sweep.full_trainings.weights(trainings[0].key)
 
 

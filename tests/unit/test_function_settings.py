@@ -44,6 +44,19 @@ def changed(**sections: dict[str, Any]) -> dict[str, Any]:
             changed(training={"batch_size": 32}),
             "training.batch_size: has no effect with a training.function; leave it out",
         ),
+        *(
+            (
+                changed(training={key: value}),
+                f"training.{key}: has no effect with a training.function; leave it out",
+            )
+            for key, value in (
+                ("optimizer", "adamw"),
+                ("weight_decay_on", "weights"),
+                ("clip_norm", 1.0),
+                ("ema", 0.999),
+                ("warmup_steps", 5),
+            )
+        ),
         (
             changed(training={"precision": "float32"}),
             "training.precision: has no effect with a training.function; leave it out",
@@ -109,6 +122,12 @@ def test_what_the_function_gets_may_be_set() -> None:
     # The function stops by itself, so that the default is no error with few steps.
     assert settings.evaluation.give_up_step == 0
     assert validated(SweepSettings, {}, "sweep.yaml").evaluation.give_up_step == 100
+
+
+@pytest.mark.parametrize("score", ["F1", "ece", "negative-log-likelihood", "log likelihood"])
+def test_the_function_may_measure_any_score(score: str) -> None:
+    settings = validated(SweepSettings, changed(evaluation={"score": score}), "sweep.yaml")
+    assert settings.evaluation.score == score
 
 
 def test_on_images_the_model_may_be_named() -> None:

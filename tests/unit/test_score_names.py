@@ -10,8 +10,7 @@ from taylorglo import scores
 @pytest.mark.parametrize(
     ("name", "share"),
     [
-        ("accuracy", True),
-        ("balanced-accuracy", True),
+        *((name, True) for name in scores.SCORES),
         ("balanced accuracy", True),
         ("top-5 accuracy", True),
         ("F1", True),
@@ -20,6 +19,7 @@ from taylorglo import scores
         ("mean IoU", True),
         ("loss", False),
         ("log likelihood", False),
+        ("log-likelihood", False),
         ("accuracy loss", False),
         ("inaccuracy", False),
         ("F10", False),
@@ -42,8 +42,19 @@ def test_a_missing_share_is_zero() -> None:
     assert scores.is_known(scores.worst("macro F1"))
 
 
-def test_the_names_of_built_in_scores_are_those_of_the_metrics_before_there_were_others() -> None:
-    assert [scores.metric(name) for name in scores.BUILT_IN] == ["accuracy", "accuracy"]
+def test_a_metric_has_the_name_of_its_score() -> None:
+    # The first two are those of MLflow's runs before there were others. What is logged of the last
+    # two is no logarithm and no error.
+    assert {name: scores.metric(name) for name in scores.SCORES} == {
+        "accuracy": "accuracy",
+        "balanced-accuracy": "accuracy",
+        "macro-f1": "macro_f1",
+        "negative-log-likelihood": "likelihood",
+        "ece": "calibration",
+    }
     assert scores.metric("macro F1") == "macro_f1"
+
+
+def test_a_score_is_named_in_words() -> None:
     assert scores.words("balanced-accuracy") == "balanced accuracy"
     assert scores.words("top-5 accuracy") == "top-5 accuracy"

@@ -51,19 +51,6 @@ def amount(score: float, share: bool = True) -> str:
     return mean_and_deviation([score], share) + (" %" if share else "")
 
 
-def mean_and_spread(values: Sequence[float]) -> str:
-    """Return mean and sample standard deviation of numbers as text, as they are.
-
-    Numbers that are not finite are left out.
-    """
-    numbers = finite(values)
-    if not numbers.size:
-        return NOTHING
-    if numbers.size == 1:
-        return f"{numbers[0]:.3f}"
-    return f"{numbers.mean():.3f} ± {numbers.std(ddof=1):.3f}"
-
-
 def sample_size(accuracies: Sequence[float]) -> str:
     """Return the number of finite accuracies as text, and of how many, if some are not finite."""
     size = finite(accuracies).size

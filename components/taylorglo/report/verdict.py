@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
 from taylorglo.report.text import (
     NOTHING,
     difference,
     mean_and_deviation,
-    mean_and_spread,
     number,
     sample_size,
 )
@@ -200,7 +200,7 @@ def _shown_measures(record: SweepRecord) -> list[_Measure]:
     if record.beside_accuracy:
         measures.append(("accuracy (%)", "accuracy", mean_and_deviation))
     if record.settings.get("evaluation_score") == "negative-log-likelihood":
-        measures.append(("NLL (nats)", "cross_entropy", mean_and_spread))
+        measures.append(("NLL (nats)", "cross_entropy", partial(mean_and_deviation, share=False)))
     measures.append(("ECE (%)", "calibration_error", mean_and_deviation))
     known = {name for row in record.comparison for name in row.measures}
     return [measure for measure in measures if measure[1] in known]

@@ -243,8 +243,9 @@ def _curve(points: Any) -> Curve:
 def _weights(model: Any, dataset: Dataset, settings: SweepSettings) -> bytes:
     """Return the state of a network as safetensors; empty without a network.
 
-    On images, the network takes pixels in [0, 1], so its weights get a normalisation that changes
-    nothing. So they are those of ``model.name``, as a built-in training keeps them.
+    On data that the sweep knows, the network takes pixels in [0, 1], or features as they are, so
+    its weights get a normalisation that changes nothing. So they are those of ``model.name``, as a
+    built-in training keeps them.
     """
     if model is None:
         return b""
@@ -261,9 +262,10 @@ def _weights(model: Any, dataset: Dataset, settings: SweepSettings) -> bytes:
     if settings.data.name == "own":
         return save(state)
     state = {f"network.{name}": value for name, value in state.items()}
-    channels = dataset.image_shape[0]
-    state["normalize.mean"] = torch.zeros(channels, 1, 1)
-    state["normalize.std"] = torch.ones(channels, 1, 1)
+    channels, *sides = dataset.image_shape
+    by_channel = [channels, *(1 for _ in sides)]
+    state["normalize.mean"] = torch.zeros(by_channel)
+    state["normalize.std"] = torch.ones(by_channel)
     content = {"model": settings.model.name, "image_shape": dataset.image_shape}
     return save(state, {"taylorglo": json.dumps(content)})
 

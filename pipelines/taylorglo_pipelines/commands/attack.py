@@ -9,7 +9,6 @@ import click
 
 from taylorglo.errors import InputError, one_line
 from taylorglo.reading import check_regular, parse_json
-from taylorglo.results import epsilon_unit
 from taylorglo.services import layout
 
 if TYPE_CHECKING:
@@ -65,6 +64,7 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     """
     from taylorglo.data import dataset as datasets
     from taylorglo.evaluation.comparison import attack_network, restore_network
+    from taylorglo.results import epsilon_unit
     from taylorglo.services.storage import fetch
     from taylorglo.settings import AttackSettings, TrainingSettings, validated
     from taylorglo.training.devices import device_of

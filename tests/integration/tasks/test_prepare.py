@@ -78,4 +78,4 @@ def test_a_table_is_described_by_its_features(
     with pytest.raises(SystemExit):
         prepare.run(data=table, model={"name": "cnn"}, seed=0, **paths)
     message = "model 'cnn': takes images (C, H, W), and the data are samples of 2 features"
-    assert message in capsys.readouterr().err
+    assert message in capsys.readouterr().out

@@ -280,6 +280,17 @@ def test_the_most_frequent_class_is_in_every_table_of_accuracies() -> None:
     assert shown.count("always the most frequent class 30.00 30.00") == 1
 
 
+def test_the_most_frequent_class_is_in_no_table_if_it_is_not_known_what_naming_it_reaches() -> None:
+    settings = {"evaluation_score": "log likelihood", "training_function": "mine:train"}
+    values = record(-0.5, settings=settings, guessing=None, robustness=[])
+    shown = text(render(dataclasses.replace(values, not_attacked="Nothing was attacked: why.")))
+    assert "most frequent class" not in shown
+    assert "Nothing was attacked: why." in shown
+    # The one share that is left is that of the time.
+    assert "(%)" not in shown
+    assert "champion. p (Holm): p, adjusted for the number of baselines. The verdict above" in shown
+
+
 def test_the_unit_of_epsilon_is_named() -> None:
     assert "Accuracy (%) by ε (pixels in [0, 1])" in text(default_page())
     provenance = {EPSILON_UNIT: "standard deviations"}

@@ -312,6 +312,15 @@ def test_guessing_by_the_other_scores(score: str, words: str, accuracy: float) -
     assert (guessed.score, guessed.guessing.accuracy) == (words, accuracy)
 
 
+@pytest.mark.parametrize("score", ["accuracy", "ece", "log likelihood"])
+def test_what_guessing_reaches_is_not_known_if_a_function_measures(score: str) -> None:
+    settings = SweepSettings.model_validate(
+        {"training": {"function": "mine:train"}, "evaluation": {"score": score}}
+    )
+    guessed = record(guessing=Guessing(accuracy=0.4, images=360), settings=settings)
+    assert (guessed.guessing, guessed.beside_accuracy) == (None, False)
+
+
 def test_the_rows_of_the_comparison_have_the_measures_of_every_seed() -> None:
     def measured(name: str, measures: dict[str, float]) -> FullTraining:
         full = full_training(name, 0.8)

@@ -274,7 +274,7 @@ def test_the_likelihood_stands_beside_the_accuracy_and_what_it_comes_from() -> N
         "ECE (%)",
     ]
     # A number that is no part of a whole is shown as it is.
-    assert rows[0][3:6] == ["90.00 ± 0.00", "0.300 ± 0.071", "5.00 ± 0.00"]
+    assert rows[0][3:6] == ["90.00 ± 0.00", "0.30000 ± 0.07071", "5.00 ± 0.00"]
     # Naming one class has an accuracy, and no likelihood that says anything.
     guess = mean_and_deviation([values.guessing.accuracy])
     assert rows[-1][2:6] == [NOTHING, guess, NOTHING, NOTHING]
@@ -289,3 +289,24 @@ def test_a_champion_beats_guessing_by_its_accuracy_if_the_score_does_not_tell(sc
     assert "learned nothing: its test accuracy of 10.00 ± 0.00 % is not" in verdict(blind)
     assert beats_guessing(measured(score, accuracy=[[0.5, 0.5]] * 3))
     assert not beats_guessing(measured(score))
+
+
+def test_a_score_of_a_function_is_a_plain_number_and_nobody_knows_what_guessing_reaches() -> None:
+    """Nothing is in percent, and nothing was measured beside the score."""
+    settings = {"evaluation_score": "log likelihood", "training_function": "mine:train"}
+    values = record(-0.5, {"cross-entropy": -0.75}, settings=settings, guessing=None)
+    header, rows = comparison_cells(values)
+    assert header[2:5] == ["test log likelihood", "n", "vs champion"]
+    assert [row[0] for row in rows] == ["champion", "cross-entropy"]
+    assert rows[1][4] == "−0.250"
+    assert "%" not in table(values)
+    assert verdict(values).startswith("The champion is ahead of tuned cross-entropy by 0.250 (p")
+
+
+@pytest.mark.parametrize("score", ["negative-log-likelihood", "ece"])
+def test_a_score_of_a_function_stands_alone_whatever_its_name(score: str) -> None:
+    settings = {"evaluation_score": score, "training_function": "mine:train"}
+    values = record(settings=settings, guessing=None)
+    assert beats_guessing(values)
+    assert not comparison_cells(values)[0][3].startswith("accuracy")
+    assert verdict(values).startswith("The champion is ahead of tuned cross-entropy, the best")

@@ -60,7 +60,7 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
 
 
-def factory(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def factory(image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Build the network of :func:`whole`, as ``model.name`` does."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
 

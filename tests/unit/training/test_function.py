@@ -12,7 +12,9 @@ import own_trainings
 import pytest
 import torch
 from engine_runs import assert_same, recipe
+from safetensors.numpy import save_file
 
+from taylorglo.data import dataset as datasets
 from taylorglo.data import own
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset, Split, without_test
@@ -269,3 +271,24 @@ class TestNetwork:
         restored = restore_network(result.weights, settings.model.name, digits)
         with torch.no_grad():
             assert torch.equal(restored(images), own_trainings.network()(images))
+
+    def test_on_features_it_takes_them_as_they_are(self, tmp_path: Path) -> None:
+        generator = np.random.default_rng(0)
+        tensors = {"features": generator.normal(5, 3, (200, 64)), "labels": np.arange(200) % 10}
+        save_file(tensors, tmp_path / "x.safetensors")
+        data = {"name": "safetensors", "root": str(tmp_path / "x.safetensors")}
+        settings = SweepSettings.model_validate(
+            {
+                "data": data,
+                "model": {"name": "own_trainings:factory"},
+                "training": {"function": "own_trainings:whole", "engine": "sequential"},
+            }
+        )
+        dataset = datasets.load(settings.data, 0)
+        with Engine(settings, lambda: dataset) as engine:
+            ((_, result),) = engine.run({0: recipe(CROSS_ENTROPY)}.items())
+        assert isinstance(dataset.test, Split)
+        features = dataset.test.images
+        restored = restore_network(result.weights, settings.model.name, dataset)
+        with torch.no_grad():
+            assert torch.equal(restored(features), own_trainings.network()(features))

@@ -54,6 +54,9 @@ bench-growth: $(VENV)/.installed-dev ## measure time and memory against populati
 bench-layouts: $(VENV)/.installed-dev ## run a small sweep in both layouts of the search, side by side
 	@$(BIN)/python -W ignore tests/benchmarks/layouts.py
 
+bench-losses: $(VENV)/.installed-dev ## time a Taylor loss beside PyTorch's cross-entropy, eager and compiled
+	@$(BIN)/python -W ignore tests/benchmarks/losses.py
+
 study-search: $(VENV)/.installed-dev ## study how many trainings a search needs; an hour, as each study, and a killed one goes on
 	@$(BIN)/python -W ignore tests/studies/search.py
 
@@ -120,4 +123,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

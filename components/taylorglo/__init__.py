@@ -30,10 +30,12 @@ if TYPE_CHECKING:
         net_pull,
     )
     from taylorglo.loss.functions import Loss, TaylorLoss
+    from taylorglo.notebook import Proposal, Searcher, SearchResult, search
     from taylorglo.results import Candidate, Evaluation
     from taylorglo.search.study import Search
     from taylorglo.services.registry import load_loss
     from taylorglo.settings import Identity, SearchSettings
+    from taylorglo.training.contract import Result, Split
 
     __version__: str
 
@@ -48,9 +50,14 @@ __all__ = [
     "InputError",
     "Loss",
     "MeanAbsoluteError",
+    "Proposal",
+    "Result",
     "Search",
+    "SearchResult",
     "SearchSettings",
+    "Searcher",
     "ServiceError",
+    "Split",
     "SquaredError",
     "SymmetricCrossEntropy",
     "TaylorLoss",
@@ -66,6 +73,7 @@ __all__ = [
     "net_pull",
     "pgd",
     "robust_accuracy",
+    "search",
 ]
 
 _MODULES = {
@@ -90,10 +98,12 @@ _MODULES = {
         "net_pull",
     ),
     "loss.functions": ("Loss", "TaylorLoss"),
+    "notebook": ("Proposal", "SearchResult", "Searcher", "search"),
     "results": ("Candidate", "Evaluation"),
     "search.study": ("Search",),
     "services.registry": ("load_loss",),
     "settings": ("Identity", "SearchSettings"),
+    "training.contract": ("Result", "Split"),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 

@@ -2,7 +2,10 @@
 
 Contract: images are floats in [0, 1] of shape (N, ...), labels are int64 of shape (N,), and both
 are on the model's device. Epsilon is in the same units (a pixel's full range is 1), so
-normalisation is part of the model, which returns logits (N, n) with n >= 2. Gradients are taken
+normalisation is part of the model, which returns logits (N, n) with n >= 2. Data without pixels,
+such as the features of a table, may have any finite values: a ``unit`` is given with them, such as
+the standard deviation of each feature, of which epsilon is a multiple. Nothing is cut to [0, 1]
+then. Gradients are taken
 with respect to the images alone: when a function returns, the parameters of the model, their
 ``.grad`` and the training flags are as they were before.
 
@@ -49,26 +52,37 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     return -margin / (ordered[:, 0] - ordered[:, 2] + 1e-12)
 
 
-def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
+def fgsm(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    *,
+    unit: Tensor | None = None,
+) -> Tensor:
     """Attack by the fast gradient sign method: one step along the sign of the gradient.
 
     The gradient is that of cross-entropy, and the step has the size epsilon.
 
     Args:
         model: returns logits (N, n). It is in evaluation mode during the attack.
-        images: (N, ...), floats in [0, 1].
+        images: (N, ...), floats in [0, 1]; or any floats, with a unit.
         labels: (N,), int64, the true classes.
         epsilon: radius of the l-infinity ball, in [0, 1].
+        unit: of epsilon for data without pixels, above 0; its shape broadcasts to that of an image.
 
     Returns:
-        Adversarial images, of the shape of ``images``: in [0, 1], and within epsilon of ``images``.
+        Adversarial images, of the shape of ``images``: within epsilon (times ``unit``) of
+        ``images``, and in [0, 1] without a unit.
 
     Raises:
         InputError: an argument has the wrong shape, type or range.
     """
-    _check(images, labels, [epsilon])
+    _check(images, labels, [epsilon], unit)
     with _evaluating(model):
         gradient = _ascent(model, images, labels, _cross_entropy).gradient
+        if unit is not None:
+            return images + epsilon * unit * gradient.sign()
         return (images + epsilon * gradient.sign()).clamp(0, 1)
 
 
@@ -83,6 +97,7 @@ def pgd(
     restarts: int = 1,
     objective: str = "ce",
     seed: int = 0,
+    unit: Tensor | None = None,
 ) -> Tensor:
     """Attack by projected gradient descent in the l-infinity ball.
 
@@ -90,11 +105,12 @@ def pgd(
 
     Args:
         steps: number of gradient steps of each restart, at least 1.
-        step_size: size of one step, above 0; by default 2.5 epsilon / steps, so that every corner
-            is within reach (Madry et al. 2018).
+        step_size: size of one step, above 0, in the unit of epsilon; by default 2.5 epsilon /
+            steps, so that every corner is within reach (Madry et al. 2018).
         restarts: at least 1. The first one starts at the image, the others at random points.
         objective: the ascended function: "ce" is cross-entropy, "dlr" the untargeted :func:`dlr`.
         seed: decides the random points. They are drawn on the CPU: the same for every device.
+        unit: as for :func:`fgsm`.
 
     Returns:
         The worst image of all steps of all restarts, for each sample. A misclassified image is
@@ -103,20 +119,21 @@ def pgd(
     Raises:
         InputError: an argument has the wrong shape, type or range.
     """
-    _check(images, labels, [epsilon])
+    _check(images, labels, [epsilon], unit)
     _check_counts(steps=steps, restarts=restarts)
     size = _step_size(step_size, epsilon, steps)
     ascended = _objective(objective)
     if epsilon == 0:
         return images.clone()
-    ball = _Ball(images, epsilon)
+    ball = _Ball(images, epsilon, unit)
+    step = size if unit is None else size * unit
     worst = _Worst(images)
     with _evaluating(model):
         for point in ball.starts(restarts, seed):
             for number in range(steps + 1):
                 ascent = _ascent(model, point, labels, ascended, differentiate=number < steps)
                 worst.update(point, ascent)
-                point = ball.project(point + size * ascent.gradient.sign())
+                point = ball.project(point + step * ascent.gradient.sign())
     return worst.images
 
 
@@ -130,6 +147,7 @@ def robust_accuracy(
     pgd_restarts: int,
     batch_size: int = 500,
     seed: int = 0,
+    unit: Tensor | None = None,
 ) -> dict[str, dict[float, float]]:
     """Measure the accuracy under FGSM, PGD on cross-entropy, PGD on DLR, and the worst of them.
 
@@ -140,13 +158,14 @@ def robust_accuracy(
 
     Args:
         model: returns logits (N, n). It is in evaluation mode during the attacks.
-        images: (N, ...), floats in [0, 1], N >= 1.
+        images: (N, ...), floats in [0, 1], N >= 1; or any floats, with a unit.
         labels: (N,), int64, the true classes.
         epsilons: radii of the balls, in [0, 1]; 0 is added if it is missing.
         pgd_steps: ``steps`` of :func:`pgd`.
         pgd_restarts: ``restarts`` of :func:`pgd`.
         batch_size: number of images attacked at once; their random starts depend on it.
         seed: decides the random starts.
+        unit: as for :func:`fgsm`.
 
     Returns:
         ``{attack: {epsilon: accuracy}}`` for the attacks "fgsm", "pgd-ce", "pgd-dlr" and "worst"
@@ -156,9 +175,9 @@ def robust_accuracy(
         InputError: an argument has the wrong shape, type or range.
     """
     radii = sorted({0.0, *epsilons})
-    _check(images, labels, radii)
+    _check(images, labels, radii, unit)
     _check_counts(pgd_steps=pgd_steps, pgd_restarts=pgd_restarts, batch_size=batch_size)
-    attacks = _attacks(model, pgd_steps, pgd_restarts, seed)
+    attacks = _attacks(model, pgd_steps, pgd_restarts, seed, unit)
     return _accuracies(model, images, labels, attacks=attacks, radii=radii, batch_size=batch_size)
 
 
@@ -191,29 +210,39 @@ def _accuracies(
     return accuracy
 
 
-def _attacks(model: nn.Module, steps: int, restarts: int, seed: int) -> dict[str, _Attack]:
+def _attacks(
+    model: nn.Module, steps: int, restarts: int, seed: int, unit: Tensor | None
+) -> dict[str, _Attack]:
     """Return the attacks of :func:`robust_accuracy` by name, as functions of a batch."""
 
     def attack_fgsm(images: Tensor, labels: Tensor, epsilon: float) -> Tensor:
-        return fgsm(model, images, labels, epsilon)
+        return fgsm(model, images, labels, epsilon, unit=unit)
 
     def attack_pgd(objective: str) -> _Attack:
-        options = {"steps": steps, "restarts": restarts, "seed": seed}
         return lambda images, labels, epsilon: pgd(
-            model, images, labels, epsilon, objective=objective, **options
+            model,
+            images,
+            labels,
+            epsilon,
+            steps=steps,
+            restarts=restarts,
+            objective=objective,
+            seed=seed,
+            unit=unit,
         )
 
     return {"fgsm": attack_fgsm, "pgd-ce": attack_pgd("ce"), "pgd-dlr": attack_pgd("dlr")}
 
 
 class _Ball:
-    """The l-infinity ball of radius epsilon around each image, within [0, 1]."""
+    """The l-infinity ball of radius epsilon around each image; within [0, 1] without a unit."""
 
-    def __init__(self, images: Tensor, epsilon: float) -> None:
+    def __init__(self, images: Tensor, epsilon: float, unit: Tensor | None) -> None:
         self._images = images
-        self._epsilon = epsilon
-        self._lower = (images - epsilon).clamp(0, 1)
-        self._upper = (images + epsilon).clamp(0, 1)
+        self._radius = epsilon if unit is None else epsilon * unit
+        self._lower, self._upper = images - self._radius, images + self._radius
+        if unit is None:
+            self._lower, self._upper = self._lower.clamp(0, 1), self._upper.clamp(0, 1)
 
     def project(self, points: Tensor) -> Tensor:
         """Return the nearest points of the ball."""
@@ -225,7 +254,7 @@ class _Ball:
         yield self._images
         for _ in range(restarts - 1):
             noise = torch.rand(self._images.shape, generator=generator).to(self._images)
-            yield self.project(self._images + self._epsilon * (2 * noise - 1))
+            yield self.project(self._images + self._radius * (2 * noise - 1))
 
 
 class _Ascent(NamedTuple):
@@ -255,16 +284,21 @@ class _Worst:
         self._value = torch.where(worse, ascent.value, self._value)
 
 
-def _check(images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> None:
-    """Raise InputError if images, labels or radii do not keep to the contract."""
+def _check(images: Tensor, labels: Tensor, epsilons: Sequence[float], unit: Tensor | None) -> None:
+    """Raise InputError if images, labels, radii or their unit do not keep to the contract."""
     if not images.is_floating_point() or images.ndim < 2 or not len(images):
         raise InputError(
             "images: should be floats of shape (N, ...) with N >= 1, "
             f"got {images.dtype}, {tuple(images.shape)}"
         )
     # Written so that NaN fails too.
-    if not bool((images >= 0).logical_and(images <= 1).all()):
-        raise InputError("images: should be in [0, 1]; normalisation belongs into the model")
+    if unit is None and not bool((images >= 0).logical_and(images <= 1).all()):
+        raise InputError(
+            "images: should be in [0, 1]; normalisation belongs into the model, and data without "
+            "pixels need a unit"
+        )
+    if unit is not None:
+        _check_unit(images, unit)
     if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
         raise InputError(
             f"labels: should be int64 of shape ({len(images)},), "
@@ -275,6 +309,20 @@ def _check(images: Tensor, labels: Tensor, epsilons: Sequence[float]) -> None:
             raise InputError(
                 f"epsilon: should be in [0, 1], the units of the images, got {epsilon}"
             )
+
+
+def _check_unit(images: Tensor, unit: Tensor) -> None:
+    if not images.isfinite().all():
+        raise InputError("images: should be finite numbers")
+    try:
+        fits = unit.expand(images.shape[1:]).shape == images.shape[1:]
+    except RuntimeError:
+        fits = False
+    if not fits or not bool((unit > 0).logical_and(unit < torch.inf).all()):
+        raise InputError(
+            "unit: should be finite numbers above 0 of a shape that broadcasts to "
+            f"{tuple(images.shape[1:])}, got {unit.dtype} {tuple(unit.shape)}"
+        )
 
 
 def _check_counts(**counts: int) -> None:

@@ -16,14 +16,25 @@ from pydantic_core import to_jsonable_python
 from taylorglo.errors import InputError
 from taylorglo.loss.filters import Verdict
 from taylorglo.reading import check_regular
+from taylorglo.scores import is_known
 
 Status = Literal["ok", "diverged", "failed"]
-Curve = list[tuple[int, float, float]]  # (step, accuracy in [0, 1], cross-entropy in nats)
+# (step, score, cross-entropy in nats), without the latter if a function of a user trained.
+Curve = list[tuple[int, float, float | None]]
 Kind = TypeVar("Kind")
 
 # The last version of taylorglo that changed what a training computes. Results are kept under keys
 # that contain it, so that a release which computes the same can use what an older one kept.
 NUMERICS = "0.1.0"
+
+
+# The name in a provenance of the unit of an attack's epsilon; without it, it is a pixel's range.
+EPSILON_UNIT = "epsilon_unit"
+
+
+def epsilon_unit(provenance: Mapping[str, str]) -> str:
+    """Return the unit of an attack's epsilon on data of this provenance, in words."""
+    return provenance.get(EPSILON_UNIT, "pixels in [0, 1]")
 
 
 class Record(BaseModel):
@@ -83,14 +94,20 @@ class Training(Execution):
     """The result of one training.
 
     Attributes:
-        accuracy: validation accuracy after the last step, in [0, 1].
-        robust_accuracy: accuracy that FGSM left on the validation split, if it was measured.
-        test_accuracy: accuracy on the test split, if it was measured.
+        accuracy: validation accuracy after the last step, in [0, 1]; or another score, if the
+            settings name one (``evaluation.score``). One that a function of a user returned may be
+            any number, measured on the split that it was told to measure on.
+        robust_accuracy: accuracy (or score) that FGSM left on the validation split, if it was
+            measured.
+        test_accuracy: accuracy (or score) on the test split, if it was measured.
+        test_measures: ``accuracy``, ``calibration_error`` and ``cross_entropy`` (in nats) on the
+            test split, as far as they were measured and are finite.
     """
 
     accuracy: float
     robust_accuracy: float | None = None
     test_accuracy: float | None = None
+    test_measures: dict[str, float] = {}
 
 
 class Evaluation(Execution):
@@ -99,7 +116,8 @@ class Evaluation(Execution):
     Attributes:
         fitness: the mean over the attempts of the validation accuracy; with
             ``adversarial_weight`` w, of (1 - w) times that and w times the accuracy under FGSM. A
-            candidate whose training failed has fitness 0.
+            candidate whose training failed has fitness 0, or a number below every score if scores
+            may be negative.
         accuracies: validation accuracies of the attempts. An attempt that diverges is the last.
         robust_accuracies: accuracies of the attempts under FGSM, if they were measured.
         run: id of the MLflow run of the pipeline run that trained the candidate.
@@ -158,7 +176,11 @@ class GenerationSummary(Record):
     def of(cls, candidates: Sequence[Candidate]) -> Self:
         """Summarise the candidates of one generation."""
         results = [c.result for c in candidates if c.result is not None and c.finished]
-        scores = [c.fitness for c in candidates if c.fitness is not None and c.result is not None]
+        scores = [
+            c.fitness
+            for c in candidates
+            if c.fitness is not None and c.result is not None and is_known(c.fitness)
+        ]
         return cls(
             drawn=len(candidates),
             rejected=sum(candidate.rejected for candidate in candidates),
@@ -244,6 +266,7 @@ class StandingChampion(Record):
         study: the study that found it.
         theta: its coefficients.
         learning_rate: that it was trained with; None if its file does not say.
+        optimizer: that it was trained with.
         lost: why its file is gone, if it is; its theta is empty then, and nobody can use it.
     """
 
@@ -251,6 +274,7 @@ class StandingChampion(Record):
     study: str
     theta: list[float]
     learning_rate: float | None
+    optimizer: str = "sgd"
     lost: str = ""
 
 
@@ -283,11 +307,15 @@ class RobustnessRow(Record):
 
 
 class Robustness(Record):
-    """What the attacks left of the accuracy, and when they ran (seconds since the epoch)."""
+    """What the attacks left of the accuracy, and when they ran (seconds since the epoch).
+
+    ``reason`` says why nothing was attacked, if nothing was.
+    """
 
     rows: list[RobustnessRow]
     started: float
     ended: float
+    reason: str = ""
 
 
 class MemoryNeed(Record):
@@ -301,12 +329,20 @@ class Guessing(Record):
     """What a network reaches on the test split that looks at no image.
 
     Attributes:
-        accuracy: in [0, 1], of always naming the most frequent class.
+        accuracy: in [0, 1], of always naming the most frequent class, by the score of the sweep.
         images: number of test images.
+        share: the share in [0, 1] of the most frequent class in the test images, if the score is
+            not the accuracy.
     """
 
     accuracy: float
     images: int
+    share: float | None = None
+
+    @property
+    def majority(self) -> float:
+        """The share in [0, 1] of the most frequent class in the test images."""
+        return self.accuracy if self.share is None else self.share
 
 
 class DatasetDescription(Record):
@@ -319,7 +355,8 @@ class DatasetDescription(Record):
         memory: what training the network on it takes.
         fingerprint: checksum of the training and validation images.
         provenance: where the images come from.
-        guessing: what a network reaches that looks at no image.
+        guessing: what a network reaches that looks at no image; None if no task sees the data.
+        features: number of features of a sample; 0 for images.
     """
 
     name: str
@@ -328,7 +365,8 @@ class DatasetDescription(Record):
     memory: MemoryNeed
     fingerprint: str
     provenance: dict[str, str]
-    guessing: Guessing
+    guessing: Guessing | None
+    features: int = 0
 
 
 def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:
@@ -345,10 +383,16 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
         (
             points[0][0],
             sum(point[1] for point in points) / len(points),
-            sum(point[2] for point in points) / len(points),
+            _mean([point[2] for point in points]),
         )
         for points in zip(*curves, strict=False)
     ]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """Return the mean; None if a value is None."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(values) if len(known) == len(values) else None
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from taylorglo import scores
 from taylorglo.errors import MAX_QUOTE, InputError, printable, quoted
 
 Scalar = str | int | float | bool
@@ -35,6 +36,11 @@ HIGHEST_RATE = 1_000_000
 _FARTHEST = 1_000_000  # a coordinate of the search at its beginning
 _MOST_ITEMS = 100  # of a list
 _LONGEST_TEXT = 4096  # characters; that of a path
+
+# The defaults of SGD and of Adam. With the other optimizer they have no meaning, and no other value
+# is accepted.
+_MOMENTUM = 0.9
+_BETAS = (0.9, 0.999)
 
 # Control characters, and halves of characters, which no encoding can write.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -100,11 +106,22 @@ def _ascending(values: list[Any]) -> list[Any]:
     return values
 
 
+# The settings of a training that a function of a user gets, or that are about its processes.
+_OF_FUNCTION = (
+    "function",
+    "timeout",
+    "steps",
+    "learning_rate",
+    "device",
+    "engine",
+    "workers",
+    "threads",
+)
+
 Names = Annotated[list[str], BeforeValidator(_split)]
 Numbers = Annotated[list[float], BeforeValidator(_split_numbers), Field(max_length=_MOST_ITEMS)]
 Epsilon = Annotated[float, Field(ge=0, le=1)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
-Score = Literal["accuracy", "balanced-accuracy"]
 
 
 class Section(BaseModel):
@@ -140,9 +157,20 @@ class Section(BaseModel):
         marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Decides)]
         return marks[0] if marks else cls.decides
 
+    @classmethod
+    def former(cls, key: str) -> Former | None:
+        """Return the value that a setting had before there was the setting, if it is newer."""
+        marks = [m for m in cls.model_fields[key].metadata if isinstance(m, Former)]
+        return marks[0] if marks else None
+
+    def changed(self) -> list[str]:
+        """Return the settings of this section that have not their defaults, in their order."""
+        fields = type(self).model_fields
+        return [key for key, value in self if value != fields[key].default]
+
 
 class DataSettings(Section):
-    """The images, and how they are split (fractions are stratified by class)."""
+    """The images or features, and how they are split (fractions are stratified by class)."""
 
     name: Literal[
         "digits",
@@ -153,15 +181,28 @@ class DataSettings(Section):
         "svhn",
         "image-folder",
         "safetensors",
+        "numpy",
+        "table",
+        "hugging-face",
+        "own",
     ] = Field(
         "digits",
-        description="Data set: scikit-learn's digits, one of torchvision's, or your own images "
-        "(`image-folder` or `safetensors`).",
+        description="Data set: scikit-learn's digits, one of torchvision's, or your own: images "
+        "(`image-folder`), images or features in tensors (`safetensors`, or `numpy` for `.npz` and "
+        "`.npy`), a `table` (CSV or Parquet), a folder of Hugging Face's `save_to_disk` "
+        "(`hugging-face`), or `own`: data of any kind that `training.function` reads itself.",
+    )
+    classes: Annotated[int, Decides.CANDIDATES, Former(0)] = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="Number of classes, at least 2, of the data set `own`; 0 for all others, which "
+        "have it in their labels.",
     )
     root: str = Field(
         "",
-        description="Folder, file or `s3://` URI of the data. Every data set but `digits` needs "
-        "it.",
+        description="Folder, file or `s3://` URI of the data. Every data set but `digits` and "
+        "`own` needs it.",
     )
     download: bool = Field(
         False, description="Let torchvision download the files that are missing in `root`."
@@ -176,6 +217,28 @@ class DataSettings(Section):
         "",
         description="Expected checksum of the source, 64 hexadecimal digits. The report names the "
         "actual one.",
+    )
+    label: str = Field(
+        "label",
+        min_length=1,
+        description="Name of the column with the classes, of a table or of Hugging Face's data.",
+    )
+    image_size: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="Side in pixels to which image files are resized: the largest square in the "
+        "middle of an image is cut out and resized; 0: images stay as they are, and have to be of "
+        "one size.",
+    )
+    interpolation: Literal["bilinear", "bicubic", "nearest"] = Field(
+        "bilinear",
+        description="Interpolation of this resize. `bilinear` and `bicubic` are with antialias.",
+    )
+    color: Literal["rgb", "gray", "auto"] = Field(
+        "rgb",
+        description="Channels of image files: three (`rgb`), one (`gray`, the luma of ITU-R 601), "
+        "or one if all images are gray (`auto`).",
     )
     validation_fraction: Fraction = Field(
         0.2,
@@ -218,8 +281,39 @@ class DataSettings(Section):
 
     @model_validator(mode="after")
     def _root_is_given(self) -> "DataSettings":
-        if self.name != "digits" and not self.root:
+        if self.name not in ("digits", "own") and not self.root:
             raise ValueError(f"root: data set {self.name!r} needs a folder, a file or an s3:// URI")
+        return self
+
+    @model_validator(mode="after")
+    def _settings_of_files_have_files(self) -> "DataSettings":
+        readers = {
+            "label": ("table", "hugging-face"),
+            **dict.fromkeys(
+                ("image_size", "interpolation", "color"), ("image-folder", "hugging-face")
+            ),
+        }
+        for key, names in readers.items():
+            if self.name not in names and key in self.changed():
+                raise ValueError(
+                    f"{key}: is for the data sets {' and '.join(names)}, and data.name is "
+                    f"{self.name}"
+                )
+        if self.interpolation != "bilinear" and not self.image_size:
+            raise ValueError("interpolation: needs an image_size")
+        return self
+
+    @model_validator(mode="after")
+    def _own_data_have_classes_and_nothing_else(self) -> "DataSettings":
+        if self.name != "own":
+            if self.classes:
+                raise ValueError("classes: is for the data set 'own'; others have their own number")
+            return self
+        if self.classes < 2:
+            raise ValueError("classes: data set 'own' needs the number of classes, at least 2")
+        for key in self.changed():
+            if key not in ("name", "classes"):
+                raise ValueError(f"{key}: has no effect on the data set 'own'; leave it out")
         return self
 
     @model_validator(mode="after")
@@ -247,10 +341,34 @@ class ModelSettings(Section):
 
 
 class TrainingSettings(Section):
-    """A training in full with SGD, as the champion and the baselines get it."""
+    """A training in full, built-in or a function of your own.
+
+    The champion and the baselines get it.
+    """
 
     decides = Decides.FITNESS
 
+    function: Annotated[
+        str,
+        like(
+            r"([^:\s]+:[^:\s]+)?",
+            "the name of a function that can be imported, such as package.module:train, or empty",
+        ),
+        Former(""),
+    ] = Field(
+        "",
+        description="A training of your own, `package.module:train`, in place of the built-in one "
+        "([your own training](training.md)). `steps`, `learning_rate` and `device` are passed on "
+        "to it; the batch size, the optimizer and the schedule are its own. Empty: the built-in "
+        "training.",
+    )
+    timeout: Annotated[int, Decides.EFFORT] = Field(
+        0,
+        ge=0,
+        le=YEAR,
+        description="Seconds after which a training by `function` is ended. It is tried once more, "
+        "and then counts as failed. 0: never.",
+    )
     steps: int = Field(
         1500, ge=1, le=_MOST_STEPS, description="Number of steps of a training in full."
     )
@@ -261,13 +379,59 @@ class TrainingSettings(Section):
         le=HIGHEST_RATE,
         description="Learning rate of candidates and champion. The scale of a loss multiplies it.",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of SGD.")
-    nesterov: bool = Field(
-        True, description="Use Nesterov's form of the momentum, which has to be above 0 then."
+    optimizer: Annotated[Literal["sgd", "adam", "adamw"], Former("sgd")] = Field(
+        "sgd",
+        description="Optimizer, as PyTorch computes it. `adam` and `adamw` usually need rates of a "
+        "hundredth of those of `sgd`, so the defaults of `learning_rate` and of "
+        "`baselines.learning_rates` are refused with them. With them, the scale of a candidate's "
+        "loss multiplies its learning rate, because they undo that of the gradient.",
     )
-    weight_decay: float = Field(5e-4, ge=0, le=1000, description="Weight decay of SGD.")
+    momentum: float = Field(_MOMENTUM, ge=0, lt=1, description="Momentum of `sgd`.")
+    nesterov: bool = Field(
+        True,
+        description="Use Nesterov's form of the momentum of `sgd`, which has to be above 0 then.",
+    )
+    betas: Annotated[Numbers, Former(", ".join(map(str, _BETAS)))] = Field(
+        list(_BETAS),
+        description="Decays of the moving averages of the gradient and of its square, of `adam` "
+        "and `adamw`: two numbers, at least 0 and below 1.",
+    )
+    weight_decay: float = Field(
+        5e-4,
+        ge=0,
+        le=1000,
+        description="Weight decay. `sgd` and `adam` add it, times the weights, to the gradient; "
+        "`adamw` takes it, times the learning rate, from the weights.",
+    )
+    weight_decay_on: Annotated[Literal["all", "weights"], Former("all")] = Field(
+        "all",
+        description="Parameters that decay. `weights`: not biases and the parameters of "
+        "normalisations, which are those with fewer than two axes.",
+    )
+    clip_norm: Annotated[float, Former(0.0)] = Field(
+        0.0,
+        ge=0,
+        le=HIGHEST_RATE,
+        description="Largest norm of the gradient of all parameters together; a longer gradient is "
+        "cut to it. 0: none is cut.",
+    )
+    ema: Annotated[float, Former(0.0)] = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of an exponential moving average of the weights, such as 0.999. The "
+        "average is what is validated, tested, attacked and kept. 0: the weights themselves are.",
+    )
     schedule: Literal["constant", "step", "cosine", "one-cycle"] = Field(
         "cosine", description="Schedule of the learning rate."
+    )
+    warmup_steps: Annotated[int, Former(0)] = Field(
+        0,
+        ge=0,
+        le=_MOST_STEPS,
+        description="Number of steps at the beginning in which the learning rate rises linearly to "
+        "that of the schedule, below `steps`. A short training with the whole schedule has them "
+        "in proportion.",
     )
     milestones: Numbers = Field(
         [],
@@ -310,10 +474,21 @@ class TrainingSettings(Section):
         "Only for the engines `sequential` and `parallel`.",
     )
 
+    @property
+    def adaptive(self) -> bool:
+        """Whether the optimizer undoes the scale of the gradient, and so that of the loss."""
+        return self.optimizer != "sgd"
+
     def decisive(self) -> dict[str, Any]:
-        """Return the settings that decide what a training computes, except for the precision."""
-        every = self.model_dump()
-        return {k: v for k, v in every.items() if self.decision(k) is Decides.FITNESS}
+        """Return the settings that decide what a training computes, except for the precision.
+
+        A setting is left out if it has the value that it had before there was the setting.
+        """
+        return {
+            key: value
+            for key, value in self.model_dump().items()
+            if self.decision(key) is Decides.FITNESS and Former(_scalar(value)) != self.former(key)
+        }
 
     def check_data(self, images: int) -> None:
         """Refuse a batch that is larger than the training split.
@@ -329,6 +504,13 @@ class TrainingSettings(Section):
                 f"training.batch_size: {self.batch_size} is more than the {images} training images"
             )
 
+    @field_validator("betas")
+    @classmethod
+    def _betas_are_decays(cls, values: list[float]) -> list[float]:
+        if len(values) != 2 or not all(0 <= value < 1 for value in values):
+            raise ValueError("should be two numbers, at least 0 and below 1")
+        return [float(value) for value in values]
+
     @field_validator("milestones")
     @classmethod
     def _milestones_are_fractions(cls, values: list[float]) -> list[float]:
@@ -342,9 +524,26 @@ class TrainingSettings(Section):
             raise ValueError("milestones: are needed by the step schedule, and by no other")
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov: needs a momentum above 0")
+        if self.warmup_steps >= self.steps:
+            raise ValueError(f"warmup_steps: should be below steps ({self.steps})")
+        self._check_optimizer()
         if self.compile and self.engine == "fused":
             raise ValueError("compile: is for the engines sequential and parallel")
+        if self.timeout and not self.function:
+            raise ValueError("timeout: is for a training.function")
+        if self.timeout and self.engine == "sequential":
+            raise ValueError("timeout: needs a process for each training; engine should be auto")
         return self
+
+    def _check_optimizer(self) -> None:
+        """Refuse settings of another optimizer than the one that trains."""
+        if self.adaptive and self.momentum != _MOMENTUM:
+            raise ValueError(f"momentum: is of sgd; with {self.optimizer}, leave it at {_MOMENTUM}")
+        if self.adaptive and not self.nesterov:
+            raise ValueError(f"nesterov: is of sgd; with {self.optimizer}, leave it at true")
+        if not self.adaptive and tuple(self.betas) != _BETAS:
+            defaults = ", ".join(map(str, _BETAS))
+            raise ValueError(f"betas: are of adam and adamw; with sgd, leave them at {defaults}")
 
 
 class AugmentationSettings(Section):
@@ -356,8 +555,8 @@ class AugmentationSettings(Section):
         0,
         ge=0,
         le=256,
-        description="Number of black pixels around an image, from which a window of the image's "
-        "size is cut at random; 0: no crop.",
+        description="Number of black pixels (zeros) around an image, from which a window of the "
+        "image's size is cut at random; 0: no crop.",
     )
     flip: bool = Field(
         False, description="Mirror an image left to right with a probability of one half."
@@ -375,6 +574,22 @@ class AugmentationSettings(Section):
         le=1,
         description="Probability that the images of a batch and their targets are mixed (CutMix).",
     )
+
+    def check_data(self, features: int) -> None:
+        """Refuse changes of images for data that are features.
+
+        Args:
+            features: number of features; 0 for images.
+
+        Raises:
+            InputError: a change is configured, and the data are features.
+        """
+        changes = [key for key, value in self if value]
+        if features and changes:
+            raise InputError(
+                f"augmentation.{changes[0]}: changes images, and the data have {features} features "
+                "and no images: should be left out"
+            )
 
 
 class EvaluationSettings(Section):
@@ -428,7 +643,10 @@ class EvaluationSettings(Section):
         description="Weight in the fitness of the validation accuracy under FGSM.",
     )
     adversarial_epsilon: float = Field(
-        0.03, gt=0, le=1, description="Radius of this FGSM attack, in pixel space."
+        0.03,
+        gt=0,
+        le=1,
+        description="Radius of this FGSM attack, in the units of `attack.epsilons`.",
     )
     folds: Annotated[int, Former(0)] = Field(
         5,
@@ -440,11 +658,20 @@ class EvaluationSettings(Section):
         "attempt has the one training and the one validation split. A validation split of the "
         "source is always kept, without folds.",
     )
-    score: Annotated[Score, Former("accuracy")] = Field(
+    score: Annotated[
+        str,
+        like("[^ ].{0,38}[^ ]|[^ ]", "the name of a score, of at most 40 characters, such as F1"),
+        Former("accuracy"),
+    ] = Field(
         "accuracy",
-        description="What is measured on validation and test images. `balanced-accuracy`: the mean "
-        "over the classes of the accuracy within the class, for classes of different sizes. "
-        "Attacks after the search are always measured by accuracy.",
+        description="What is measured on validation and test images: the fitness of a candidate is "
+        "its score, and the losses are compared by it. `balanced-accuracy` and `macro-f1`: means "
+        "over the classes, for classes of different sizes. `negative-log-likelihood`: the score is "
+        "exp(-NLL), the geometric mean of the probability of the right class. `ece`: the score is "
+        "1 - ECE, the expected calibration error (15 bins); see docs/method.md before using it. "
+        "Attacks after the search are always measured by accuracy. With `training.function`: any "
+        "name for what it returns. These names, and those that end with `accuracy`, `F1`, `IoU`, "
+        "`Dice`, `precision` or `recall`, are of a score in [0, 1], shown in percent.",
     )
 
     @model_validator(mode="after")
@@ -670,12 +897,13 @@ class ChampionSettings(Section):
 
 
 class AttackSettings(Section):
-    """FGSM and PGD (l-infinity, in pixel space) on networks of the champion and the baselines."""
+    """FGSM and PGD (l-infinity) on networks of the champion and the baselines."""
 
     epsilons: Annotated[list[Epsilon], BeforeValidator(_split_numbers)] = Field(
         [0.0, 0.02, 0.05, 0.1],
         max_length=_MOST_ITEMS,
-        description="Radii of the attacks in pixel space; 0 is always added.",
+        description="Radii of the attacks; 0 is always added. Their unit is the full range of a "
+        "pixel, or the standard deviation of a feature or channel if the data have no pixels.",
     )
     pgd_steps: int = Field(20, ge=1, le=100_000, description="Number of steps of PGD.")
     pgd_restarts: int = Field(
@@ -750,17 +978,108 @@ class SweepSettings(Section):
     champion: ChampionSettings = ChampionSettings()
     attack: AttackSettings = AttackSettings()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _functions_stop_themselves(cls, content: Any) -> Any:
+        """Let the default of ``evaluation.give_up_step`` be 0 with a function of a user."""
+        if not isinstance(content, dict):
+            return content
+        training, evaluation = content.get("training"), content.get("evaluation", {})
+        # Anything else is a whole section already, or an error that the validation reports.
+        if isinstance(training, dict) and isinstance(evaluation, dict) and training.get("function"):
+            return {**content, "evaluation": {"give_up_step": 0, **evaluation}}
+        return content
+
+    @model_validator(mode="after")
+    def _function_fits(self) -> "SweepSettings":
+        if not self.training.function:
+            if self.data.name == "own":
+                raise ValueError("training.function: the data set 'own' needs one, which reads it")
+            self._check_score()
+            return self
+        for path in self._without_effect():
+            raise ValueError(f"{path}: has no effect with a training.function; leave it out")
+        if self.search.on_reject == "penalize" and not scores.is_share(self.evaluation.score):
+            raise ValueError(
+                "search.on_reject: penalize gives fitness 0, which need not be the worst "
+                f"{self.evaluation.score}; use resample"
+            )
+        return self
+
+    def _check_score(self) -> None:
+        """Refuse a score that the built-in training does not measure, or that misleads it."""
+        score = self.evaluation.score
+        if score not in scores.SCORES:
+            *first, last = map(repr, scores.SCORES)
+            raise ValueError(
+                f"evaluation.score: should be {', '.join(first)} or {last}, unless "
+                f"training.function measures it (got {quoted(score)})"
+            )
+        if score == "ece" and not self.evaluation.give_up_step:
+            raise ValueError(
+                "evaluation.give_up_step: should be above 0 with score ece: a network that has "
+                "learned nothing is well calibrated"
+            )
+
+    def _without_effect(self) -> Iterator[str]:
+        """Yield the paths of settings that were given, and that a function of a user ignores."""
+        ignored = (key for key in self.training.changed() if key not in _OF_FUNCTION)
+        yield from (f"training.{key}" for key in ignored)
+        if self.training.engine == "fused":
+            yield "training.engine"
+        yield from (f"augmentation.{key}" for key in self.augmentation.changed())
+        for key in ("anneal", "adversarial_weight"):
+            if key in self.evaluation.changed():
+                yield f"evaluation.{key}"
+        if self.evaluation.give_up_step:
+            yield "evaluation.give_up_step"
+        # On other data, the network that the function returns is attacked.
+        if self.data.name == "own" and self.model.changed():
+            yield "model.name"
+
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSettings":
         if self.evaluation.steps > self.training.steps:
             raise ValueError(
                 f"evaluation.steps: should be at most training.steps ({self.training.steps})"
             )
+        if not self.evaluation.anneal and self.training.warmup_steps >= self.evaluation.steps:
+            raise ValueError(
+                "training.warmup_steps: should be below evaluation.steps "
+                f"({self.evaluation.steps}) with evaluation.anneal: false"
+            )
         if self.attack.seeds > self.champion.seeds:
             raise ValueError(
                 f"attack.seeds: should be at most champion.seeds ({self.champion.seeds})"
             )
         return self
+
+    def check_rates(self) -> None:
+        """Refuse the default learning rates, which are those of SGD, with another optimizer.
+
+        Baselines that are tuned over them would all be weak, and no loss to beat.
+
+        Raises:
+            InputError: a learning rate is missing.
+        """
+        training, baselines = self.training, self.baselines
+        if not training.adaptive:
+            return
+        defaults = TrainingSettings().learning_rate, BaselineSettings().learning_rates
+        for name, value, default, example in (
+            ("training.learning_rate", training.learning_rate, defaults[0], "0.001"),
+            (
+                "baselines.learning_rates",
+                baselines.learning_rates,
+                defaults[1],
+                "[0.0003, 0.001, 0.003, 0.01]",
+            ),
+        ):
+            if value == default:
+                raise InputError(
+                    f"{name}: the default is for sgd; {training.optimizer} needs another value, "
+                    f"such as {example}"
+                )
 
     def flat(self) -> dict[str, Scalar]:
         """Return every setting as one scalar by ``section_key``, as MLflow's parameters are."""
@@ -792,8 +1111,13 @@ class SweepSettings(Section):
                 yield key, value, self.decision(key)
                 continue
             for inner, leaf in value.model_dump().items():
-                text = ", ".join(map(str, leaf)) if isinstance(leaf, list) else leaf
-                yield f"{key}_{inner}", text, value.decision(inner)
+                yield f"{key}_{inner}", _scalar(leaf), value.decision(inner)
+
+
+def _scalar(value: Any) -> Scalar:
+    """Return a setting as one scalar: a list as a text with commas."""
+    scalar: Scalar = ", ".join(map(str, value)) if isinstance(value, list) else value
+    return scalar
 
 
 def former_values() -> dict[Decides, dict[str, Scalar]]:
@@ -804,10 +1128,9 @@ def former_values() -> dict[Decides, dict[str, Scalar]]:
     values: dict[Decides, dict[str, Scalar]] = {decision: {} for decision in Decides}
     sections = {key: value for key, value in SweepSettings() if isinstance(value, Section)}
     for key, section in sections.items():
-        for inner, info in type(section).model_fields.items():
-            for mark in info.metadata:
-                if isinstance(mark, Former):
-                    values[section.decision(inner)][f"{key}_{inner}"] = mark.value
+        for inner in type(section).model_fields:
+            if former := section.former(inner):
+                values[section.decision(inner)][f"{key}_{inner}"] = former.value
     return values
 
 

@@ -80,6 +80,7 @@ def run_sweep(
     *overrides: str,
     see: Callable[[str], object] = lambda line: None,
     times: int = 1,
+    path: Path = CONFIG,
 ) -> str:
     """Run a small sweep to its end.
 
@@ -88,11 +89,12 @@ def run_sweep(
         overrides: settings in place of those of ``SMALL``.
         see: called with each line that the command would show, as soon as it is printed.
         times: how often each task is run.
+        path: the configuration.
 
     Returns:
         The lines that the command would show.
     """
-    config = load(CONFIG, merged(f"services.work_dir={work}", *SMALL, *overrides))
+    config = load(path, merged(f"services.work_dir={work}", *SMALL, *overrides))
     root = work / "in-process"
     root.mkdir(parents=True)
     compile_sweep(config, root / "sweep.yaml")

@@ -145,7 +145,7 @@ def final_table(output: str) -> list[str]:
     """Return the lines from the head of the final table to the verdict."""
     lines = output.splitlines()
     start = next(index for index, line in enumerate(lines) if line.startswith("loss "))
-    return lines[start : start + 8]
+    return lines[start : start + 9]
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, event: str) -> Any:

@@ -80,6 +80,7 @@ def test_a_sweep_leaves_everything_on_the_servers_and_no_secret_anywhere(
         assert {
             "report.html",
             "champion/loss.json",
+            "champion/loss.py",
             "champion/model.safetensors",
             "data.safetensors",
         } <= {key.removeprefix(f"{prefix}/store/servers/") for key in keys}
@@ -96,7 +97,7 @@ def test_a_sweep_leaves_everything_on_the_servers_and_no_secret_anywhere(
         assert sum("taylorglo.trial" in run.data.tags for run in nested) == 2
         assert artifacts_of(client, parent) == ["report.html"]
         (champion,) = [run for run in nested if run.info.run_name == "champion"]
-        assert artifacts_of(client, champion) == ["loss.json", "model.safetensors"]
+        assert artifacts_of(client, champion) == ["loss.json", "loss.py", "model.safetensors"]
 
         logged = str(
             [

@@ -216,8 +216,8 @@ def test_champion_and_baseline_runs(
     assert sorted(final) == sorted(LOSSES)
     assert all(0.5 < run.data.metrics["test_accuracy"] <= 1 for run in final.values())
     assert [artifacts_of(client, final[name]) for name in LOSSES[1:]] == [[], [], []]
-    assert artifacts_of(client, final["champion"]) == ["loss.json", "model.safetensors"]
-    for name in ("loss.json", "model.safetensors"):
+    assert artifacts_of(client, final["champion"]) == ["loss.json", "loss.py", "model.safetensors"]
+    for name in ("loss.json", "loss.py", "model.safetensors"):
         run_id = final["champion"].info.run_id
         downloaded = client.download_artifacts(run_id, name, str(tmp_path))
         kept = finished.store / "champion" / name

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from studies import Cell, Row, Study, command
-from torch import Tensor
 
 from taylorglo.data import dataset as datasets
 from taylorglo.data.dataset import Dataset
@@ -45,6 +44,7 @@ from taylorglo.stats import holm, welch
 from taylorglo.tasks.context import software
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import evaluation_batches
+from taylorglo.training.scores import BINS, calibration_error
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +52,6 @@ if TYPE_CHECKING:
 CHAMPION = "champion"
 RATE = 0.03  # the learning rate of candidates and champion
 ALPHAS = (0.05, 0.1, 0.2, 0.4)  # that label smoothing is tuned over
-BINS = 15  # of the calibration error
 LEVEL = 0.05  # of the tests
 SECONDS = {"mlp": 0.8, "cnn": 13.0}  # of 1 500 steps on one core, for the estimate of the time
 
@@ -316,21 +315,6 @@ def calibration_of(
             logits = torch.cat([network(images) for images, _ in batches])
         errors.append(calibration_error(logits.softmax(dim=1), dataset.test.labels))
     return errors
-
-
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
-    """Return the expected calibration error in [0, 1] (Guo et al. 2017, arXiv 1706.04599, eq. 3).
-
-    Args:
-        probabilities: (N, n).
-        labels: class indices (N,).
-        bins: number of bins of equal width. A confidence c is in bin i if i < bins c <= i + 1.
-    """
-    confidences, predicted = probabilities.double().max(dim=1)
-    index = (confidences * bins).ceil().long().clamp(1, bins) - 1
-    gaps = torch.zeros(bins, dtype=torch.float64)
-    gaps.index_add_(0, index, (predicted == labels).double() - confidences)
-    return float(gaps.abs().sum() / len(labels))
 
 
 def hedges(first: Sequence[float], second: Sequence[float]) -> float:

@@ -191,9 +191,11 @@ def _measured(training: Training) -> Row:
     """Return the scores of a training; those of one that diverged are the worst there are."""
     diverged = training.status != "ok"
     last = training.curve[-2:]
+    entropy = math.inf if diverged else last[-1][2]
+    assert entropy is not None  # the built-in training measures it
     return {
         "accuracy": training.accuracy,
-        "cross_entropy": math.inf if diverged else last[-1][2],
+        "cross_entropy": entropy,
         "late": 0.0 if diverged else fmean(accuracy for _, accuracy, _ in last),
         "test": math.nan if training.test_accuracy is None else training.test_accuracy,
     }

@@ -41,6 +41,71 @@ def uniform_images(*shape: int, low: float = 0.0, high: float = 1.0, seed: int =
     return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def test_a_unit_scales_the_attack_of_each_feature_and_nothing_is_cut() -> None:
+    model = linear(6, 2)
+    points, labels = uniform_images(40, 6, low=-1, high=2), torch.arange(40) % 2
+    unit = torch.tensor([0.1, 1.0, 5.0, 2.0, 0.5, 3.0])
+    # Of two classes, the gradient of cross-entropy has the sign of the difference of the weights.
+    weight = model[1].weight.detach()
+    ascent = torch.sign(weight[1 - labels] - weight[labels])
+    expected = points + 0.3 * unit * ascent
+    torch.testing.assert_close(fgsm(model, points, labels, 0.3, unit=unit), expected)
+    for objective in OBJECTIVES:
+        attacked = pgd(model, points, labels, 0.3, objective=objective, restarts=3, unit=unit)
+        assert bool(((attacked - points).abs() <= 0.3 * unit * (1 + 1e-4) + 1e-5).all())
+        margin = predictions_margin(model, attacked, labels)
+        least = predictions_margin(model, expected, labels)
+        # A point beyond the decision counts as the worst, however far beyond it is.
+        assert bool(((margin <= least + 1e-3) | ((margin < 0) & (least < 0))).all())
+
+
+def predictions_margin(model: nn.Sequential, points: Tensor, labels: Tensor) -> Tensor:
+    with torch.no_grad():
+        logits = model(points)
+    rows = torch.arange(len(labels))
+    return logits[rows, labels] - logits[rows, 1 - labels]
+
+
+def test_a_unit_of_one_is_the_attack_on_pixels_away_from_black_and_white() -> None:
+    model, labels = linear(6, 4), torch.arange(20) % 4
+    images, unit = uniform_images(20, 6, low=0.3, high=0.7), torch.ones(6)
+    assert torch.equal(
+        fgsm(model, images, labels, 0.1), fgsm(model, images, labels, 0.1, unit=unit)
+    )
+    for objective in OBJECTIVES:
+        options = {"restarts": 2, "objective": objective}
+        plain = pgd(model, images, labels, 0.1, **options)
+        assert torch.equal(plain, pgd(model, images, labels, 0.1, **options, unit=unit))
+    values = {"epsilons": [0.1], "pgd_steps": 5, "pgd_restarts": 2}
+    assert robust_accuracy(model, images, labels, **values) == robust_accuracy(
+        model, images, labels, **values, unit=unit
+    )
+
+
+@pytest.mark.parametrize(
+    ("unit", "message"),
+    [
+        (torch.ones(5), "unit: should be finite numbers above 0 of a shape that broadcasts to"),
+        (torch.zeros(6), "unit: should be finite numbers above 0"),
+        (torch.tensor(math.nan), "unit: should be finite numbers above 0"),
+        (torch.tensor(math.inf), "unit: should be finite numbers above 0"),
+        (torch.ones(40, 6), "unit: should be finite numbers above 0"),
+    ],
+)
+def test_a_unit_that_does_not_fit_is_refused(unit: Tensor, message: str) -> None:
+    model, points, labels = linear(6, 2), torch.zeros(40, 6), torch.zeros(40, dtype=torch.int64)
+    with pytest.raises(InputError, match=message):
+        fgsm(model, points, labels, 0.1, unit=unit)
+
+
+def test_data_that_are_no_pixels_need_a_unit_and_finite_numbers() -> None:
+    model, labels = linear(6, 2), torch.zeros(4, dtype=torch.int64)
+    with pytest.raises(InputError, match="data without pixels need a unit"):
+        fgsm(model, torch.full((4, 6), 2.0), labels, 0.1)
+    with pytest.raises(InputError, match="should be finite numbers"):
+        fgsm(model, torch.full((4, 6), math.nan), labels, 0.1, unit=torch.ones(6))
+
+
 def predictions(model: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad():
         return model.eval()(images).argmax(dim=1)

@@ -1,5 +1,6 @@
 """The examples of the documentation run as they are, and their results are right."""
 
+import importlib
 import json
 import os
 import re
@@ -9,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import taylorglo
+from taylorglo_pipelines.config import load
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
 SERVICES = ("TAYLORGLO_", "MLFLOW_", "AWS_", "PG")
@@ -116,3 +119,87 @@ def test_a_sweep_over_arrays_ends_with_a_loss_and_a_report(tmp_path: Path) -> No
     assert f"theta {champion['theta']} 2\n" in output
     assert champion["provenance"]["data"] == "safetensors"
     assert (store / "report.html").is_file()
+
+
+# Each training of a user, with the package that it needs, its classes, its learning rate, the score
+# that guessing reaches, and enough steps to be far above it.
+TRAININGS = {
+    "own_training": ("", 4, 0.003, 0.3, 100),
+    "segmentation": ("", 3, 0.01, 0.32, 100),
+    "lightning_training": ("pytorch_lightning", 10, 0.003, 0.15, 40),
+    "hugging_face_training": ("transformers", 3, 0.003, 0.5, 100),
+}
+
+
+@pytest.mark.parametrize("name", TRAININGS)
+def test_a_loss_is_searched_for_a_training_of_an_example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package, classes, rate, guessed, steps = TRAININGS[name]
+    if package:
+        pytest.importorskip(package, reason=f"needs {package}, of the extra dev")
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module(name)
+    common = {"seed": 1, "steps": steps, "learning_rate": rate, "device": "cpu"}
+    validated, tested = (
+        example.train(taylorglo.CrossEntropy(), split=taylorglo.Split(split), **common)
+        for split in ("validation", "test")
+    )
+    assert validated > guessed + 0.1
+    assert tested > guessed + 0.1
+    # Otherwise they were measured on the same data.
+    assert validated != tested
+    result = taylorglo.search(
+        example.train,
+        classes=classes,
+        generations=1,
+        popsize=2,
+        steps=steps,
+        learning_rate=rate,
+        score="mean IoU" if name == "segmentation" else "accuracy",
+        folder=tmp_path,
+        settings={
+            # In this process, where the packages are imported already.
+            "training": {"engine": "sequential", "threads": 1},
+            "champion": {"finalists": 1, "seeds": 2},
+        },
+    )
+    assert 0 < result.score <= 1
+    assert result.loss.classes == classes
+
+
+def test_the_folds_of_the_own_training_part_what_is_not_tested(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("own_training")
+    pool, tested = example.rows_of(taylorglo.Split("test"))
+    assert sorted([*pool, *tested]) == list(range(len(example.TABLE)))
+    folds = [example.rows_of(taylorglo.Split("validation", i, 5, seed=3)) for i in range(5)]
+    assert sorted(row for _, held in folds for row in held) == list(pool)
+    for trained, held in folds:
+        assert sorted([*trained, *held]) == list(pool)
+
+
+def test_a_loop_of_ones_own_goes_on_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    example = importlib.import_module("ask_and_tell")
+    first = example.search(str(tmp_path), generations=1, popsize=2)
+    assert len(re.findall(r"^generation 1: [\d.]+%$", capsys.readouterr().out, re.MULTILINE)) == 2
+    again = example.search(str(tmp_path), generations=1, popsize=2)
+    assert capsys.readouterr().out == ""
+    assert torch.equal(first.theta, again.theta)
+
+
+def test_the_sweep_of_the_own_training_is_valid() -> None:
+    config = load(EXAMPLES / "own_training.yaml")
+    assert config.training.function == "own_training:train"
+    source = (EXAMPLES / "own_training.py").read_text()
+    assert f"CLASSES, HELD_OUT = {config.data.classes}, " in source
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_an_example_is_about_a_screen_long(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= 90

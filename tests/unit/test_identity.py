@@ -137,6 +137,7 @@ def test_every_setting_declares_what_it_decides() -> None:
         "training_workers",
         "training_threads",
         "training_compile",
+        "training_timeout",
         "search_max_draws",
         "search_generations",
         "search_renew",
@@ -150,8 +151,18 @@ def test_the_identity_has_the_settings_that_are_declared_to_decide_it() -> None:
     former = former_values()
     assert former == {
         **{decision: {} for decision in Decides},
-        Decides.CANDIDATES: {"search_family": "taylor"},
-        Decides.FITNESS: {"evaluation_folds": 0, "evaluation_score": "accuracy"},
+        Decides.CANDIDATES: {"search_family": "taylor", "data_classes": 0},
+        Decides.FITNESS: {
+            "training_function": "",
+            "training_optimizer": "sgd",
+            "training_betas": "0.9, 0.999",
+            "training_weight_decay_on": "all",
+            "training_clip_norm": 0.0,
+            "training_ema": 0.0,
+            "training_warmup_steps": 0,
+            "evaluation_folds": 0,
+            "evaluation_score": "accuracy",
+        },
     }
     named = {*identity.candidates, *former[Decides.CANDIDATES]}
     assert named == names[Decides.CANDIDATES] | {"data"}
@@ -172,6 +183,27 @@ def test_the_decisive_settings_of_a_training_are_those_of_version_0_1_0() -> Non
         "decay": 0.1,
     }
     assert TrainingSettings().decisive() == expected
+
+
+USED: dict[str, Any] = {
+    "optimizer": "adamw",
+    "betas": [0.9, 0.95],
+    "weight_decay_on": "weights",
+    "clip_norm": 1.0,
+    "ema": 0.999,
+    "warmup_steps": 100,
+}
+
+
+@pytest.mark.parametrize("key", USED)
+def test_a_new_setting_of_the_training_is_decisive_if_it_is_used(key: str) -> None:
+    chosen = {key: USED[key]} | ({"optimizer": "adamw"} if key == "betas" else {})
+    training = TrainingSettings.model_validate(chosen)
+    assert training.decisive() == {**TrainingSettings().decisive(), **chosen}
+    used = flat(SweepSettings.model_validate({"training": chosen}))
+    texts = {name: ", ".join(map(str, v)) if name == "betas" else v for name, v in chosen.items()}
+    new = {f"training_{name}": value for name, value in texts.items()}
+    assert used == {**flat(SweepSettings()), **new}
 
 
 def with_evaluation(**changes: Scalar) -> SweepSettings:

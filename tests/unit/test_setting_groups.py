@@ -37,11 +37,24 @@ def one_of(*values: str) -> st.SearchStrategy[str]:
     return st.sampled_from(values)
 
 
-def data_sections() -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries(
+@st.composite
+def data_sections(draw: st.DrawFn) -> dict[str, Any]:
+    names = ("digits", "mnist", "cifar10", "image-folder", "safetensors", "numpy", "table")
+    name = draw(one_of(*names, "hugging-face"))
+    files = name in ("image-folder", "hugging-face")
+    size = draw(st.integers(0, 4096)) if files else 0
+    columns = name in ("table", "hugging-face")
+    values = st.fixed_dictionaries(
         {
-            "name": one_of("digits", "mnist", "cifar10", "image-folder", "safetensors"),
+            "name": st.just(name),
+            "classes": st.just(0),
             "root": PATH,
+            "label": PATH if columns else st.just("label"),
+            "image_size": st.just(size),
+            "interpolation": one_of(
+                *(("bilinear", "bicubic", "nearest") if size else ("bilinear",))
+            ),
+            "color": one_of(*(("rgb", "gray", "auto") if files else ("rgb",))),
             "download": st.booleans(),
             "sha256": st.just("") | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
             "validation_fraction": open_unit(),
@@ -52,20 +65,31 @@ def data_sections() -> st.SearchStrategy[dict[str, Any]]:
             "label_noise_kind": one_of("symmetric", "pair-flip"),
         }
     )
+    return draw(values)
 
 
 @st.composite
 def training_sections(draw: st.DrawFn, steps: int) -> dict[str, Any]:
     schedule = draw(one_of("constant", "step", "cosine", "one-cycle"))
-    momentum = draw(finite(0, 0.99))
+    optimizer = draw(one_of("sgd", "adam", "adamw"))
+    momentum = draw(finite(0, 0.99)) if optimizer == "sgd" else 0.9
+    decays = st.lists(finite(0, 0.9999), min_size=2, max_size=2)
     engine = draw(one_of("auto", "sequential", "parallel", "fused"))
     return {
+        "function": "",
+        "timeout": 0,
         "steps": steps,
         "batch_size": draw(st.integers(1, 10**6)),
         "learning_rate": draw(finite(0, 100, exclude_min=True)),
+        "optimizer": optimizer,
         "momentum": momentum,
-        "nesterov": draw(st.booleans()) if momentum else False,
+        "nesterov": (optimizer != "sgd" or draw(st.booleans())) if momentum else False,
+        "betas": [0.9, 0.999] if optimizer == "sgd" else draw(decays),
         "weight_decay": draw(finite(0, 10)),
+        "weight_decay_on": draw(one_of("all", "weights")),
+        "clip_norm": draw(finite(0, 1e6)),
+        "ema": draw(finite(0, 0.9999)),
+        "warmup_steps": draw(st.integers(0, steps - 1)),
         "schedule": schedule,
         "milestones": draw(ascending(open_unit(), 1)) if schedule == "step" else [],
         "decay": draw(open_unit()),
@@ -92,17 +116,20 @@ def augmentation_sections() -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def evaluation_sections(draw: st.DrawFn, most_steps: int) -> dict[str, Any]:
     steps, attempts = draw(st.integers(1, most_steps)), draw(st.integers(1, 100))
+    give_up_step = draw(st.integers(0, steps))
     return {
         "steps": steps,
         "attempts": attempts,
         "anneal": draw(st.booleans()),
-        "give_up_step": draw(st.integers(0, steps)),
+        "give_up_step": give_up_step,
         "give_up_gain": draw(finite(0, 0.999)),
         "max_attempts": draw(st.just(0) | st.integers(attempts, 100)) if attempts > 1 else 0,
         "adversarial_weight": draw(finite(0, 1)),
         "adversarial_epsilon": draw(finite(0, 1, exclude_min=True)),
         "folds": draw(st.just(0) | st.integers(2, 100)),
-        "score": draw(one_of("accuracy", "balanced-accuracy")),
+        "score": draw(one_of("accuracy", "balanced-accuracy", "macro-f1", "ece"))
+        if give_up_step
+        else draw(one_of("accuracy", "negative-log-likelihood")),
     }
 
 
@@ -159,18 +186,50 @@ def attack_sections(most_seeds: int) -> st.SearchStrategy[dict[str, Any]]:
 def valid(draw: st.DrawFn) -> dict[str, Any]:
     """Draw the values of a whole sweep, away from the defaults."""
     steps, seeds = draw(st.integers(1, 10**6)), draw(st.integers(2, 1000))
+    training, evaluation = draw(training_sections(steps)), draw(evaluation_sections(steps))
+    if not evaluation["anneal"]:
+        training["warmup_steps"] = min(training["warmup_steps"], evaluation["steps"] - 1)
     return {
         "name": draw(st.from_regex(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", fullmatch=True)),
         "seed": draw(st.integers(0, 2**31 - 1)),
         "data": draw(data_sections()),
         "model": {"name": draw(PATH)},
-        "training": draw(training_sections(steps)),
+        "training": training,
         "augmentation": draw(augmentation_sections()),
-        "evaluation": draw(evaluation_sections(steps)),
+        "evaluation": evaluation,
         "search": draw(search_sections()),
         "baselines": draw(baseline_sections()),
         "champion": {"finalists": draw(st.integers(1, 100)), "seeds": seeds},
         "attack": draw(attack_sections(seeds)),
+    }
+
+
+@st.composite
+def with_function(draw: st.DrawFn) -> dict[str, Any]:
+    """Draw the values of a sweep in which a function of a user trains on its own data."""
+    values, default = draw(valid()), SweepSettings().model_dump()
+    engine = draw(one_of("auto", "sequential", "parallel"))
+    kept = ("steps", "learning_rate", "device", "workers", "threads")
+    return {
+        **values,
+        "data": {**default["data"], "name": "own", "classes": draw(st.integers(2, 10**6))},
+        "model": default["model"],
+        "training": {
+            **default["training"],
+            **{key: values["training"][key] for key in kept},
+            "function": draw(one_of("train:train", "my.package:fit")),
+            "timeout": 0 if engine == "sequential" else draw(st.integers(0, 10**6)),
+            "engine": engine,
+        },
+        "augmentation": default["augmentation"],
+        "evaluation": {
+            **values["evaluation"],
+            "anneal": True,
+            "give_up_step": 0,
+            "adversarial_weight": 0.0,
+            "score": draw(one_of("F1", "accuracy", "log likelihood")),
+        },
+        "search": {**values["search"], "on_reject": "resample"},
     }
 
 
@@ -192,7 +251,7 @@ def as_text(sweep: SweepSettings) -> dict[str, Any]:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(valid())
+@given(valid() | with_function())
 def test_the_groups_of_a_pipeline_carry_every_setting(values: dict[str, Any]) -> None:
     sweep = validated(SweepSettings, values, "sweep.yaml")
     groups = sweep.model_dump(mode="json")

@@ -69,6 +69,11 @@ BAD: list[tuple[str, object, str]] = [
     ("data.test_fraction", 1.5, "less than 1"),
     ("data.train_fraction", 0, "greater than 0"),
     ("data.train_fraction", 1.01, "less than or equal to 1"),
+    ("data.label", "", "at least 1 character"),
+    ("data.image_size", -1, "greater than or equal to 0"),
+    ("data.image_size", 4097, "less than or equal to 4096"),
+    ("data.interpolation", "lanczos", "should be 'bilinear'"),
+    ("data.color", "bgr", "should be 'rgb'"),
     ("data.download", "perhaps", "valid boolean"),
     ("model.name", "", "at least 1 character"),
     ("training.steps", 0, "greater than or equal to 1"),
@@ -219,6 +224,73 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
         ),
         ({"training": {"momentum": 0}}, "training.nesterov: needs a momentum above 0"),
         (
+            {"training": {"optimizer": "lion"}},
+            "training.optimizer: should be 'sgd', 'adam' or 'adamw' (got 'lion')",
+        ),
+        (
+            {"training": {"optimizer": "adam", "momentum": 0.8}},
+            "training.momentum: is of sgd; with adam, leave it at 0.9",
+        ),
+        (
+            {"training": {"optimizer": "adamw", "nesterov": False}},
+            "training.nesterov: is of sgd; with adamw, leave it at true",
+        ),
+        (
+            {"training": {"betas": [0.8, 0.9]}},
+            "training.betas: are of adam and adamw; with sgd, leave them at 0.9, 0.999",
+        ),
+        (
+            {"training": {"optimizer": "adam", "betas": [0.9, 1]}},
+            "training.betas: should be two numbers, at least 0 and below 1 (got [0.9, 1])",
+        ),
+        (
+            {"training": {"optimizer": "adam", "betas": [0.9]}},
+            "training.betas: should be two numbers, at least 0 and below 1 (got [0.9])",
+        ),
+        (
+            {"training": {"warmup_steps": -1}},
+            "training.warmup_steps: should be greater than or equal to 0 (got -1)",
+        ),
+        (
+            {"training": {"warmup_steps": 1500}},
+            "training.warmup_steps: should be below steps (1500)",
+        ),
+        (
+            {"training": {"warmup_steps": 300}, "evaluation": {"anneal": False}},
+            "training.warmup_steps: should be below evaluation.steps (300) with "
+            "evaluation.anneal: false",
+        ),
+        ({"training": {"ema": 1}}, "training.ema: should be less than 1 (got 1)"),
+        (
+            {"evaluation": {"score": "auc"}},
+            "evaluation.score: should be 'accuracy', 'balanced-accuracy', 'macro-f1', "
+            "'negative-log-likelihood' or 'ece', unless training.function measures it (got 'auc')",
+        ),
+        (
+            {"evaluation": {"score": "ece", "give_up_step": 0}},
+            "evaluation.give_up_step: should be above 0 with score ece: a network that has learned "
+            "nothing is well calibrated",
+        ),
+        (
+            {"data": {"name": "safetensors", "root": "x", "image_size": 8}},
+            "data.image_size: is for the data sets image-folder and hugging-face, and data.name is "
+            "safetensors",
+        ),
+        (
+            {"data": {"color": "gray"}},
+            "data.color: is for the data sets image-folder and hugging-face, and data.name is "
+            "digits",
+        ),
+        (
+            {"data": {"name": "image-folder", "root": "x", "label": "class"}},
+            "data.label: is for the data sets table and hugging-face, and data.name is "
+            "image-folder",
+        ),
+        (
+            {"data": {"name": "image-folder", "root": "x", "interpolation": "nearest"}},
+            "data.interpolation: needs an image_size",
+        ),
+        (
             {"data": {"name": "svhn"}},
             "data.root: data set 'svhn' needs a folder, a file or an s3:// URI",
         ),
@@ -239,6 +311,9 @@ def test_settings_that_contradict_each_other_are_refused(
         {"attack": {"seeds": 5}, "champion": {"seeds": 5}},
         {"search": {"popsize": 20, "max_draws": 20}},
         {"training": {"momentum": 0, "nesterov": False}},
+        {"training": {"warmup_steps": 1499, "ema": 0}},
+        {"training": {"warmup_steps": 299}, "evaluation": {"anneal": False}},
+        {"training": {"optimizer": "adam", "betas": [0, 0.9999]}},
         {"search": {"order": 4, "coordinates": "theta", "mean": [0.0] * 13}},
         {"attack": {"epsilons": [1]}},
     ],

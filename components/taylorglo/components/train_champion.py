@@ -18,7 +18,7 @@ def train_champion(
     """Write all trainings (comparison), the champion's loss as JSON and one network (model)."""
     from taylorglo.tasks import champion
 
-    accuracy = champion.run(
+    scores = champion.run(
         search_data_path=search_data.path,
         full_data_path=full_data.path,
         tuning_path=tuning.path,
@@ -26,5 +26,6 @@ def train_champion(
         loss_path=loss.path,
         model_path=model.path,
     )
-    metrics.log_metric("champion_test_accuracy", accuracy)
-    model.metadata["accuracy"] = accuracy
+    for name, value in scores.items():
+        metrics.log_metric(f"champion_test_{name}", value)
+        model.metadata[name] = value

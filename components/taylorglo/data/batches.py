@@ -17,9 +17,10 @@ _AUGMENTATION = 1  # a path below the seed of a training
 class Batches:
     """An endless iterator over batches of training images and targets.
 
-    The images are shuffled in every epoch. They are float32 in [0, 1], shape (B, C, H, W). Targets
-    are class indices (B,), or distributions (B, n) if CutMix mixed them. Everything random comes
-    from separate generators on the CPU, so that it is the same on every device.
+    The samples are shuffled in every epoch. They are float32, shape (B, C, H, W) or (B, F). Images
+    of 8 bits are scaled to [0, 1]. Targets are class indices (B,), or distributions (B, n) if
+    CutMix mixed them. Everything random comes from separate generators on the CPU, so that it is
+    the same on every device.
 
     Args:
         dataset: resident on the device to train on.
@@ -55,15 +56,20 @@ class Batches:
 
 
 def scaled(images: Tensor) -> Tensor:
-    """Return uint8 images as float32 in [0, 1]."""
-    return images.float().div_(255)
+    """Return uint8 images as float32 in [0, 1], and other samples as they are."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def laid_out(images: Tensor) -> Tensor:
+    """Return a batch in the layout of memory that networks take: images as channels_last."""
+    return images.contiguous(memory_format=torch.channels_last) if images.ndim == 4 else images
 
 
 def stacked(batches: Sequence[Batches], num_classes: int) -> tuple[Tensor, Tensor]:
     """Return the next batch of S trainings at once, on a new first axis.
 
     Returns:
-        Images (S, B, C, H, W) and distributions (S, B, n).
+        Samples (S, B, ...) and distributions (S, B, n).
     """
     images, targets = zip(*map(next, batches), strict=True)
     soft = [

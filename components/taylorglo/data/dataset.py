@@ -1,7 +1,9 @@
 """Data sets: read from a source, checked and split, and kept in one file.
 
-A source is read into uint8 tensors, its checksum is compared, and its splits are drawn by class
-from a seed. The test split is held out first, and the search gets a data set that does not contain
+A source is read into tensors, its checksum is compared, and its splits are drawn by class from a
+seed. Samples are images, or features of a table or a tensor. Images of 8 bits, and images of floats
+within [0, 1], have pixels; other data have none, and attacks on them are measured in standard
+deviations. The test split is held out first, and the search gets a data set that does not contain
 it (:func:`without_test`). Flaws on purpose (:mod:`taylorglo.data.corruption`) never touch it.
 """
 
@@ -9,8 +11,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from safetensors.torch import save as to_safetensors
@@ -19,19 +22,23 @@ from torch import Tensor
 from taylorglo.data.checks import check_source
 from taylorglo.data.corruption import check_noise, with_noise
 from taylorglo.data.division import divided
-from taylorglo.data.remarks import remarks_on, remarks_on_flaws
+from taylorglo.data.encoding import encoded, encoding_of
+from taylorglo.data.named_tensors import open_safetensors
+from taylorglo.data.remarks import remark_on_reading, remarks_on, remarks_on_flaws
 from taylorglo.data.seeds import NOISE, derived_seed
-from taylorglo.data.sources import open_safetensors, read_source
+from taylorglo.data.sources import read_source
 from taylorglo.data.splits import Source, Split, digest_of, tensors_of
 from taylorglo.errors import InputError, quoted
 from taylorglo.files import replacing
 from taylorglo.reading import parse_json
-from taylorglo.results import Guessing
+from taylorglo.results import EPSILON_UNIT, Guessing
 from taylorglo.settings import DataSettings
 
 __all__ = ["Dataset", "Split", "load", "read", "save", "without_test"]
 
+# Of images of 8 bits, as every version wrote and reads it, and of floats.
 _FORMAT = "taylorglo data set 1"
+_FORMAT_OF_FLOATS = "taylorglo data set 2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,10 +51,14 @@ class Dataset:
         train: the training split.
         validation: the validation split.
         test: the test split, or None if it was taken out.
-        mean: of the training images scaled to [0, 1], by channel.
-        std: their standard deviation by channel, at least one gray level (1/255), so that a
-            constant channel can be divided by it.
-        provenance: where the images come from.
+        mean: of the training split by channel or feature, of images of 8 bits in [0, 1].
+        std: their standard deviation by channel or feature, above 0: at least one gray level
+            (1/255) for pixels, and 1 for what is constant in other data. The features of a table
+            are standardised or one-hot already, and have mean 0 and deviation 1 here.
+        provenance: where the samples come from.
+        pixels: whether the values are pixels, with a full range from 0 to 1.
+        classes: the names of the classes in the order of the labels; empty if they have none.
+        encoding: of a table, what makes features of its columns, in their order; else empty.
     """
 
     name: str
@@ -58,12 +69,31 @@ class Dataset:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     provenance: dict[str, str]
+    pixels: bool = True
+    classes: tuple[str, ...] = ()
+    encoding: tuple[dict[str, Any], ...] = ()
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """The shape (C, H, W) of an image."""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def image_shape(self) -> tuple[int, ...]:
+        """The shape (C, H, W) of an image, or (F,) of a sample of F features."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def features(self) -> int:
+        """The number of features of a sample; 0 for images."""
+        return len(self.std) if self.train.images.ndim == 2 else 0
+
+    @property
+    def unit(self) -> Tensor | None:
+        """What an attack's epsilon is a multiple of, if the data have no pixels.
+
+        It is the standard deviation by feature (F,) or channel (C, 1, 1), on the device of the
+        data; 1 for a feature that is standardised or one-hot.
+        """
+        if self.pixels:
+            return None
+        images = self.train.images
+        return torch.tensor(self.std, device=images.device).view(-1, *[1] * (images.ndim - 2))
 
     @property
     def guessing(self) -> Guessing:
@@ -135,13 +165,17 @@ def save(dataset: Dataset, path: Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
+    uint8 = dataset.train.images.dtype == torch.uint8
     description = {
-        "format": _FORMAT,
+        "format": _FORMAT if uint8 else _FORMAT_OF_FLOATS,
         "name": dataset.name,
         "num_classes": dataset.num_classes,
         "mean": dataset.mean,
         "std": dataset.std,
         "provenance": dataset.provenance,
+        "pixels": dataset.pixels,
+        "classes": dataset.classes,
+        "encoding": dataset.encoding,
     }
     # There is one key of metadata only, because safetensors writes several in an arbitrary order.
     metadata = {"dataset": json.dumps(description, sort_keys=True)}
@@ -165,7 +199,7 @@ def read(path: Path) -> Dataset:
 
     try:
         content = parse_json(metadata["dataset"])
-        if content["format"] != _FORMAT:
+        if content["format"] not in (_FORMAT, _FORMAT_OF_FLOATS):
             raise InputError(f"{expected}; its format is {quoted(content['format'])}")
         description = _Description.model_validate(content)
         dataset = Dataset(
@@ -177,13 +211,17 @@ def read(path: Path) -> Dataset:
             mean=description.mean,
             std=description.std,
             provenance=description.provenance,
+            pixels=description.pixels,
+            classes=description.classes,
+            encoding=description.encoding,
         )
         fingerprint = dataset.fingerprint
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"{expected}; it has the tensors {', '.join(sorted(tensors))}") from error
-    if not _is_consistent(dataset):
+    of_floats = content["format"] == _FORMAT_OF_FLOATS
+    if not _is_consistent(dataset, torch.float32 if of_floats else torch.uint8):
         raise InputError(f"{expected}; its images, labels and classes do not fit together")
     intact = fingerprint == digest_of(train=dataset.train, validation=dataset.validation)
     if dataset.test is not None:
@@ -203,33 +241,46 @@ class _Description(BaseModel):
     mean: Annotated[tuple[float, ...], Field(strict=False)]
     std: Annotated[tuple[float, ...], Field(strict=False)]
     provenance: dict[str, str]
+    pixels: bool = True
+    classes: Annotated[tuple[str, ...], Field(strict=False)] = ()
+    encoding: Annotated[tuple[dict[str, Any], ...], Field(strict=False)] = ()
 
 
-def _is_consistent(dataset: Dataset) -> bool:
-    """Return whether the tensors of a file are images of one shape with labels of its classes."""
+def _is_consistent(dataset: Dataset, dtype: torch.dtype) -> bool:
+    """Return whether the tensors of a file are samples of one shape with labels of its classes.
+
+    Args:
+        dataset: as it was read.
+        dtype: that its samples should have.
+    """
     parts = (dataset.train, dataset.validation, dataset.test)
     shape = dataset.train.images.shape[1:]
     return (
-        len(shape) == 3
+        (len(shape) == 3 or (len(shape) == 1 and dtype == torch.float32))
         and 0 not in shape
         and len(dataset.mean) == len(dataset.std) == shape[0]
         and min(dataset.std) > 0
         # A file of a few images must not make a network of many outputs.
         and 2 <= dataset.num_classes <= len(dataset.train)
-        and all(_fits(part, shape, dataset.num_classes) for part in parts if part is not None)
+        and len(dataset.classes) in (0, dataset.num_classes)
+        and all(
+            part.images.dtype == dtype and _fits(part, shape, dataset.num_classes)
+            for part in parts
+            if part is not None
+        )
     )
 
 
 def _fits(split: Split, shape: Sequence[int], num_classes: int) -> bool:
     images, labels = split.images, split.labels
     return (
-        images.dtype == torch.uint8
-        and labels.dtype == torch.int64
+        labels.dtype == torch.int64
         and labels.ndim == 1
         and tuple(images.shape) == (len(labels), *shape)
         and images.numel() > 0
         and int(labels.min()) >= 0
         and int(labels.max()) < num_classes
+        and (not images.is_floating_point() or bool(images.isfinite().all()))
     )
 
 
@@ -238,13 +289,19 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
     rate, kind = settings.label_noise, settings.label_noise_kind
     check_noise(rate, kind, num_classes)
     train, validation, test = divided(source, settings, num_classes, seed)
+    encoding: tuple[dict[str, Any], ...] = ()
+    unknown = ""
+    if source.columns:
+        (train, validation, test), encoding, unknown = _encoded(source, train, validation, test)
     clean = {"training": train, "validation": validation}
     if rate > 0:
         draws, other_draws = (derived_seed(seed, NOISE, number) for number in (1, 2))
         train = with_noise(train, rate, kind, num_classes, draws)
         validation = with_noise(validation, rate, kind, num_classes, other_draws)
     noisy = {"training": train, "validation": validation}
-    mean, std = _statistics(train.images)
+    pixels = all(_are_pixels(split.images) for split in (train, validation, test))
+    mean, std = _statistics(train.images, pixels, standardised=bool(encoding))
+    every = {**clean, "test": test}
     provenance = {
         "source": settings.root or "sklearn.datasets.load_digits",
         "source_sha256": source.sha256,
@@ -260,19 +317,81 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
         "test_images": str(len(test)),
         "fingerprint": digest_of(train=train, validation=validation),
         "test_fingerprint": digest_of(test=test),
+        "read": remark_on_reading(source, train, pixels=pixels, encoding=encoding),
+        **({} if pixels else {EPSILON_UNIT: "standard deviations"}),
         **source.remarks,
+        **({"unknown_categories": unknown} if unknown else {}),
         # Of the labels before the noise, which would make copies of an image contradict each other.
-        **remarks_on({**clean, "test": test}),
+        **remarks_on(every),
         **remarks_on_flaws(clean, noisy, settings, num_classes, seed),
     }
-    return Dataset(settings.name, num_classes, train, validation, test, mean, std, provenance)
+    return Dataset(
+        name=settings.name,
+        num_classes=num_classes,
+        train=train,
+        validation=validation,
+        test=test,
+        mean=mean,
+        std=std,
+        provenance=provenance,
+        pixels=pixels,
+        classes=tuple(source.classes),
+        encoding=encoding,
+    )
+
+
+def _encoded(source: Source, *splits: Split) -> tuple[list[Split], tuple[dict[str, Any], ...], str]:
+    """Return the features of the splits of a table, training first, and how they were made.
+
+    The last value is a remark on texts that the training split does not have.
+    """
+    encoding = encoding_of(source.columns, splits[0].images)
+    parts, unknown = [], 0
+    for split in splits:
+        features, others = encoded(encoding, source.columns, split.images)
+        parts.append(Split(features, split.labels))
+        unknown += others
+    said = f"texts that are in no training sample, and became zeros: {unknown}" if unknown else ""
+    return parts, tuple(encoding), said
+
+
+def _are_pixels(images: Tensor) -> bool:
+    """Return whether the values are pixels: levels of 8 bits, or images of floats in [0, 1]."""
+    if images.dtype == torch.uint8:
+        return True
+    return images.ndim == 4 and bool(images.min() >= 0) and bool(images.max() <= 1)
 
 
 def _origin(split: Split | None) -> str:
     return "held out" if split is None else "of the source"
 
 
-def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _statistics(
+    images: Tensor, pixels: bool, *, standardised: bool
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and deviation of a training split by channel or feature.
+
+    Args:
+        images: of the training split; levels of 8 bits count as values in [0, 1].
+        pixels: whether they are pixels.
+        standardised: whether they are the features of a table, which need no normalisation.
+    """
+    if images.dtype == torch.uint8:
+        return _statistics_of_levels(images)
+    channels = images.shape[1]
+    if standardised:
+        return (0.0,) * channels, (1.0,) * channels
+    means, deviations = [], []
+    for channel in range(channels):
+        # NumPy's sums are the same for any number of threads.
+        values = images[:, channel].double().numpy()
+        deviation = 0.0 if values.min() == values.max() else float(values.std())
+        means.append(float(np.mean(values)))
+        deviations.append(max(deviation, 1 / 255) if pixels else deviation or 1.0)
+    return tuple(means), tuple(deviations)
+
+
+def _statistics_of_levels(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and deviation of uint8 images by channel, in [0, 1]."""
     levels = torch.arange(256, dtype=torch.float64) / 255
     means = []

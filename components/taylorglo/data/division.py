@@ -138,8 +138,8 @@ def _hold_out(
     fraction = getattr(settings, setting)
     smallest = torch.bincount(split.labels).min()
     problem = (
-        f"data.{setting}: {fraction} of {len(split)} images of {num_classes} classes, the smallest "
-        f"of {smallest}, cannot be split off by class with every class on both sides"
+        f"data.{setting}: {fraction} of {len(split)} {split.noun} of {num_classes} classes, "
+        f"the smallest of {smallest}, cannot be split off by class with every class on both sides"
     )
     try:
         kept, held = train_test_split(

@@ -7,29 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from taylorglo.data.pictures import Picture, is_picture, read_picture
+from taylorglo.data.pictures import (
+    Picture,
+    Stack,
+    in_gray,
+    is_picture,
+    read_picture,
+    said_of,
+)
+from taylorglo.data.split_names import SPLITS, TEST, TRAIN, VALIDATION, by_split, split_named
 from taylorglo.data.splits import Source, Split
 from taylorglo.errors import InputError
+from taylorglo.settings import DataSettings
 
-TRAIN, VALIDATION, TEST = "train", "validation", "test"
-_EITHER = "validation or test"
-_WORDS = {
-    **dict.fromkeys(("train", "training", "trn"), TRAIN),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "validating"), VALIDATION),
-    **dict.fromkeys(("dev", "devel", "development"), VALIDATION),
-    **dict.fromkeys(("test", "testing", "tst"), TEST),
-    **dict.fromkeys(("eval", "evaluation", "evaluate", "holdout", "heldout"), _EITHER),
-}
-_FILLERS = ("", "data", "dataset", "set", "subset", "split", "image", "images", "imgs", "samples")
-# The names of splits without case, digits and separators: Train, train_set, TestImages, val2017.
-_SPLITS = {
-    name: split
-    for word, split in _WORDS.items()
-    for filler in _FILLERS
-    for name in (f"{word}{filler}", f"{filler}{word}")
-}
+_AS_THEY_ARE = DataSettings()
 _RENAME = "a folder of a class needs another name"
 # What systems and programs leave in folders, beside names that begin with a dot.
 _LITTER = frozenset(
@@ -47,17 +39,21 @@ _LITTER = frozenset(
 )
 
 
-def read_image_folder(root: Path) -> Source:
+def read_image_folder(root: Path, settings: DataSettings = _AS_THEY_ARE) -> Source:
     """Read the images of ``root``: of its class folders, or of the class folders of its splits.
 
     What is hidden, or was left by a system, is not read. Every other folder is read once.
+
+    Args:
+        root: the folder.
+        settings: size and colours of the images.
 
     Raises:
         InputError: the folders leave a choice, or an image is unfit.
         OSError: a folder cannot be read.
     """
     folders = _folders_of_splits(root)
-    reader = _Reader()
+    reader = _Reader(settings)
     if root not in folders.values():
         reader.pass_over(root)
     splits: dict[str, Split] = {}
@@ -71,20 +67,28 @@ def read_image_folder(root: Path) -> Source:
                 f"{root}: {TRAIN} and {kind} should have the same class folders; only one of them "
                 f"has {different}"
             )
+    if settings.color == "auto":
+        splits = in_gray(splits)
     return Source.of_tensors(
-        splits[TRAIN], splits.get(VALIDATION), splits.get(TEST), reader.remarks(root)
+        splits[TRAIN],
+        splits.get(VALIDATION),
+        splits.get(TEST),
+        remarks=reader.remarks(root),
+        classes=names,
     )
 
 
 class _Reader:
     """Reads the class folders of a source, and notes what a person should know of them."""
 
-    def __init__(self) -> None:
+    def __init__(self, settings: DataSettings) -> None:
+        self._settings = settings
+        self._hidden: list[Path] = []
         self._entered: dict[str, Path] = {}
         self._outside: list[Path] = []
         self._unread: list[Path] = []
         self._conversions: Counter[str] = Counter()
-        self._largest = 0
+        self._largest: int | None = None
 
     def read(self, folder: Path) -> tuple[Split, list[str]]:
         """Read every image of the class folders of a folder, and the names of the classes."""
@@ -92,24 +96,17 @@ class _Reader:
         self._outside += filter(is_picture, files)
         names = [path.name for path in classes]
         _check_classes(folder, names)
-        images: list[Tensor] = []
+        stack = Stack()
         labels: list[int] = []
-        largest: list[int] = []
-        first = folder
         for label, path in enumerate(classes):
             for file, picture in self._pictures(path):
-                first = file if not images else first
-                if images and picture.pixels.shape != images[0].shape:
-                    raise InputError(
-                        f"{file}: is {_size(picture.pixels)}, but {first} is {_size(images[0])}: "
-                        "all images should be of one size"
-                    )
-                images.append(picture.pixels)
+                stack.add(picture, file)
                 labels.append(label)
-                largest += [] if picture.largest is None else [picture.largest]
         _check_all_have_images(folder, names, labels)
-        self._check_levels(folder, largest)
-        return Split(torch.stack(images), torch.tensor(labels)), names
+        split = Split(stack.images(folder), torch.tensor(labels))
+        if stack.largest is not None:
+            self._largest = max(self._largest or 0, stack.largest)
+        return split, names
 
     def pass_over(self, folder: Path) -> None:
         """Enter a folder of splits, whose own images are in no class."""
@@ -118,18 +115,19 @@ class _Reader:
 
     def remarks(self, root: Path) -> dict[str, str]:
         """Return what was converted and what was left out."""
-        done = [f"images {name}: {number}" for name, number in sorted(self._conversions.items())]
-        if self._largest:
-            done.append(f"largest level of 16 bits: {self._largest} of 65535")
         left_out = [
             f"{what}: {len(paths)}, the first is {paths[0].relative_to(root)}"
             for what, paths in (
                 ("images in no class folder", self._outside),
                 ("files of class folders that are no images that can be read", self._unread),
+                ("hidden files and folders", self._hidden),
             )
             if paths
         ]
-        remarks = {"conversions": "; ".join(done), "left_out": "; ".join(left_out)}
+        remarks = {
+            "conversions": said_of(self._conversions, self._largest),
+            "left_out": "; ".join(left_out),
+        }
         return {name: text for name, text in remarks.items() if text}
 
     def _enter(self, folder: Path) -> tuple[list[Path], list[Path]]:
@@ -144,12 +142,13 @@ class _Reader:
                 "should be there once"
             )
         self._entered[real] = folder
+        self._hidden += _hidden(folder)
         return _entries(folder)
 
     def _pictures(self, folder: Path) -> Iterator[tuple[Path, Picture]]:
         """Read the images of a class folder and of all folders in it, in the order of names."""
         for path in sorted(self._files(folder), key=lambda path: (str(path.parent), path.name)):
-            picture = read_picture(path) if _may_be_read(path) else None
+            picture = read_picture(path, self._settings) if _may_be_read(path) else None
             if picture is None:
                 self._unread.append(path)
             else:
@@ -166,22 +165,6 @@ class _Reader:
                     f"each split, with a folder of each class in it; {_RENAME}"
                 )
             yield from self._files(path)
-
-    def _check_levels(self, folder: Path, largest: Sequence[int]) -> None:
-        """Refuse levels of 8 bits that were written into files of 16 bits as they were."""
-        if not largest:
-            return
-        self._largest = max(self._largest, *largest)
-        if 0 < max(largest) < 256:
-            raise InputError(
-                f"{folder}: no level of its 16-bit images is above {max(largest)}, though white is "
-                "65535: should be saved with 8 bits, or scaled to 16"
-            )
-
-
-def split_named(name: str) -> str | None:
-    """Return the split that a folder of this name is usually meant for, or None."""
-    return _SPLITS.get(re.sub(r"[\W\d_]+", "", name).lower())
 
 
 def _folders_of_splits(root: Path) -> dict[str, Path]:
@@ -204,20 +187,13 @@ def _folders_of_splits(root: Path) -> dict[str, Path]:
             f"{root}: {names} should be folders of splits by their names, but {_listed(classes)} "
             f"beside them would be of classes: should have the one or the other; {_RENAME}"
         )
-    for kind, same in by_kind.items():
-        if len(same) > 1:
-            raise InputError(
-                f"{root}: {_listed(same)} are names of one split ({kind}): should be one folder; "
-                f"{_RENAME}"
-            )
-    if _EITHER in by_kind:
-        raise InputError(
-            f"{by_kind[_EITHER][0]}: should be named {_EITHER}, so that it is clear which split it "
-            f"is; {_RENAME}"
-        )
-    if TRAIN not in by_kind:
-        raise InputError(f"{root}: beside {names} should be a folder {TRAIN}; {_RENAME}")
-    return {kind: by_kind[kind][0] for kind in (TRAIN, VALIDATION, TEST) if kind in by_kind}
+    places = by_split(
+        [folder.name for same in by_kind.values() for folder in same],
+        root,
+        kind="folder",
+        advice=f"; {_RENAME}",
+    )
+    return {kind: root / name for kind, name in places.items()}
 
 
 def _check_classes(folder: Path, names: Sequence[str]) -> None:
@@ -252,7 +228,7 @@ def _splits_of_one_thing(names: Iterable[str]) -> list[str]:
     by_rest: dict[tuple[str, ...], list[str]] = {}
     for name in names:
         words = [w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+", name)]
-        rest = tuple(word for word in words if word not in _SPLITS)
+        rest = tuple(word for word in words if word not in SPLITS)
         if 0 < len(rest) < len(words):
             by_rest.setdefault(rest, []).append(name)
     return next((alike for alike in by_rest.values() if len(alike) > 1), [])
@@ -265,6 +241,11 @@ def _entries(folder: Path) -> tuple[list[Path], list[Path]]:
     folders = sorted(folder / entry.name for entry in visible if entry.is_dir())
     files = sorted(folder / entry.name for entry in visible if not entry.is_dir())
     return folders, files
+
+
+def _hidden(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if _is_hidden(entry.name))
 
 
 def _is_hidden(name: str) -> bool:
@@ -286,7 +267,3 @@ def _has_pictures(folder: Path) -> bool:
 
 def _listed(paths: Iterable[Path]) -> str:
     return ", ".join(sorted(path.name for path in paths))
-
-
-def _size(image: Tensor) -> str:
-    return f"{image.shape[2]}x{image.shape[1]}"

@@ -1,7 +1,7 @@
-"""Splits of images, and the images of a source before they are split further."""
+"""Splits of samples, and the samples of a source before they are split further."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,30 +11,55 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Images, uint8 of shape (N, C, H, W), and their labels, int64 of shape (N,) in 0..n-1."""
+    """Samples and their labels.
+
+    Attributes:
+        images: images (N, C, H, W), uint8 or float32; or features (N, F), float32.
+        labels: int64 of shape (N,) in 0..n-1.
+    """
 
     images: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
-        """The number of images."""
+        """The number of samples."""
         return len(self.labels)
+
+    @property
+    def noun(self) -> str:
+        """What the samples are, for a person: ``images`` or ``samples``."""
+        return "samples" if self.images.ndim == 2 else "images"
 
     def to(self, device: torch.device | str) -> "Split":
         """Return the same split on another device."""
         return Split(self.images.to(device), self.labels.to(device))
 
 
-class Source(NamedTuple):
-    """The images of a source.
+class Column(NamedTuple):
+    """A column of a table.
 
     Attributes:
-        train: training images.
-        validation: validation images, or None if the source has no validation split.
-        test: test images, or None if the source has no test split.
+        name: of the column.
+        categories: the texts that its numbers stand for, 0 the first; None for a column of numbers.
+    """
+
+    name: str
+    categories: tuple[str, ...] | None
+
+
+class Source(NamedTuple):
+    """The samples of a source.
+
+    Attributes:
+        train: training samples.
+        validation: validation samples, or None if the source has no validation split.
+        test: test samples, or None if the source has no test split.
         sha256: checksum of the source.
         checksum_of: ``file`` or ``tensors``.
         remarks: what a person should know of the reading, such as conversions, by a short name.
+        classes: the names of the classes, in the order of the labels; empty if they have none.
+        columns: of a table, whose samples are float64 (N, number of columns); empty for images and
+            for features.
     """
 
     train: Split
@@ -43,6 +68,8 @@ class Source(NamedTuple):
     sha256: str
     checksum_of: str
     remarks: Mapping[str, str]
+    classes: Sequence[str] = ()
+    columns: Sequence[Column] = ()
 
     @classmethod
     def of_tensors(
@@ -50,11 +77,14 @@ class Source(NamedTuple):
         train: Split,
         validation: Split | None = None,
         test: Split | None = None,
+        *,
         remarks: Mapping[str, str] | None = None,
+        classes: Sequence[str] = (),
+        columns: Sequence[Column] = (),
     ) -> "Source":
         """Return a source whose checksum is that of its tensors."""
         sha256 = digest_of(train=train, validation=validation, test=test)
-        return cls(train, validation, test, sha256, "tensors", remarks or {})
+        return cls(train, validation, test, sha256, "tensors", remarks or {}, classes, columns)
 
 
 def with_channels(images: Tensor) -> Tensor:

@@ -22,13 +22,13 @@ from taylorglo.data.folds import Fold, fold_of_attempt
 from taylorglo.data.seeds import FINAL, TUNING, derived_seed
 from taylorglo.data.splits import digest_of
 from taylorglo.errors import InputError, TaylorgloError, one_line
-from taylorglo.evaluation.fitness import measure
+from taylorglo.evaluation.fitness import candidate_rate, measure
 from taylorglo.loss.classic import classic
 from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.polynomial import checked_theta
 from taylorglo.networks.factory import build, revision, skeleton
 from taylorglo.results import NUMERICS, Contender, FullTraining, by_contender
-from taylorglo.settings import AttackSettings, SweepSettings
+from taylorglo.settings import AttackSettings, SweepSettings, TrainingSettings
 from taylorglo.training.devices import computing
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
@@ -76,6 +76,14 @@ def loss_of(contender: Contender) -> Loss:
     return classic(contender.loss, contender.label_smoothing)
 
 
+def found(
+    name: str, theta: Sequence[float], settings: TrainingSettings, num_classes: int
+) -> Contender:
+    """Return a loss that the search found as a contender, at its learning rate."""
+    rate = candidate_rate(theta, settings, num_classes)
+    return Contender(name=name, loss="taylor", learning_rate=rate, theta=list(theta))
+
+
 def baselines(settings: SweepSettings, learning_rate: float) -> list[Contender]:
     """Return the losses to beat, at one learning rate, in the order of ``baselines.losses``.
 
@@ -117,11 +125,8 @@ def train_finalists(
     thetas: Sequence[Sequence[float]], engine: Engine, memo: Memo
 ) -> list[FullTraining]:
     """Train the best candidates in full, from the seeds and on the folds of the tuning."""
-    rate = engine.settings.training.learning_rate
-    contenders = [
-        Contender(name="finalist", loss="taylor", learning_rate=rate, theta=list(theta))
-        for theta in thetas
-    ]
+    settings, num_classes = engine.settings.training, engine.dataset.num_classes
+    contenders = [found("finalist", theta, settings, num_classes) for theta in thetas]
     return train_in_full(_tuning_entries(contenders, engine), engine, memo)
 
 
@@ -173,7 +178,7 @@ def train_in_full(entries: Sequence[Entry], engine: Engine, memo: Memo) -> list[
         A result for each entry, in their order.
 
     Raises:
-        TaylorgloError: a training failed twice.
+        TaylorgloError: a training failed, also when it was tried again.
     """
     keys = [_digest(entry, engine) for entry in entries]
     known: dict[str, FullTraining] = {}
@@ -189,7 +194,7 @@ def train_in_full(entries: Sequence[Entry], engine: Engine, memo: Memo) -> list[
         contender, seed, _ = missing[key]
         if trained.training.status == "failed":
             raise TaylorgloError(
-                f"a training in full of {contender.name} failed twice: {trained.training.reason}"
+                f"a training in full of {contender.name} failed: {trained.training.reason}"
             )
         full = FullTraining(contender=contender, seed=seed, key=key, training=trained.training)
         memo.record(full, trained.weights)
@@ -253,7 +258,7 @@ def attack_network(
     """Return the accuracy that is left by attack and epsilon, on test images drawn with the seed.
 
     Args:
-        network: from images in [0, 1] to logits; it is moved to the device of the data.
+        network: from images or features to logits; it is moved to the device of the data.
         dataset: with its test split.
         settings: of the attacks; at most ``settings.images`` images are attacked.
         seed: decides the images and the random starts.
@@ -272,6 +277,7 @@ def attack_network(
             pgd_steps=settings.pgd_steps,
             pgd_restarts=settings.pgd_restarts,
             seed=seed,
+            unit=dataset.unit,
         )
 
 

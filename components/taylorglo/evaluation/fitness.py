@@ -10,10 +10,13 @@ from typing import Any, NamedTuple, Protocol
 
 from taylorglo.data.folds import Fold, fold_of_attempt
 from taylorglo.data.seeds import derived_seed
+from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.networks.factory import revision
 from taylorglo.results import NUMERICS, Evaluation, Training, mean_curve
-from taylorglo.settings import SweepSettings
+from taylorglo.scores import worst
+from taylorglo.settings import SweepSettings, TrainingSettings
+from taylorglo.training import function
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
 
@@ -157,7 +160,7 @@ def short_training(
     least = 1 / engine.dataset.num_classes + short.give_up_gain
     return Recipe(
         TaylorLoss(theta, engine.settings.search.order),
-        full.learning_rate,
+        candidate_rate(theta, full, engine.dataset.num_classes),
         seed,
         steps=short.steps,
         horizon=short.steps if short.anneal else full.steps,
@@ -166,6 +169,23 @@ def short_training(
         epsilon=short.adversarial_epsilon if short.adversarial_weight else 0.0,
         fold=fold,
     )
+
+
+def candidate_rate(theta: Sequence[float], settings: TrainingSettings, num_classes: int) -> float:
+    """Return the learning rate of a loss that the search found: of a candidate, or the champion.
+
+    SGD has one rate for all: there the scale of a loss multiplies the gradient, and so the step. An
+    adaptive optimizer undoes the scale of the gradient, so the scale multiplies the rate instead.
+    It is |A|/n, the pull at the null epoch beside cross-entropy's.
+
+    Args:
+        theta: of the loss.
+        settings: optimizer and learning rate.
+        num_classes: n.
+    """
+    if not settings.adaptive:
+        return settings.learning_rate
+    return settings.learning_rate * abs(learning_drive(theta, num_classes)) / num_classes
 
 
 def attempts_wanted(results: Mapping[int, Evaluation], settings: SweepSettings) -> dict[int, int]:
@@ -275,7 +295,7 @@ def _evaluation(trainings: Sequence[Training], settings: SweepSettings) -> Evalu
     robust = [t.robust_accuracy for t in counted if t.robust_accuracy is not None]
     evaluation = Evaluation(
         status=last.status,
-        fitness=0.0,
+        fitness=worst(settings.evaluation.score),
         accuracies=[] if failed else [t.accuracy for t in counted],
         robust_accuracies=[] if failed else robust,
         curve=[] if failed else mean_curve([t.curve for t in counted]),
@@ -317,14 +337,16 @@ def _digest(theta: Sequence[float], recipe: Recipe, engine: Engine) -> str:
 
 
 def measure(fold: Fold | None, settings: SweepSettings) -> dict[str, Any]:
-    """Return what decides on which images and by which score a training is measured.
+    """Return what decides who trains, on which images and by which score it is measured.
 
-    It is empty for the validation split and the accuracy. A key without these entries is that of a
-    training before there were others.
+    It is empty for the built-in training, the validation split and the accuracy. A key without
+    these entries is that of a training before there were others.
     """
-    score = settings.evaluation.score
-    by_score = {} if score == "accuracy" else {"score": score}
-    if fold is None:
-        return by_score
-    partition = [fold.seed, fold.count, fold.index]
-    return {**by_score, "fold": partition}
+    entries: dict[str, Any] = {}
+    if settings.training.function:
+        entries["function"] = function.revision(settings.training.function)
+    if settings.evaluation.score != "accuracy":
+        entries["score"] = settings.evaluation.score
+    if fold is not None:
+        entries["fold"] = [fold.seed, fold.count, fold.index]
+    return entries

@@ -19,7 +19,8 @@ from taylorglo.loss.dynamics import (
     SYMMETRIC_WEIGHTS,
     check_classic,
 )
-from taylorglo.loss.functions import Loss, at_least_float32, distribution
+from taylorglo.loss.formula import at_least_float32, distribution
+from taylorglo.loss.functions import Loss
 
 
 class CrossEntropy(Loss):

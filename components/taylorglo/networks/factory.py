@@ -1,45 +1,48 @@
-"""The networks: each takes images in [0, 1], normalises them itself, and returns logits.
+"""The networks: each takes images in [0, 1] or features, normalises them itself, returns logits.
 
-Mean and standard deviation of the training images are buffers of the network, because attacks work
+Mean and standard deviation of the training split are buffers of the network, because attacks work
 in pixel space and because weights are saved and loaded. During training, dropout draws from
 PyTorch's global generator, which the training seeds.
 """
 
 import difflib
-import hashlib
-import importlib
-import sys
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version as release
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from taylorglo.errors import InputError, described
+from taylorglo.imports import FROM_USERS, imported, revision_of
 from taylorglo.networks.residual import preresnet_20, pyramidnet_110_48, wide_resnet
 
-# A user's code may raise anything. SystemExit and KeyboardInterrupt are no Exceptions.
-_FROM_USERS = (Exception, SystemExit, KeyboardInterrupt)
-
-ImageShape = tuple[int, int, int]
+# (C, H, W) of an image, or (F,) of a sample of F features.
+ImageShape = tuple[int, ...]
 Factory = Callable[[ImageShape, int], nn.Module]
 
 
 class Normalize(nn.Module):
-    """Normalisation by channel: (x - mean) / std for x of shape (N, C, H, W)."""
+    """Normalisation of x, (N, C, H, W) or (N, F): (x - mean) / std, by channel or feature."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Keep one mean and one deviation for each channel, in the units of the images, [0, 1]."""
+    def __init__(self, mean: Sequence[float], std: Sequence[float], axes: int = 2) -> None:
+        """Keep one mean and one deviation for each channel or feature, in the units of the data.
+
+        Args:
+            mean: by channel or feature.
+            std: by channel or feature, above 0.
+            axes: number of axes after that of the channels: 2 for images, 0 for features.
+        """
         super().__init__()
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1))
+        shape = (-1, *[1] * axes)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(shape))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(shape))
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalise a batch."""
@@ -85,11 +88,10 @@ class Dropout(nn.Module):
 
 
 def mlp(image_shape: ImageShape, num_classes: int) -> nn.Module:
-    """Build a network with one hidden layer of 128 ReLU units."""
-    channels, height, width = image_shape
+    """Build a network with one hidden layer of 128 ReLU units, for images or features."""
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(channels * height * width, 128),
+        nn.Linear(math.prod(image_shape), 128),
         nn.ReLU(inplace=True),
         nn.Linear(128, num_classes),
     )
@@ -245,7 +247,7 @@ def build(
     std: Sequence[float],
     seed: int,
 ) -> nn.Module:
-    """Build a network from images (N, C, H, W) in [0, 1] to logits (N, num_classes).
+    """Build a network from images (N, C, H, W) or features (N, F) to logits (N, num_classes).
 
     It is on the CPU, in training mode.
 
@@ -253,11 +255,11 @@ def build(
         name: one of ``BUILT_IN``; ``torchvision:NAME``, a classifier of torchvision (gray images
             are repeated to three channels); or ``package.module:factory``, which is called as
             ``factory(image_shape, num_classes)`` and returns an ``nn.Module`` from normalised
-            images (N, C, H, W) to logits (N, num_classes).
-        image_shape: (C, H, W).
+            images (N, C, H, W), or features (N, F), to logits (N, num_classes).
+        image_shape: (C, H, W), or (F,) of features, which of the named networks ``mlp`` takes.
         num_classes: the number of logits.
-        mean: of the training images in [0, 1], by channel.
-        std: their standard deviation by channel, above 0.
+        mean: of the training split by channel or feature; of images of 8 bits in [0, 1].
+        std: its standard deviation by channel or feature, above 0.
         seed: decides the initial weights. PyTorch's global generator is left as it was.
 
     Raises:
@@ -268,6 +270,7 @@ def build(
             f"normalisation: {image_shape[0]} channels need as many means and positive deviations"
         )
     factory = _find(name)
+    _check_kind(name, image_shape)
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed: it would seed the GPUs too, and fork_rng over no devices does not
         # restore those.
@@ -282,11 +285,29 @@ def build(
             _initialize_lazy(network, image_shape)
         except InputError:
             raise
-        except _FROM_USERS as error:
+        except FROM_USERS as error:
             raise InputError(
-                f"model {name!r}: cannot be built for images {image_shape}: {described(error)}"
+                f"model {name!r}: cannot be built for {_samples(image_shape)}: {described(error)}"
             ) from error
-    return nn.Sequential(OrderedDict(normalize=Normalize(mean, std), network=network))
+    normalize = Normalize(mean, std, axes=len(image_shape) - 1)
+    return nn.Sequential(OrderedDict(normalize=normalize, network=network))
+
+
+def _check_kind(name: str, image_shape: ImageShape) -> None:
+    """Refuse features for a network of convolutions, which take images."""
+    named = name in _FACTORIES or name.startswith("torchvision:")
+    if len(image_shape) == 1 and named and name != "mlp":
+        raise InputError(
+            f"model {name!r}: takes images (C, H, W), and the data are samples of "
+            f"{image_shape[0]} features: should be mlp, or a network of your own for (F,)"
+        )
+
+
+def _samples(image_shape: ImageShape) -> str:
+    """Return what a network of this shape takes, in words."""
+    if len(image_shape) == 1:
+        return f"samples of {image_shape[0]} features"
+    return f"images {image_shape}"
 
 
 def _initialize_lazy(network: nn.Module, image_shape: ImageShape) -> None:
@@ -329,8 +350,7 @@ def revision(name: str) -> str:
     if module == "torchvision":
         return release("torchvision")
     _find(name)
-    source = getattr(sys.modules[module], "__file__", None)
-    return hashlib.sha256(Path(source).read_bytes()).hexdigest() if source else ""
+    return revision_of(name)
 
 
 def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
@@ -350,9 +370,9 @@ def check(name: str, image_shape: ImageShape, num_classes: int) -> None:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             try:
                 logits = network(images)
-            except _FROM_USERS as error:
+            except FROM_USERS as error:
                 raise InputError(
-                    f"model {name!r}: fails on images {image_shape} in {mode} mode: "
+                    f"model {name!r}: fails on {_samples(image_shape)} in {mode} mode: "
                     f"{described(error)}"
                 ) from error
         expected = (
@@ -388,7 +408,9 @@ def _find(name: str) -> Factory:
             f"model {name!r}: unknown; there are {', '.join(BUILT_IN)}, torchvision:NAME and "
             "package.module:factory"
         )
-    return _torchvision(attribute) if module == "torchvision" else _import(name, module, attribute)
+    if module == "torchvision":
+        return _torchvision(attribute)
+    return imported(name, f"model {name!r}", "factory(image_shape, num_classes)")
 
 
 def _torchvision(name: str) -> Factory:
@@ -415,17 +437,3 @@ def _torchvision(name: str) -> Factory:
         return nn.Sequential(GrayToRGB(), network) if image_shape[0] == 1 else network
 
     return factory
-
-
-def _import(name: str, module: str, attribute: str) -> Factory:
-    try:
-        factory = getattr(importlib.import_module(module), attribute)
-    except _FROM_USERS as error:
-        place = getattr(sys.modules.get(module), "__file__", None)
-        source = f" from {place}" if place else ""
-        raise InputError(
-            f"model {name!r}: cannot be imported{source}: {described(error)}"
-        ) from error
-    if not callable(factory):
-        raise InputError(f"model {name!r}: should be callable as factory(image_shape, num_classes)")
-    return factory  # type: ignore[no-any-return]

@@ -93,7 +93,7 @@ class PyramidalUnit(nn.Module):
         return torch.add(self.branch(images), shortcut)
 
 
-def preresnet_20(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def preresnet_20(image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Build PreResNet-20: the 20 layers of He et al. 2015 with pre-activation units.
 
     The layers are those of arXiv 1512.03385, section 4.2, with 3 units a stage and 16, 32 and 64
@@ -104,7 +104,7 @@ def preresnet_20(image_shape: tuple[int, int, int], num_classes: int) -> nn.Modu
 
 
 def wide_resnet(
-    image_shape: tuple[int, int, int], num_classes: int, *, depth: int, width: int
+    image_shape: tuple[int, ...], num_classes: int, *, depth: int, width: int
 ) -> nn.Module:
     """Build WRN-depth-width of Zagoruyko & Komodakis 2016 (table 1).
 
@@ -115,7 +115,7 @@ def wide_resnet(
     )
 
 
-def pyramidnet_110_48(image_shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def pyramidnet_110_48(image_shape: tuple[int, ...], num_classes: int) -> nn.Module:
     """Build PyramidNet-110 (additive, alpha = 48) of Han et al. 2017 (table 1 and equation 2).
 
     It has 18 units a stage. The k-th of the 54 units has 16 + 48 k / 54 filters, so that the last

@@ -118,58 +118,60 @@ def loss_figure(thetas: Mapping[str, Sequence[float]], num_classes: int) -> Figu
 def seeds_figure(
     rows: Sequence[tuple[str, Accuracies, Sequence[tuple[int, float]]]],
     score: str = "accuracy",
+    share: bool = True,
 ) -> Figure:
-    """Draw the test accuracy of each seed by loss, beside the learning curves.
+    """Draw the test score of each seed by loss, beside the learning curves.
 
     Args:
-        rows: (loss, test accuracies in [0, 1], curve of (step, validation accuracy)); the curve
-            may be empty. The learning curves are left out if all are.
-        score: what the accuracies are, in words.
+        rows: (loss, test scores, curve of (step, validation score)); the curve may be empty. The
+            learning curves are left out if all are.
+        score: what the scores are, in words.
+        share: whether they are in [0, 1], and are shown in percent.
     """
+    rows = [
+        (loss, _scaled(scores, share), [(step, _shown(value, share)) for step, value in curve])
+        for loss, scores, curve in rows
+    ]
+    unit = " (%)" if share else ""
     curves = [curve for _, _, curve in rows]
     columns = 2 if any(curves) else 1
     with _style():
         figure = _figure(max(2.5 if any(curves) else 1.5, 0.75 + 0.4 * len(rows)))
         grid = figure.subplots(1, columns, squeeze=False, width_ratios=[1.15, 1][:columns])
         _plot_seeds(grid[0, 0], [(loss, accuracies) for loss, accuracies, _ in rows])
-        grid[0, 0].set_xlabel(f"test {score} (%)")
+        grid[0, 0].set_xlabel(f"test {score}{unit}")
         if any(curves):
             _plot_curves(grid[0, 1], curves)
-            grid[0, 1].set_ylabel(f"validation {score} (%)")
+            grid[0, 1].set_ylabel(f"validation {score}{unit}")
     return figure
 
 
 def search_figure(
-    generations: Sequence[tuple[int, Accuracies]], num_classes: int, score: str = "accuracy"
+    generations: Sequence[tuple[int, Accuracies]],
+    num_classes: int | None,
+    score: str = "accuracy",
+    share: bool = True,
 ) -> Figure:
     """Draw the fitness of each candidate by generation; beside it the better half enlarged.
 
     Args:
-        generations: (number, fitnesses in [0, 1]). Fitnesses that are not finite are left out; at
-            least one is finite.
-        num_classes: n >= 2, for the line at chance.
+        generations: (number, fitnesses). Fitnesses that are not finite are left out; at least one
+            is finite.
+        num_classes: n >= 2, for the line at chance; None for no such line.
         score: what the fitness is, in words.
+        share: whether it is in [0, 1], and is shown in percent.
     """
-    scored = [(number, 100 * finite(fitnesses)) for number, fitnesses in generations]
-    scored = [(number, percentages) for number, percentages in scored if percentages.size]
-    chance = 100 / num_classes
+    scored = [(number, finite(_scaled(fitnesses, share))) for number, fitnesses in generations]
+    scored = [(number, shown) for number, shown in scored if shown.size]
     with _style():
         figure = _figure(2.6)
         whole, upper = figure.subplots(1, 2)
         _plot_fitness(whole, scored)
         _plot_fitness(upper, scored)
-        whole.set_ylabel(f"fitness: validation {score} (%)")
-        whole.axhline(chance, color=MUTED, linewidth=0.7, dashes=(1, 2))
-        whole.annotate(
-            "chance",
-            (1, chance),
-            xycoords=("axes fraction", "data"),
-            xytext=(-2, 3),
-            textcoords="offset points",
-            ha="right",
-            color=MUTED,
-        )
-        pooled = np.concatenate([percentages for _, percentages in scored])
+        whole.set_ylabel(f"fitness: validation {score}{' (%)' if share else ''}")
+        if num_classes is not None:
+            _mark_chance(whole, 100 / num_classes)
+        pooled = np.concatenate([shown for _, shown in scored])
         low = float(np.median(pooled))
         high = float(pooled.max())
         margin = 0.08 * (high - low) or 1.0
@@ -178,16 +180,42 @@ def search_figure(
     return figure
 
 
+def _scaled(scores: Accuracies, share: bool) -> list[float]:
+    """Return scores as they are drawn."""
+    return [_shown(score, share) for score in scores]
+
+
+def _shown(score: float, share: bool) -> float:
+    """Return a score as it is drawn: a share in percent."""
+    return 100 * score if share else score
+
+
+def _mark_chance(axes: Axes, chance: float) -> None:
+    """Draw a line at what chance reaches, in percent."""
+    axes.axhline(chance, color=MUTED, linewidth=0.7, dashes=(1, 2))
+    axes.annotate(
+        "chance",
+        (1, chance),
+        xycoords=("axes fraction", "data"),
+        xytext=(-2, 3),
+        textcoords="offset points",
+        ha="right",
+        color=MUTED,
+    )
+
+
 def attack_figure(
     attacks: Mapping[str, Mapping[str, Sequence[tuple[float, Accuracies]]]],
     losses: Sequence[str],
+    unit: str = "pixels in [0, 1]",
 ) -> Figure:
     """Draw accuracy against the size of the perturbation: a panel per attack, a line per loss.
 
     Args:
         attacks: by attack and loss, the points (epsilon, accuracies in [0, 1] of the attacked
-            networks); epsilon is in the units of the pixels, in [0, 1].
+            networks).
         losses: all losses, in the order that gives them their colours.
+        unit: of epsilon, in words.
     """
     columns = min(len(attacks), 4)
     rows = -(-len(attacks) // columns)
@@ -200,7 +228,7 @@ def attack_figure(
         for axes, (attack, points) in zip(grid.flat, attacks.items(), strict=False):
             handles |= _plot_attack(axes, points, losses)
             axes.set_title(attack)
-        figure.supxlabel("perturbation ε (L∞, pixels in [0, 1])", fontsize=8, color=MUTED)
+        figure.supxlabel(f"perturbation ε (L∞, {unit})", fontsize=8, color=MUTED)
         grid[0, 0].set_ylabel("accuracy (%)")
         attacked = [loss for loss in losses if loss in handles]
         figure.legend(
@@ -306,16 +334,16 @@ def _frame_loss(
 
 
 def _plot_seeds(axes: Axes, rows: Sequence[tuple[str, Accuracies]]) -> None:
-    """Draw the accuracies of each loss as dots, with their mean and sample standard deviation."""
-    for index, (_, accuracies) in enumerate(rows):
-        percentages = 100 * finite(accuracies)
-        if not percentages.size:
+    """Draw the scores of each loss as dots, with their mean and sample standard deviation."""
+    for index, (_, scores) in enumerate(rows):
+        shown = finite(scores)
+        if not shown.size:
             continue
         color = _series(index)
-        heights = index + _spread(percentages.size, 0.17)
-        axes.plot(percentages, heights, "o", color=color, alpha=0.55, markeredgewidth=0)
-        mean = percentages.mean()
-        deviation = _deviation(percentages)
+        heights = index + _spread(shown.size, 0.17)
+        axes.plot(shown, heights, "o", color=color, alpha=0.55, markeredgewidth=0)
+        mean = shown.mean()
+        deviation = _deviation(shown)
         below = index + 0.34
         axes.plot([mean - deviation, mean + deviation], [below] * 2, color=color, linewidth=1.2)
         axes.plot([mean], [below], "|", color=color, markersize=7, markeredgewidth=1.6)
@@ -332,14 +360,14 @@ def _plot_curves(axes: Axes, curves: Sequence[Sequence[tuple[int, float]]]) -> N
     """Draw the learning curve of each loss; the first one lies on top."""
     for index, curve in enumerate(curves):
         steps = [step for step, _ in curve]
-        percentages = [100 * accuracy for _, accuracy in curve]
-        axes.plot(steps, percentages, color=_series(index), zorder=3 - 0.1 * index)
+        scores = [score for _, score in curve]
+        axes.plot(steps, scores, color=_series(index), zorder=3 - 0.1 * index)
     axes.set(xlabel="training step")
     axes.grid(axis="y")
 
 
 def _plot_fitness(axes: Axes, scored: Sequence[tuple[int, NDArray[np.float64]]]) -> None:
-    """Draw fitnesses in percent by generation, their medians, and the best so far."""
+    """Draw fitnesses by generation, their medians, and the best so far."""
     from matplotlib.ticker import MaxNLocator
 
     numbers = [number for number, _ in scored]

@@ -17,6 +17,7 @@ from taylorglo.report.figures import attack_figure, loss_figure, search_figure, 
 from taylorglo.report.formula import centred, expanded
 from taylorglo.report.record import GenerationRecord, SweepRecord
 from taylorglo.report.verdict import (
+    MOST_FREQUENT,
     SIGNIFICANCE,
     best_baseline,
     comparison_cells,
@@ -53,6 +54,7 @@ def render(record: SweepRecord) -> str:
             tuning=_tuning(record),
             stages=_stages(record),
             significance=SIGNIFICANCE,
+            most_frequent=MOST_FREQUENT,
             nothing=text.NOTHING,
         )
     )
@@ -71,7 +73,7 @@ def _environment() -> Environment:
         "duration": text.duration,
         "mean_and_deviation": text.mean_and_deviation,
         "number": text.number,
-        "percent": text.percent,
+        "score": text.score,
         "origin": text.origin,
         "expectation": text.expectation,
         "sample_size": text.sample_size,
@@ -88,7 +90,7 @@ def _comparison(record: SweepRecord) -> dict[str, object] | None:
     header, rows = comparison_cells(record)
     best = best_baseline(record)
     seeds = [(row.loss, row.accuracies, row.curve) for row in record.comparison]
-    figure = seeds_figure(seeds, record.score)
+    figure = seeds_figure(seeds, record.score, record.share)
     return {
         "champion": record.comparison[0],
         "best_baseline": None if best is None else record.comparison[best],
@@ -148,7 +150,11 @@ def _search(record: SweepRecord) -> dict[str, object]:
     if total.best is None:
         return {"total": total, "figure": None}
     fitnesses = [(g.number, g.fitnesses) for g in generations]
-    figure = search_figure(fitnesses, record.num_classes, record.score)
+    # What chance reaches on data of a user is not known, and a network that guesses may be well
+    # calibrated.
+    unknown = record.by_function or record.settings.get("evaluation_score") == "ece"
+    classes = None if unknown else record.num_classes
+    figure = search_figure(fitnesses, classes, record.score, record.share)
     return {"total": total, "figure": svg(figure, "search", "Fitness by generation")}
 
 
@@ -166,7 +172,7 @@ def _attacks(record: SweepRecord) -> dict[str, object] | None:
     }
     # The losses of the comparison come first, so that a loss has one colour in all figures.
     losses = [row.loss for row in record.comparison] + [row.loss for row in record.robustness]
-    figure = attack_figure(points, list(dict.fromkeys(losses)))
+    figure = attack_figure(points, list(dict.fromkeys(losses)), record.epsilon_unit)
     epsilons = sorted({row.epsilon for row in record.robustness})
     return {
         "header": ["attack", "loss", *(f"ε = {epsilon:g}" for epsilon in epsilons)],

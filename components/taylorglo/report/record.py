@@ -1,12 +1,14 @@
 """The record of a sweep: all that its report says, built from the results of its tasks."""
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 import numpy as np
 
+from taylorglo import scores
 from taylorglo.results import (
     Candidate,
     Champion,
@@ -20,6 +22,7 @@ from taylorglo.results import (
     RobustnessRow,
     StandingChampion,
     by_contender,
+    epsilon_unit,
     mean_curve,
 )
 from taylorglo.settings import Scalar, SweepSettings
@@ -90,6 +93,8 @@ class ComparisonRow:
         p_value: p value of Welch's two-sided test against the champion; None for the champion
             itself, or if no test is possible.
         label_smoothing: the alpha that it was trained with, 0 for a loss without.
+        measures: other measures on the test split by name (see
+            :class:`taylorglo.results.Training`), one for each seed; NaN if it was not measured.
     """
 
     loss: str
@@ -98,6 +103,7 @@ class ComparisonRow:
     curve: list[tuple[int, float]]
     p_value: float | None
     label_smoothing: float = 0.0
+    measures: Mapping[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,7 @@ class SweepRecord:
         provenance: where the images come from.
         environment: software, hardware, and how trainings were computed.
         num_classes: number of classes of the data.
-        guessing: what a network reaches that looks at no image.
+        guessing: what a network reaches that looks at no image, if it is known.
         generations: the generations of the search.
         champion: the candidate that won.
         tuning: the baselines, with each learning rate that was tried.
@@ -140,6 +146,7 @@ class SweepRecord:
         training_share: part of the wall time, in [0, 1], that was spent inside trainings.
         notes: facts that a reader needs to judge the numbers.
         standing: the champion of an earlier search, if there was one to compare with.
+        not_attacked: why no network was attacked, if none was.
     """
 
     name: str
@@ -148,7 +155,7 @@ class SweepRecord:
     provenance: Mapping[str, str]
     environment: Mapping[str, str]
     num_classes: int
-    guessing: Guessing
+    guessing: Guessing | None
     generations: list[GenerationRecord]
     champion: Champion
     tuning: list[TuningRow]
@@ -159,11 +166,44 @@ class SweepRecord:
     training_share: float
     notes: list[str]
     standing: StandingRecord | None = None
+    not_attacked: str = ""
 
     @property
     def score(self) -> str:
         """What was measured on validation and test images, in words: the name of the score."""
-        return str(self.settings.get("evaluation_score", "accuracy")).replace("-", " ")
+        return scores.words(self._score)
+
+    @property
+    def share(self) -> bool:
+        """Whether the score is in [0, 1], and is shown in percent."""
+        return scores.is_share(self._score)
+
+    @property
+    def metric(self) -> str:
+        """The name of the score among metrics."""
+        return scores.metric(self._score)
+
+    @property
+    def by_function(self) -> bool:
+        """Whether a function of the user trained and measured."""
+        return bool(self.settings.get("training_function"))
+
+    @property
+    def beside_accuracy(self) -> bool:
+        """Whether a network may have a high score that has learned nothing, but not its accuracy.
+
+        A function of the user returns its score alone.
+        """
+        return self._score in scores.BESIDE_ACCURACY and not self.by_function
+
+    @property
+    def epsilon_unit(self) -> str:
+        """The unit of the attacks' epsilon, in words."""
+        return epsilon_unit(self.provenance)
+
+    @property
+    def _score(self) -> str:
+        return str(self.settings.get("evaluation_score", "accuracy"))
 
 
 def sweep_record(
@@ -176,7 +216,7 @@ def sweep_record(
     generations: int,
     num_classes: int,
     provenance: Mapping[str, str],
-    guessing: Guessing,
+    guessing: Guessing | None,
     software: Mapping[str, str],
     started: float,
     standing: StandingChampion | None,
@@ -192,7 +232,7 @@ def sweep_record(
         generations: number of generations of the whole search.
         num_classes: number of classes of the data.
         provenance: where the images come from.
-        guessing: what a network reaches that looks at no image.
+        guessing: what a network reaches that looks at no image, if it is known.
         software: versions and hardware.
         started: when the run began, in seconds since the epoch.
         standing: the champion in MLflow's registry when the run began.
@@ -215,19 +255,28 @@ def sweep_record(
         seconds=spent.by_stage,
         wall_seconds=spent.wall,
         training_share=spent.training / spent.wall,
-        notes=_notes(started, results, [*tuning, *_full_trainings(comparison)]),
+        notes=_notes(settings, started, results, [*tuning, *_full_trainings(comparison)]),
         standing=_standing(standing, comparison),
+        not_attacked=robustness.reason,
     )
 
 
-def _guessing(guessing: Guessing, settings: SweepSettings, num_classes: int) -> Guessing:
+def _guessing(
+    guessing: Guessing | None, settings: SweepSettings, num_classes: int
+) -> Guessing | None:
     """Return what a network reaches that looks at no image, by the score of the sweep.
 
-    Whichever class it always names, it is right in one class of all, and never in the others.
+    Whichever class it always names, it is right in one class of all, and never in the others. The
+    highest macro F1 that it can expect is 1/n, too: of naming each class as often as it occurs.
+    Likelihood and calibration say nothing of what was learned, so the accuracy counts for them. It
+    is not known for a score that a function of a user measures on data of its own choice.
     """
-    if settings.evaluation.score == "accuracy":
+    if guessing is None or settings.training.function:
+        return None
+    score = settings.evaluation.score
+    if score == "accuracy" or score in scores.BESIDE_ACCURACY:
         return guessing
-    return Guessing(accuracy=1 / num_classes, images=guessing.images)
+    return Guessing(accuracy=1 / num_classes, images=guessing.images, share=guessing.accuracy)
 
 
 def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:
@@ -239,7 +288,7 @@ def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:
         spans = [(c.result.started, c.result.ended) for c in members if c.result is not None]
         record = GenerationRecord(
             number=number,
-            fitnesses=[c.fitness for c in members if c.result and c.fitness is not None],
+            fitnesses=_known(c.fitness for c in members if c.result and c.fitness is not None),
             drawn=summary.drawn,
             rejected=summary.rejected,
             diverged=summary.diverged,
@@ -257,7 +306,7 @@ def _tuning(trainings: Sequence[FullTraining]) -> list[TuningRow]:
         TuningRow(
             loss=group[0].contender.name,
             learning_rate=group[0].contender.learning_rate,
-            accuracies=[full.training.accuracy for full in group],
+            accuracies=_known(full.training.accuracy for full in group),
             label_smoothing=group[0].contender.label_smoothing,
         )
         for group in by_contender(trainings)
@@ -271,11 +320,11 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
     """
     groups = by_contender(trainings)
     champion = next(group for group in groups if group[0].contender.name == "champion")
-    reference = [full.test_accuracy for full in champion]
+    reference = _known(full.test_accuracy for full in champion)
     rows = []
     for group in groups:
         contender = group[0].contender
-        accuracies = [full.test_accuracy for full in group]
+        accuracies = _known(full.test_accuracy for full in group)
         curve = mean_curve([full.training.curve for full in group])
         row = ComparisonRow(
             loss=contender.name,
@@ -284,9 +333,22 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
             curve=[(step, accuracy) for step, accuracy, _ in curve],
             p_value=None if group is champion else welch(reference, accuracies),
             label_smoothing=contender.label_smoothing,
+            measures=_measures(group),
         )
         rows.append(row)
     return rows
+
+
+def _measures(group: Sequence[FullTraining]) -> dict[str, list[float]]:
+    """Return what was measured on the test split beside the score, by name and seed."""
+    by_seed = [full.training.test_measures for full in group]
+    names = {name for measures in by_seed for name in measures}
+    return {name: [m.get(name, math.nan) for m in by_seed] for name in sorted(names)}
+
+
+def _known(values: Iterable[float]) -> list[float]:
+    """Return scores, with NaN in place of one that stands for a training without a score."""
+    return [value if scores.is_known(value) else math.nan for value in values]
 
 
 def _full_trainings(comparison: Comparison) -> list[FullTraining]:
@@ -345,20 +407,28 @@ def _standing(standing: StandingChampion | None, comparison: Comparison) -> Stan
     if standing is None or not comparison.standing:
         return None
     trainings = comparison.trainings
-    champion = [t.test_accuracy for t in trainings if t.contender.name == "champion"]
-    accuracies = [training.test_accuracy for training in comparison.standing]
+    champion = _known(t.test_accuracy for t in trainings if t.contender.name == "champion")
+    accuracies = _known(training.test_accuracy for training in comparison.standing)
     p_value = paired(champion, accuracies)
     return StandingRecord(standing.version, standing.study, accuracies, p_value)
 
 
 def _notes(
-    started: float, results: Sequence[Evaluation], trainings: Sequence[FullTraining]
+    settings: SweepSettings,
+    started: float,
+    results: Sequence[Evaluation],
+    trainings: Sequence[FullTraining],
 ) -> list[str]:
     """Return the facts that a reader needs to judge the numbers."""
     notes = [
         "All seeds share one split of one data set: p is about the randomness of training, not "
         "about the choice of test images."
     ]
+    if settings.training.function:
+        notes = [
+            f"{settings.training.function} trained, and every score is the one that it returned. "
+            "p is about the randomness of training, if the test data are the same for all seeds."
+        ]
     executions: list[Execution] = [*results, *(full.training for full in trainings)]
     earlier = sum(execution.ended < started for execution in executions)
     if earlier:

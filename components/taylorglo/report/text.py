@@ -1,4 +1,7 @@
-"""Numbers as text, for the page and for the terminal. What is not finite becomes a dash."""
+"""Numbers as text, for the page and for the terminal. What is not finite becomes a dash.
+
+A score is a share in [0, 1], which is shown in percent, or any other number.
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,17 +12,43 @@ from taylorglo.stats import finite
 NOTHING = "–"
 
 
-def mean_and_deviation(accuracies: Sequence[float]) -> str:
-    """Return mean and sample standard deviation of accuracies in [0, 1] as text, in percent.
+def mean_and_deviation(scores: Sequence[float], share: bool = True) -> str:
+    """Return mean and sample standard deviation of scores as text.
 
-    Accuracies that are not finite are left out.
+    Scores that are not finite are left out.
+
+    Args:
+        scores: accuracies in [0, 1], for example.
+        share: whether they are shares, which are shown in percent.
     """
-    percentages = 100 * finite(accuracies)
-    if not percentages.size:
+    shown = (100 if share else 1) * finite(scores)
+    if not shown.size:
         return NOTHING
-    if percentages.size == 1:
-        return f"{percentages[0]:.2f}"
-    return f"{percentages.mean():.2f} ± {percentages.std(ddof=1):.2f}"
+    decimals = 2 if share else _decimals(max(map(abs, shown.tolist())), digits=5)
+    mean = f"{shown.mean():.{decimals}f}".replace("-", "−")
+    return mean if shown.size == 1 else f"{mean} ± {shown.std(ddof=1):.{decimals}f}"
+
+
+def difference(points: float, share: bool, sign: bool = False) -> str:
+    """Return by how much two scores differ, as text.
+
+    Args:
+        points: the difference, in percentage points if the scores are shares.
+        share: whether they are.
+        sign: whether a difference above 0 has a sign, too.
+    """
+    decimals = 2 if share else _decimals(abs(points), digits=3)
+    return f"{points:{'+' if sign else ''}.{decimals}f}".replace("-", "−")
+
+
+def _decimals(largest: float, digits: int) -> int:
+    """Return how many decimals numbers have of which the largest has so many significant digits."""
+    return min(12, max(0, digits - 1 - math.floor(math.log10(largest)))) if largest else digits - 1
+
+
+def amount(score: float, share: bool = True) -> str:
+    """Return a score with its unit: percent for a share, else none."""
+    return mean_and_deviation([score], share) + (" %" if share else "")
 
 
 def sample_size(accuracies: Sequence[float]) -> str:
@@ -35,9 +64,9 @@ def number(value: float | None) -> str:
     return f"{value:.4g}".replace("-", "−")
 
 
-def percent(value: float | None) -> str:
-    """Return a fraction in percent, or a dash if there is no finite one."""
-    return mean_and_deviation([] if value is None else [value])
+def score(value: float | None, share: bool = True) -> str:
+    """Return a score without its unit, or a dash if there is no finite one."""
+    return mean_and_deviation([] if value is None else [value], share)
 
 
 def share(fraction: float) -> str:
@@ -69,9 +98,14 @@ def origin(champion: Champion) -> str:
     return f"candidate {champion.trial} of generation {champion.generation}"
 
 
-def expectation(champion: Champion) -> str:
-    """Return the expected fitness of a champion with its interval, in words."""
-    fitness = f"{percent(champion.fitness)} %"
+def expectation(champion: Champion, share: bool = True) -> str:
+    """Return the expected fitness of a champion with its interval, in words.
+
+    Args:
+        champion: the champion.
+        share: whether the fitness is a share, which is shown in percent.
+    """
+    fitness = amount(champion.fitness, share)
     if not champion.trainings:
         return f"fitness {fitness} in the search"
     text = f"expected fitness {fitness}"
@@ -79,5 +113,6 @@ def expectation(champion: Champion) -> str:
         return f"{text} (1 training)"
     low, high = champion.interval
     return (
-        f"{text} (95 % interval {percent(low)} to {percent(high)}, {champion.trainings} trainings)"
+        f"{text} (95 % interval {score(low, share)} to {score(high, share)}, "
+        f"{champion.trainings} trainings)"
     )

@@ -1,13 +1,25 @@
 """The verdict of a sweep in a sentence, and its comparison as a table."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
-from taylorglo.report.text import NOTHING, mean_and_deviation, number, sample_size
+from taylorglo.report.text import (
+    NOTHING,
+    difference,
+    mean_and_deviation,
+    number,
+    sample_size,
+)
+from taylorglo.results import Guessing
 from taylorglo.stats import above_chance, finite, holm
 
 SIGNIFICANCE = 0.05
+MOST_FREQUENT = "always the most frequent class"
+
+# What a table has beside the score: its title, the measure's name in a row, and the values' text.
+_Measure = tuple[str, str, Callable[..., str]]
 
 
 def verdict(record: SweepRecord) -> str:
@@ -18,12 +30,13 @@ def verdict(record: SweepRecord) -> str:
     baselines, is below 0.05. A champion that learned nothing is said to have learned nothing first.
     """
     if not record.comparison or not finite(record.comparison[0].accuracies).size:
-        return "The champion has no test accuracy, so nothing can be said about it."
-    if beats_guessing(record):
+        return f"The champion has no test {record.score}, so nothing can be said about it."
+    if beats_guessing(record) or record.guessing is None:
         return _comparison_verdict(record)
-    accuracy = mean_and_deviation(record.comparison[0].accuracies)
+    score = "accuracy" if record.beside_accuracy else record.score
+    accuracy = mean_and_deviation(_learned(record))
     return (
-        f"The champion learned nothing: its test {record.score} of {accuracy} % is not "
+        f"The champion learned nothing: its test {score} of {accuracy} % is not "
         f"significantly above the {100 * record.guessing.accuracy:.2f} % of always naming the most "
         f"frequent class. {_comparison_verdict(record)}"
     )
@@ -34,24 +47,25 @@ def _comparison_verdict(record: SweepRecord) -> str:
     champion = record.comparison[0]
     best = best_baseline(record)
     if best is None:
-        accuracy = mean_and_deviation(champion.accuracies)
-        return f"The champion reaches {accuracy} %; there is no baseline to compare it with."
+        reached = mean_and_deviation(champion.accuracies, record.share) + _percent(record)
+        return f"The champion reaches {reached}; there is no baseline to compare it with."
     baseline = record.comparison[best]
     apposition = ", the best baseline" if len(record.comparison) > 2 else ""
     name = f"tuned {baseline.loss}{apposition}"
-    points = _points(baseline.accuracies, champion.accuracies)
+    points = _points(record, baseline.accuracies, champion.accuracies)
     sizes = _sample_sizes(champion, baseline)
     p_value = holm(_p_values(record))[best]
     if p_value is None:
-        return f"No test was possible: the champion is {_above(points)} {name} ({sizes})."
+        return f"No test was possible: the champion is {_above(record, points)} {name} ({sizes})."
     tests = sum(p is not None for p in _p_values(record))
     adjusted = "Holm-adjusted p" if tests > 1 else "p"
     evidence = f"({adjusted} {_relation(p_value)}, {sizes})"
     if p_value >= SIGNIFICANCE:
-        return f"No significant difference: the champion is {_above(points)} {name} {evidence}."
+        gap = _above(record, points)
+        return f"No significant difference: the champion is {gap} {name} {evidence}."
     side = "ahead of" if points > 0 else "behind"
     comma = "," if apposition else ""
-    return f"The champion is {side} {name}{comma} by {abs(points):.2f} points {evidence}."
+    return f"The champion is {side} {name}{comma} by {_gap(record, points)} {evidence}."
 
 
 def beats_guessing(record: SweepRecord) -> bool:
@@ -59,14 +73,25 @@ def beats_guessing(record: SweepRecord) -> bool:
 
     Such a network always names the most frequent class of the test split, which is at least as
     accurate as drawing a class by chance. The test is the one-sided binomial test of the champion's
-    mean test accuracy, at the level 0.05.
+    mean test accuracy, at the level 0.05. If it is not known what such a network reaches, because a
+    function of the user measures, every champion with a score counts as better.
     """
-    accuracies = finite(record.comparison[0].accuracies) if record.comparison else finite([])
+    accuracies = finite(_learned(record))
     if not accuracies.size:
         return False
     guessing = record.guessing
+    if guessing is None:
+        return True
     p_value = above_chance(float(accuracies.mean()), guessing.images, guessing.accuracy)
     return p_value < SIGNIFICANCE
+
+
+def _learned(record: SweepRecord) -> Sequence[float]:
+    """Return what tells of each of the champion's networks whether it has learned anything."""
+    if not record.comparison:
+        return []
+    champion = record.comparison[0]
+    return champion.measures.get("accuracy", []) if record.beside_accuracy else champion.accuracies
 
 
 def beats_standing(record: SweepRecord) -> bool:
@@ -88,10 +113,11 @@ def standing_verdict(record: SweepRecord) -> str:
     if standing is None:
         return ""
     outcome = "beats" if beats_standing(record) else "does not beat"
+    reached = mean_and_deviation(standing.accuracies, record.share) + _percent(record)
     return (
         f"The new champion {outcome} the standing one (version {standing.version}, of search "
-        f"{standing.study!r}, {mean_and_deviation(standing.accuracies)} %): it is "
-        f"{_above(_gain(record, standing))} it (paired t-test, p {_relation(standing.p_value)}, "
+        f"{standing.study!r}, {reached}): it is {_above(record, _gain(record, standing))} it "
+        f"(paired t-test, p {_relation(standing.p_value)}, "
         f"n = {len(standing.accuracies)} seeds)."
     )
 
@@ -113,14 +139,17 @@ def table(record: SweepRecord) -> str:
 def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of the comparison as text.
 
-    Differences to the champion are in percentage points.
+    Differences of shares to the champion are in percentage points. The last row is what a network
+    reaches that looks at no image, if it is known.
     """
+    measures = _shown_measures(record)
     header = [
         "loss",
         "learning rate",
-        f"test {record.score} (%)",
+        f"test {record.score} (%)" if record.share else f"test {record.score}",
+        *(title for title, _, _ in measures),
         "n",
-        "vs champion (points)",
+        "vs champion (points)" if record.share else "vs champion",
         "p",
         "p (Holm)",
     ]
@@ -129,26 +158,63 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
         [
             row.loss,
             number(row.learning_rate),
-            mean_and_deviation(row.accuracies),
+            mean_and_deviation(row.accuracies, record.share),
+            *(shown(row.measures.get(name, [])) for _, name, shown in measures),
             sample_size(row.accuracies),
-            _difference(record.comparison[0], row),
+            _difference(record, row),
             _p_text(p_value),
             _p_text(adjusted),
         ]
         for row, p_value, adjusted in zip(record.comparison, p_values, holm(p_values), strict=True)
     ]
-    return header, rows
+    if record.guessing is None:
+        return header, rows
+    return header, [*rows, _reference(record, record.guessing, measures)]
+
+
+def _reference(record: SweepRecord, guessing: Guessing, measures: Sequence[_Measure]) -> list[str]:
+    """Return the row of a network that always names the most frequent class.
+
+    It has an accuracy, and no likelihood and no calibration worth naming.
+    """
+    guess = [guessing.accuracy]
+    score, gap = NOTHING, NOTHING
+    if not record.beside_accuracy:
+        score = mean_and_deviation(guess)
+        if record.comparison and finite(record.comparison[0].accuracies).size:
+            points = _points(record, record.comparison[0].accuracies, guess)
+            gap = difference(points, record.share, sign=True)
+    others = [
+        mean_and_deviation(guess) if name == "accuracy" else NOTHING for _, name, _ in measures
+    ]
+    return [MOST_FREQUENT, NOTHING, score, *others, NOTHING, gap, NOTHING, NOTHING]
+
+
+def _shown_measures(record: SweepRecord) -> list[_Measure]:
+    """Return what the table has beside the score: title, name of the measure, and its text.
+
+    That is the calibration error if it was measured. Beside a score that says nothing of it, the
+    table has the accuracy; and beside the likelihood, the negative log-likelihood.
+    """
+    measures: list[_Measure] = []
+    if record.beside_accuracy:
+        measures.append(("accuracy (%)", "accuracy", mean_and_deviation))
+    if record.settings.get("evaluation_score") == "negative-log-likelihood":
+        measures.append(("NLL (nats)", "cross_entropy", partial(mean_and_deviation, share=False)))
+    measures.append(("ECE (%)", "calibration_error", mean_and_deviation))
+    known = {name for row in record.comparison for name in row.measures}
+    return [measure for measure in measures if measure[1] in known]
 
 
 def headline(record: SweepRecord) -> dict[str, float]:
     """Return the outcome in three numbers, as far as they are known.
 
-    These are the mean test accuracies in [0, 1] of the champion and of the best baseline, and the p
-    value of Welch's test between them, adjusted by Holm's method.
+    These are the mean test scores, such as accuracies in [0, 1], of the champion and of the best
+    baseline, and the p value of Welch's test between them, adjusted by Holm's method.
     """
     numbers: dict[str, float | None] = {}
     best = best_baseline(record)
-    rows = {"champion_accuracy": 0, "best_baseline_accuracy": best}
+    rows = {f"champion_{record.metric}": 0, f"best_baseline_{record.metric}": best}
     for name, index in rows.items():
         values = finite(record.comparison[index].accuracies) if index is not None else finite([])
         numbers[name] = float(values.mean()) if values.size else None
@@ -187,27 +253,39 @@ def best_baseline(record: SweepRecord) -> int | None:
     return max(means, key=means.__getitem__, default=None)
 
 
-def _points(reference: Sequence[float], accuracies: Sequence[float]) -> float:
-    """Return by how many percentage points the mean accuracy is above that of the reference."""
-    return 100 * float(finite(accuracies).mean() - finite(reference).mean())
+def _points(record: SweepRecord, reference: Sequence[float], accuracies: Sequence[float]) -> float:
+    """Return how far the mean score is above that of the reference; for shares, in points."""
+    scale = 100 if record.share else 1
+    return scale * float(finite(accuracies).mean() - finite(reference).mean())
 
 
 def _gain(record: SweepRecord, standing: StandingRecord) -> float:
-    """Return by how many percentage points the new champion is above the standing one."""
-    return _points(standing.accuracies, record.comparison[0].accuracies)
+    """Return how far the new champion is above the standing one; for shares, in points."""
+    return _points(record, standing.accuracies, record.comparison[0].accuracies)
 
 
-def _difference(champion: ComparisonRow, row: ComparisonRow) -> str:
-    """Return by how many percentage points a baseline differs from the champion, as text."""
+def _difference(record: SweepRecord, row: ComparisonRow) -> str:
+    """Return how far a baseline is above the champion, as text."""
+    champion = record.comparison[0]
     tested = finite(champion.accuracies).size and finite(row.accuracies).size
     if row is champion or not tested:
         return NOTHING
-    return f"{_points(champion.accuracies, row.accuracies):+.2f}".replace("-", "−")
+    points = _points(record, champion.accuracies, row.accuracies)
+    return difference(points, record.share, sign=True)
 
 
-def _above(points: float) -> str:
+def _above(record: SweepRecord, points: float) -> str:
     side = "below" if points < 0 else "above"
-    return f"{abs(points):.2f} points {side}"
+    return f"{_gap(record, points)} {side}"
+
+
+def _gap(record: SweepRecord, points: float) -> str:
+    """Return the size of a difference with its unit."""
+    return difference(abs(points), record.share) + (" points" if record.share else "")
+
+
+def _percent(record: SweepRecord) -> str:
+    return " %" if record.share else ""
 
 
 def _sample_sizes(champion: ComparisonRow, baseline: ComparisonRow) -> str:

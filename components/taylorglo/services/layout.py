@@ -1,8 +1,9 @@
 """The layout of the store: the keys of a sweep's files."""
 
-# The champion's loss, and a network that was trained with it. They are artifacts in MLflow under
-# the same names.
+# The champion's loss, the same loss as a Python program, and a network that was trained with it.
+# They are artifacts in MLflow under the same names.
 LOSS = "loss.json"
+PROGRAM = "loss.py"
 NETWORK = "model.safetensors"
 
 
@@ -25,7 +26,7 @@ def search_data(sweep: str, fingerprint: str) -> str:
 
 
 def champion(sweep: str, name: str = LOSS) -> str:
-    """Return the key of a file of a sweep's champion, ``LOSS`` or ``NETWORK``."""
+    """Return the key of a file of a sweep's champion: ``LOSS``, ``PROGRAM`` or ``NETWORK``."""
     return f"{sweep}/champion/{name}"
 
 

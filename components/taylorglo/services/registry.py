@@ -1,15 +1,17 @@
 """A found loss, loaded from the zoo, a file, an object store, or MLflow's model registry.
 
 The zoo is the losses that come with the package, in the folder ``zoo``. They and a local file need
-no package of the extra ``pipeline``.
+PyTorch alone.
 """
 
 import os
 import tempfile
 from pathlib import Path
+from typing import Unpack
 
 from taylorglo.errors import InputError, quoted
 from taylorglo.extras import missing
+from taylorglo.loss.conventions import Options
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.services.storage import fetch
 
@@ -17,7 +19,7 @@ ZOO = "zoo:"  # what the name of a loss of the zoo begins with
 _ZOO_FOLDER = Path(__file__).parents[1] / "zoo"
 
 
-def load_loss(source: str | os.PathLike[str]) -> TaylorLoss:
+def load_loss(source: str | os.PathLike[str], **options: Unpack[Options]) -> TaylorLoss:
     """Load a loss that a sweep found, as an ``nn.Module`` to train with.
 
     Args:
@@ -25,19 +27,21 @@ def load_loss(source: str | os.PathLike[str]) -> TaylorLoss:
             ``s3://BUCKET/KEY``; or a version in MLflow's model registry, ``models:/NAME@champion``
             or ``models:/NAME/VERSION``. MLFLOW_TRACKING_URI or ``mlflow.set_tracking_uri`` names
             the MLflow.
+        **options: ``weight``, ``ignore_index``, ``reduction`` and ``label_smoothing``, as
+            ``nn.CrossEntropyLoss`` has them.
 
     Raises:
-        InputError: there is no saved loss at the source, or the package that the source needs is
-            not installed.
+        InputError: there is no saved loss at the source, an option is wrong, or the package that
+            the source needs is not installed.
         ServiceError: MLflow or the object store still fails after a few tries.
     """
     if str(source).startswith(ZOO):
-        return TaylorLoss.load(_in_zoo(str(source)))
+        return TaylorLoss.load(_in_zoo(str(source)), **options)
     with tempfile.TemporaryDirectory(prefix="taylorglo-") as name:
         folder = Path(name)
         if str(source).startswith("models:/"):
-            return TaylorLoss.load(_from_registry(str(source), folder))
-        return TaylorLoss.load(fetch(str(source), folder))
+            return TaylorLoss.load(_from_registry(str(source), folder), **options)
+        return TaylorLoss.load(fetch(str(source), folder), **options)
 
 
 def zoo() -> list[str]:

@@ -21,6 +21,7 @@ from taylorglo.errors import InputError, one_line
 from taylorglo.loss.polynomial import MOST_BYTES, checked_theta
 from taylorglo.reading import parse_json, read_bytes
 from taylorglo.results import Candidate, DatasetDescription, Evaluation, StandingChampion
+from taylorglo.scores import is_known
 from taylorglo.services.mlflow import Connection, redacted
 from taylorglo.settings import HIGHEST_RATE
 
@@ -181,6 +182,7 @@ class Tracker:
         generation: int,
         candidates: Sequence[Candidate],
         coefficients: Mapping[int, Mapping[str, float]],
+        metric: str = "accuracy",
     ) -> None:
         """Log a nested run for each trained candidate that has none yet under this parent.
 
@@ -188,6 +190,7 @@ class Tracker:
             generation: number of the generation, from 1.
             candidates: candidates of the generation; those without a result are left out.
             coefficients: numbers that describe each candidate, by its trial.
+            metric: name of the score among metrics.
         """
         tags = {"taylorglo.stage": "candidate", "taylorglo.generation": str(generation)}
         runs = {int(run.data.tags["taylorglo.trial"]): run for run in self._nested(tags)}
@@ -206,7 +209,7 @@ class Tracker:
                     {**tags, "taylorglo.trial": str(candidate.trial)},
                     _milliseconds(result.started),
                 )
-            self._log_candidate(run_id, candidate, result, coefficients[candidate.trial])
+            self._log_candidate(run_id, candidate, result, coefficients[candidate.trial], metric)
 
     def _log_candidate(
         self,
@@ -214,6 +217,7 @@ class Tracker:
         candidate: Candidate,
         result: Evaluation,
         coefficients: Mapping[str, float],
+        metric: str,
     ) -> None:
         """Fill the nested run of a candidate, and set its status."""
         # The time stamps are the candidate's, so that MLflow stores a metric once that is logged
@@ -226,9 +230,9 @@ class Tracker:
         }
         metrics = _metrics({"fitness": candidate.fitness, "seconds": result.seconds}, ended)
         for attempt, accuracy in enumerate(result.accuracies):
-            metrics += _metrics({"attempt_accuracy": accuracy}, ended, attempt)
+            metrics += _metrics({f"attempt_{metric}": accuracy}, ended, attempt)
         for step, accuracy, loss in result.curve:
-            values = {"validation_accuracy": accuracy, "validation_loss": loss}
+            values = {f"validation_{metric}": accuracy, "validation_loss": loss}
             metrics += _metrics(values, ended, step)
         tags = _tags({"taylorglo.status": result.status, "taylorglo.reason": result.reason})
         self._connection.call(
@@ -320,16 +324,18 @@ class Tracker:
         number = str(version.version)
         study = str(version.tags.get("taylorglo.study", "unknown"))
         try:
-            theta, rate = self._loss(f"models:/{name}/{number}")
+            theta, rate, optimizer = self._loss(f"models:/{name}/{number}")
         except InputError as error:
             # Its file was deleted or damaged. Nobody can use this champion any more.
             return StandingChampion(
                 version=number, study=study, theta=[], learning_rate=None, lost=str(error)
             )
-        return StandingChampion(version=number, study=study, theta=theta, learning_rate=rate)
+        return StandingChampion(
+            version=number, study=study, theta=theta, learning_rate=rate, optimizer=optimizer
+        )
 
-    def _loss(self, uri: str) -> tuple[list[float], float | None]:
-        """Return theta and learning rate of a model version.
+    def _loss(self, uri: str) -> tuple[list[float], float | None, str]:
+        """Return theta, learning rate and optimizer of a model version.
 
         Raises:
             InputError: its file is gone, or is not a saved loss.
@@ -340,8 +346,11 @@ class Tracker:
             try:
                 content = parse_json(read_bytes(path, MOST_BYTES))
                 theta, _ = checked_theta(content["theta"])
-                rate = (content.get("provenance") or {}).get("learning_rate")
-                return theta, None if rate is None else _rate(rate)
+                provenance = content.get("provenance") or {}
+                rate = provenance.get("learning_rate")
+                # A file without an optimizer is of a version that had SGD alone.
+                optimizer = str(provenance.get("optimizer", "sgd"))
+                return theta, None if rate is None else _rate(rate), optimizer
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{uri}: is not a saved loss: {one_line(error)}") from None
 
@@ -464,13 +473,16 @@ def _tags(values: Mapping[str, str]) -> "list[RunTag]":
 
 
 def _metrics(values: Mapping[str, float | None], timestamp: int, step: int = 0) -> "list[Metric]":
-    """Return the finite values as metrics: MLflow would store others as numbers nobody measured."""
+    """Return the finite values as metrics: MLflow would store others as numbers nobody measured.
+
+    Nor did anybody measure the number that stands for a training without a score.
+    """
     from mlflow.entities import Metric
 
     return [
         Metric(key, float(value), timestamp, step)
         for key, value in values.items()
-        if value is not None and math.isfinite(value)
+        if value is not None and math.isfinite(value) and is_known(value)
     ]
 
 

@@ -4,15 +4,18 @@ import time
 from collections.abc import Sequence
 from statistics import fmean
 
+from taylorglo.errors import InputError
 from taylorglo.evaluation.comparison import attack_network, restore_network
 from taylorglo.results import (
     Comparison,
     FullTraining,
     Robustness,
     RobustnessRow,
+    epsilon_unit,
     read_json,
     write_json,
 )
+from taylorglo.settings import AttackSettings
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep
 from taylorglo.training.engine import read_resident
@@ -34,12 +37,16 @@ def run(full_data_path: str, comparison_path: str, robustness_path: str) -> None
 def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraining]) -> Robustness:
     """Attack the networks of the first ``attack.seeds`` seeds of every contender.
 
+    Nothing is attacked if a function of the user trained, and there are no images or no networks.
+
     Args:
         sweep: the context of the sweep.
         full_data: path of the data with the test split.
         trainings: the trainings of champion and baselines.
     """
     started, settings = time.time(), sweep.settings.attack
+    if sweep.settings.data.name == "own":
+        return _nothing("the data are the training's own, and no other task sees them", started)
     dataset = read_resident(full_data, sweep.settings.training)
     accuracies: dict[tuple[str, str, float], list[float]] = {}
     seeds = list(dict.fromkeys(training.seed for training in trainings))[: settings.seeds]
@@ -47,7 +54,14 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
         if training.seed not in seeds:
             continue
         weights = sweep.full_trainings.weights(training.key)
-        network = restore_network(weights, sweep.settings.model.name, dataset)
+        if not weights:
+            return _nothing("the training returned no network", started)
+        try:
+            network = restore_network(weights, sweep.settings.model.name, dataset)
+        except InputError as error:
+            if not sweep.settings.training.function:
+                raise
+            return _nothing(f"the training returned another network: {error}", started)
         robust = attack_network(network, dataset, settings, sweep.settings.seed)
         for attack, by_epsilon in robust.items():
             for epsilon, accuracy in by_epsilon.items():
@@ -57,15 +71,26 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
         RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=values)
         for (loss, attack, epsilon), values in accuracies.items()
     ]
-    _announce(rows, settings.epsilons[-1], settings.seeds)
+    _announce(rows, settings, epsilon_unit(dataset.provenance))
     return Robustness(rows=rows, started=started, ended=time.time())
 
 
-def _announce(rows: Sequence[RobustnessRow], epsilon: float, networks: int) -> None:
-    """Print what the worst of the attacks left at the largest epsilon."""
+def _nothing(reason: str, started: float) -> Robustness:
+    """Return the record of a sweep in which nothing could be attacked."""
+    sentence = f"Nothing was attacked: {reason}."
+    say(sentence)
+    return Robustness(rows=[], started=started, ended=time.time(), reason=sentence)
+
+
+def _announce(rows: Sequence[RobustnessRow], settings: AttackSettings, unit: str) -> None:
+    """Print what the worst of the attacks left at the largest epsilon, which is in this unit."""
+    epsilon = settings.epsilons[-1]
     left = ", ".join(
         f"{row.loss} {fmean(row.accuracies):.1%}"
         for row in rows
         if (row.attack, row.epsilon) == ("worst", epsilon)
     )
-    say(f"attacked {networks} networks per loss; accuracy left at epsilon {epsilon:g}: {left}")
+    say(
+        f"attacked {settings.seeds} networks per loss; accuracy left at epsilon {epsilon:g} "
+        f"({unit}): {left}"
+    )

@@ -1,12 +1,13 @@
 """The task that chooses the champion, and tests it beside the tuned baselines."""
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from taylorglo.evaluation.comparison import best_contender, compare, train_finalists
+from taylorglo.evaluation.comparison import best_contender, compare, found, train_finalists
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.report.text import expectation, origin
 from taylorglo.results import (
@@ -18,6 +19,7 @@ from taylorglo.results import (
     StandingChampion,
     read_json,
 )
+from taylorglo.scores import is_known, is_share, metric, words
 from taylorglo.services import layout
 from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
@@ -29,7 +31,7 @@ from taylorglo.training.engine import Engine
 class Outcome:
     """The trainings that compare the champion, its loss, and one network trained with it.
 
-    ``network`` is the weights as safetensors.
+    ``network`` is the weights as safetensors; empty if a function of a user returned no network.
     """
 
     comparison: Comparison
@@ -37,10 +39,14 @@ class Outcome:
     network: bytes
 
     @property
-    def mean_accuracy(self) -> float:
-        """The champion's test accuracy in [0, 1], the mean over its seeds."""
+    def mean_score(self) -> float:
+        """The champion's test score, such as its accuracy in [0, 1]: the mean over its seeds."""
         trainings = self.comparison.trainings
         return fmean(t.test_accuracy for t in trainings if t.contender.name == "champion")
+
+    def save_program(self, path: str | Path) -> None:
+        """Write the champion's loss as a Python program."""
+        Path(path).write_text(self.loss.source())
 
     def save_network(self, path: str | Path) -> None:
         """Write the weights of the champion's first network, as safetensors."""
@@ -56,7 +62,7 @@ def run(
     comparison_path: str,
     loss_path: str,
     model_path: str,
-) -> float:
+) -> dict[str, float]:
     """Choose, train and test the champion, and write the comparison, its loss and a network.
 
     Args:
@@ -68,14 +74,15 @@ def run(
         model_path: where to write the weights of a network trained with that loss.
 
     Returns:
-        The champion's test accuracy in [0, 1], the mean over its seeds.
+        The champion's test score by its name among metrics, such as its accuracy in [0, 1]; the
+        mean over its seeds.
     """
     sweep, tuning = read_json(tuning_path, Passed[list[FullTraining]]).both
     outcome = crown(sweep, search_data_path, full_data_path, tuning)
     sweep.write(comparison_path, outcome.comparison)
     outcome.loss.save(loss_path)
     outcome.save_network(model_path)
-    return outcome.mean_accuracy
+    return {metric(sweep.settings.evaluation.score): outcome.mean_score}
 
 
 def crown(
@@ -94,9 +101,9 @@ def crown(
     """
     complete = sweep.complete
     champion, finalists = choose_champion(sweep, search_data)
-    rate = sweep.settings.training.learning_rate
+    winner = found("champion", champion.theta, sweep.settings.training, sweep.num_classes)
     contenders = [
-        Contender(name="champion", loss="taylor", learning_rate=rate, theta=champion.theta),
+        winner,
         *_tuned_baselines(tuning),
     ]
     standing: list[FullTraining] = []
@@ -106,7 +113,7 @@ def crown(
         ]
         former = sweep.standing
         if complete and former and not former.lost and former.theta != champion.theta:
-            standing = _compared(_standing_contender(former, rate), engine, sweep)
+            standing = _compared(_standing_contender(former, sweep), engine, sweep)
     outcome = Outcome(
         comparison=Comparison(
             champion=champion,
@@ -115,21 +122,23 @@ def crown(
             standing=standing,
             complete=complete,
         ),
-        loss=_loss_of(champion, sweep),
+        loss=loss_of_champion(champion, sweep),
         network=sweep.full_trainings.weights(trainings[0].key),
     )
     _keep(outcome, sweep)
     return outcome
 
 
-def _standing_contender(standing: StandingChampion, default_rate: float) -> Contender:
-    """Return the registry's champion as a contender, at the learning rate that it was found at."""
-    return Contender(
-        name="standing champion",
-        loss="taylor",
-        learning_rate=standing.learning_rate or default_rate,
-        theta=standing.theta,
-    )
+def _standing_contender(standing: StandingChampion, sweep: Sweep) -> Contender:
+    """Return the registry's champion as a contender, at the learning rate that it was found at.
+
+    A rate of another optimizer says nothing: it gets the rate that it would have as a candidate.
+    """
+    training = sweep.settings.training
+    contender = found("standing champion", standing.theta, training, sweep.num_classes)
+    if standing.learning_rate is None or standing.optimizer != training.optimizer:
+        return contender
+    return contender.model_copy(update={"learning_rate": standing.learning_rate})
 
 
 def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[FullTraining]]:
@@ -171,9 +180,8 @@ def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[Full
             "trainings": len(accuracies),
         }
     )
-    say(
-        f"champion: {origin(chosen)}, chosen among {len(entrants)} finalists; {expectation(chosen)}"
-    )
+    expected = expectation(chosen, is_share(sweep.settings.evaluation.score))
+    say(f"champion: {origin(chosen)}, chosen among {len(entrants)} finalists; {expected}")
     return chosen, finalists
 
 
@@ -196,18 +204,21 @@ def _tuned_baselines(tuning: Sequence[FullTraining]) -> list[Contender]:
 
 
 def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTraining]:
-    """Train and test a contender over the seeds, and print its mean accuracy."""
+    """Train and test a contender over the seeds, and print its mean score."""
     trainings = compare(contender, engine, sweep.full_trainings)
-    mean = fmean(training.test_accuracy for training in trainings)
-    times = len(trainings)
-    score = sweep.settings.evaluation.score.replace("-", " ")
-    say(f"{contender.name}: trained in full {times} times, test {score} {mean:.2%}")
+    measured = [t.test_accuracy for t in trainings if is_known(t.test_accuracy)]
+    mean = fmean(measured) if measured else math.nan
+    times, score = len(trainings), sweep.settings.evaluation.score
+    shown = f"{mean:.2%}" if is_share(score) else f"{mean:.5g}"
+    say(f"{contender.name}: trained in full {times} times, test {words(score)} {shown}")
     return trainings
 
 
-def _loss_of(champion: Champion, sweep: Sweep) -> TaylorLoss:
+def loss_of_champion(champion: Champion, sweep: Sweep) -> TaylorLoss:
     """Return the champion's loss, with the provenance that its file keeps."""
     settings = sweep.settings
+    winner = found("champion", champion.theta, settings.training, sweep.num_classes)
+    function = settings.training.function
     return TaylorLoss(
         champion.theta,
         settings.search.order,
@@ -218,8 +229,12 @@ def _loss_of(champion: Champion, sweep: Sweep) -> TaylorLoss:
             "seed": settings.seed,
             "data": settings.data.name,
             "fingerprint": sweep.fingerprint,
-            "model": settings.model.name,
-            "learning_rate": settings.training.learning_rate,
+            **(
+                {"function": function}
+                if function
+                else {"model": settings.model.name, "optimizer": settings.training.optimizer}
+            ),
+            "learning_rate": winner.learning_rate,
             "generation": champion.generation,
             "trial": champion.trial,
             "fitness": champion.fitness,
@@ -234,8 +249,12 @@ def _keep(outcome: Outcome, sweep: Sweep) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name, save in (
             (layout.LOSS, outcome.loss.save),
+            (layout.PROGRAM, outcome.save_program),
             (layout.NETWORK, outcome.save_network),
         ):
             path = Path(folder) / name
             save(path)
+            if not path.stat().st_size:
+                # A function of a user returned no network.
+                continue
             sweep.store.upload(path, layout.champion(sweep.settings.name, name))

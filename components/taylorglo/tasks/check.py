@@ -28,8 +28,16 @@ def run(sections: Mapping[str, Any], settings_path: str) -> str:
         ServiceError: a service does not answer.
     """
     settings = validated(SweepSettings, sections, "parameters")
+    settings.check_rates()
     check_services()
+    if settings.training.function:
+        # A training of a user mostly imports PyTorch, which takes seconds.
+        from taylorglo.training import function
+
+        function.check(settings.training.function)
     write_json(settings_path, settings)
+    if settings.data.name == "own":
+        return "own"
     if settings.data.name == "digits":
         return f"scikit-learn {release('scikit-learn')}"
     return version(settings.data.root)

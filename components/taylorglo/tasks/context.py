@@ -38,8 +38,8 @@ class Sweep(Record):
         num_classes: number of classes of the data.
         fingerprint: checksum of the training and validation images.
         provenance: where the images come from.
-        guessing: what a network reaches that looks at no image.
-        run_id: id of the parent run in MLflow.
+        guessing: what a network reaches that looks at no image; None if no task sees the data.
+        run_id: id of the parent run in MLflow; empty without MLflow.
         started: when the run began, in seconds since the epoch.
         standing: the champion of MLflow's model registry when the run began, if there is one.
     """
@@ -53,7 +53,7 @@ class Sweep(Record):
     num_classes: int
     fingerprint: str
     provenance: dict[str, str]
-    guessing: Guessing
+    guessing: Guessing | None
     run_id: str
     started: float
     standing: StandingChampion | None = None

@@ -200,13 +200,22 @@ class Shard:
         group = self._search.group(self._generation)
         for trial, evaluation in evaluate(claimed, group, self._engine, cache):
             result = evaluation.model_copy(update={"run": self._sweep.run_id})
-            if result.status == "failed" and not self.trained:
+            if self._says_nothing(result) and not self.trained:
                 # Whether the candidate or the machine is to blame is not known yet.
                 self._held_back[trial] = result
                 continue
             self._keep(trial, result)
             self._keep_held_back()
         self._settle_failures()
+
+    def _says_nothing(self, result: Evaluation) -> bool:
+        """Return whether a result may be the fault of something else than the candidate.
+
+        A function of a user diverges if its score is not finite, which may be a mistake in it.
+        """
+        if self._sweep.settings.training.function:
+            return result.status != "ok"
+        return result.status == "failed"
 
     def _claimed(self, trials: Sequence[int]) -> Iterator[Assignment]:
         """Claim the candidates that have to be trained, one by one as the engine has room."""
@@ -248,7 +257,7 @@ class Shard:
         failed = self._held_back.keys()
         candidates = self._search.candidates(self._generation)
         results = {c.trial: c.result for c in candidates if c.result is not None}
-        trained = {trial for trial, result in results.items() if result.status != "failed"}
+        trained = {trial for trial, result in results.items() if not self._says_nothing(result)}
         if trained and not failed <= trained:
             self._keep_held_back()
             return

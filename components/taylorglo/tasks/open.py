@@ -2,12 +2,14 @@
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from taylorglo.addresses import is_sqlite
 from taylorglo.errors import InputError
 from taylorglo.results import DatasetDescription, read_json
+from taylorglo.scores import words
 from taylorglo.search.study import Search
 from taylorglo.services import layout
 from taylorglo.services.memo import RunState
@@ -15,7 +17,7 @@ from taylorglo.services.mlflow import check_uri
 from taylorglo.services.relocation import relocate
 from taylorglo.services.storage import Store, open_store
 from taylorglo.services.tracking import Tracker
-from taylorglo.settings import SweepSettings
+from taylorglo.settings import Identity, SweepSettings
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Sweep
 from taylorglo.variables import (
@@ -86,7 +88,9 @@ def open_sweep(
             "data: the validation split of the source is kept, so that evaluation.folds has no "
             "effect"
         )
-    settings.training.check_data(description.splits["train"])
+    if not settings.training.function:
+        settings.training.check_data(description.splits["train"])
+        settings.augmentation.check_data(description.features)
     if os.environ.get(LOCAL_RUN):
         _check_machine(settings, description, data.full)
     search = begin_search(settings, description.fingerprint, description.num_classes)
@@ -131,7 +135,7 @@ def begin_search(settings: SweepSettings, fingerprint: str, num_classes: int) ->
         InputError: the study was begun with other settings or other data, and ``search.renew`` is
             not set.
     """
-    identity = settings.identity(f"{settings.data.name} {fingerprint[:12]}")
+    identity = identity_of(settings, fingerprint)
     return Search.begin(
         required(STUDY_URL),
         settings.name,
@@ -140,6 +144,17 @@ def begin_search(settings: SweepSettings, fingerprint: str, num_classes: int) ->
         identity,
         num_classes=num_classes,
     )
+
+
+def identity_of(settings: SweepSettings, fingerprint: str) -> Identity:
+    """Return what cannot change within a search, with the revision of a training of a user."""
+    identity = settings.identity(f"{settings.data.name} {fingerprint[:12]}")
+    if not settings.training.function:
+        return identity
+    from taylorglo.training import function
+
+    revision = {"training_function_revision": function.revision(settings.training.function)}
+    return replace(identity, fitness={**identity.fitness, **revision})
 
 
 def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
@@ -210,10 +225,11 @@ def _announce(
 ) -> None:
     """Print what is about to be searched."""
     sizes = ", ".join(f"{size} {name}" for name, size in description.splits.items())
-    say(
-        f"data: {description.name}, {description.num_classes} classes, {sizes} images; "
-        f"network: {settings.model.name}"
-    )
+    samples = f", {sizes} {'samples' if description.features else 'images'}" if sizes else ""
+    by = f"network: {settings.model.name}"
+    if settings.training.function:
+        by = f"training: {settings.training.function}, score: {words(settings.evaluation.score)}"
+    say(f"data: {description.name}, {description.num_classes} classes{samples}; {by}")
     if search.source:
         say(f"search {search.study!r}, warm-started from {search.source!r}")
     if search.unfitting:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from taylorglo.data import dataset as datasets
-from taylorglo.data import remarks
+from taylorglo.data import own, remarks
 from taylorglo.networks import factory
 from taylorglo.results import DatasetDescription, MemoryNeed, write_json
 from taylorglo.services.storage import fetch
@@ -41,6 +41,9 @@ def run(
         InputError: the data are missing or damaged, or the network does not fit them.
     """
     settings = validated(DataSettings, data, "data")
+    if settings.name == "own":
+        _prepare_own(settings.classes, description_path, search_data_path, full_data_path)
+        return
     network = validated(ModelSettings, model, "model").name
     with tempfile.TemporaryDirectory() as folder:
         local = fetch(settings.root, Path(folder)) if "://" in settings.root else None
@@ -68,5 +71,25 @@ def run(
         fingerprint=dataset.fingerprint,
         provenance=dataset.provenance,
         guessing=dataset.guessing,
+        features=dataset.features,
+    )
+    write_json(description_path, description)
+
+
+def _prepare_own(
+    classes: int, description_path: str, search_data_path: str, full_path: str
+) -> None:
+    """Write what stands for data that a function of a user reads; paths as for :func:`run`."""
+    dataset = own.stand_in(classes)
+    datasets.save(datasets.without_test(dataset), Path(search_data_path))
+    datasets.save(dataset, Path(full_path))
+    description = DatasetDescription(
+        name=dataset.name,
+        num_classes=classes,
+        splits={},
+        memory=MemoryNeed(weights=0, activations_per_image=0),
+        fingerprint=dataset.fingerprint,
+        provenance=dataset.provenance,
+        guessing=None,
     )
     write_json(description_path, description)

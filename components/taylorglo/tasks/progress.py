@@ -7,6 +7,7 @@ from taylorglo.errors import ServiceError
 from taylorglo.loss.dynamics import collapse_rate, learning_drive
 from taylorglo.results import Candidate, GenerationSummary
 from taylorglo.retries import without_waiting
+from taylorglo.scores import is_share, metric
 from taylorglo.stats import covered
 from taylorglo.tasks.console import say
 from taylorglo.tasks.context import Sweep
@@ -34,7 +35,7 @@ def report_generation(
     width = len(str(sweep.generations))
     say(
         f"generation {generation:>{width}}/{sweep.generations}  "
-        f"best {summary.best:7.2%}  median {summary.median:7.2%}  "
+        f"best {_shown(summary.best, sweep)}  median {_shown(summary.median, sweep)}  "
         f"rejected {summary.rejected} of {summary.drawn}  "
         f"diverged {summary.diverged}  {failed}"
         + (f"{seconds:.0f} s" if new else "known from before")
@@ -42,12 +43,22 @@ def report_generation(
     if summary.failed:
         reason = next(result.reason for result in results if result.status == "failed")
         say(f"the first training that failed: {reason}")
+    if not sweep.run_id:
+        # A search in a notebook has no MLflow.
+        return
     try:
         with without_waiting():
             track_generations(sweep, generation, patience=_PATIENCE)
     except ServiceError as error:
         # The study has the results; the next task that logs to MLflow logs these too.
         say(f"{error}; the results are kept, and MLflow is told of them once it answers")
+
+
+def _shown(fitness: float, sweep: Sweep) -> str:
+    """Return a fitness of a sweep as a generation's line shows it."""
+    if is_share(sweep.settings.evaluation.score):
+        return f"{fitness:7.2%}"
+    return f"{fitness:10.5g}"
 
 
 def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:
@@ -71,7 +82,12 @@ def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:
             return
         for generation in sorted({candidate.generation for candidate in news}):
             own = [c for c in news if c.generation == generation]
-            sweep.tracker.log_candidates(generation, own, _dynamics(own, sweep.num_classes))
+            sweep.tracker.log_candidates(
+                generation,
+                own,
+                _dynamics(own, sweep.num_classes),
+                metric(sweep.settings.evaluation.score),
+            )
             summary = GenerationSummary.of([c for c in candidates if c.generation == generation])
             metrics = {f"generation_{name}": value for name, value in summary}
             sweep.tracker.log_metrics(metrics, step=generation)

@@ -1,9 +1,12 @@
 """The task that reports what a sweep found: one page, a table in the log, and MLflow."""
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from taylorglo.loss.source import python_source
+from taylorglo.reading import parse_json
 from taylorglo.report.page import render
 from taylorglo.report.record import SweepRecord, sweep_record
 from taylorglo.report.verdict import (
@@ -23,6 +26,7 @@ from taylorglo.results import (
     mean_curve,
     read_json,
 )
+from taylorglo.scores import metric
 from taylorglo.services import layout
 from taylorglo.services.memo import References
 from taylorglo.tasks.console import say, task
@@ -56,14 +60,21 @@ def run(
         The outcome in three numbers; see :func:`taylorglo.report.verdict.headline`.
     """
     sweep, comparison = read_json(comparison_path, Passed[Comparison]).both
-    record = write_report(
-        sweep,
-        tuning=read_json(tuning_path, Passed[list[FullTraining]]).content,
-        comparison=comparison,
-        robustness=read_json(robustness_path, Robustness),
-        champion={layout.LOSS: Path(loss_path), layout.NETWORK: Path(model_path)},
-        page=Path(page_path),
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / layout.PROGRAM
+        program.write_text(program_of(Path(loss_path)))
+        record = write_report(
+            sweep,
+            tuning=read_json(tuning_path, Passed[list[FullTraining]]).content,
+            comparison=comparison,
+            robustness=read_json(robustness_path, Robustness),
+            champion={
+                layout.LOSS: Path(loss_path),
+                layout.PROGRAM: program,
+                **_network(Path(model_path)),
+            },
+            page=Path(page_path),
+        )
     links = {
         "MLflow": sweep.tracker.page,
         "report": f"{sweep.store.uri}/{layout.report(sweep.settings.name)}",
@@ -71,6 +82,19 @@ def run(
     }
     Path(summary_path).write_text(markdown(record, links))
     return headline(record)
+
+
+def program_of(path: Path) -> str:
+    """Return a saved loss as a Python program, without a need for PyTorch."""
+    saved = parse_json(path.read_bytes())
+    return python_source(
+        saved["theta"], saved["order"], classes=saved["classes"], provenance=saved["provenance"]
+    )
+
+
+def _network(path: Path) -> dict[str, Path]:
+    """Return the champion's network by its name; a function of a user may have returned none."""
+    return {layout.NETWORK: path} if path.stat().st_size else {}
 
 
 def write_report(
@@ -172,6 +196,7 @@ def _track_contenders(
 ) -> str:
     """Log the champion and the baselines to MLflow; return the id of the champion's run."""
     runs: dict[str, str] = {}
+    score = metric(sweep.settings.evaluation.score)
     for group in by_contender(trainings):
         contender = group[0].contender
         is_champion = contender.name == "champion"
@@ -181,10 +206,10 @@ def _track_contenders(
             "champion" if is_champion else "baseline",
             contender.name,
             params=contender.model_dump(),
-            metrics={"test_accuracy": fmean(accuracies)},
+            metrics={f"test_{score}": fmean(accuracies)},
             curves={
-                "validation_accuracy": [(step, accuracy) for step, accuracy, _ in curve],
-                "test_accuracy_by_seed": list(enumerate(accuracies)),
+                f"validation_{score}": [(step, accuracy) for step, accuracy, _ in curve],
+                f"test_{score}_by_seed": list(enumerate(accuracies)),
             },
             files=champion if is_champion else {},
         )

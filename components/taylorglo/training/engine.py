@@ -31,17 +31,21 @@ from taylorglo.data.folds import MOST_VIEWS, Fold, fold_of, views_in_memory
 from taylorglo.errors import InputError, TaylorgloError, first_line
 from taylorglo.loss.functions import Loss
 from taylorglo.results import Training
+from taylorglo.scores import worst
 from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.devices import device_of, is_broken, is_out_of_memory, reuse_memory
+from taylorglo.training.function import train_by_function
 from taylorglo.training.loop import (
     Objective,
     Recipe,
     TrainedNetwork,
     build_network,
+    mean_loss,
     resident,
     train_network,
 )
 from taylorglo.training.plan import Plan, plan
+from taylorglo.training.processes import SeparateProcesses
 from taylorglo.training.stacked import FEWEST, kind_of, train_stack
 
 _TRIES = 2
@@ -244,7 +248,7 @@ class Engine:
             now = time.time()
             training = Training(
                 status="failed",
-                accuracy=0.0,
+                accuracy=worst(self.settings.evaluation.score),
                 curve=[],
                 started=now,
                 ended=now,
@@ -269,7 +273,9 @@ class Engine:
 
     def _start(self) -> Executor:
         """Return an executor as planned: in this process, or a pool of workers."""
-        if self.plan.workers == 1 and not self._uses_processes:
+        training = self.settings.training
+        inline = self.plan.engine == "sequential" if training.function else self.plan.workers == 1
+        if inline and not self._uses_processes:
             return _InlineExecutor(_Worker(self.settings, self.dataset, self.plan))
         self._uses_processes = True
         # Not a fork of this process, which has threads, locks of the study, and perhaps a GPU.
@@ -277,11 +283,13 @@ class Engine:
         # PyTorch's optimizers import torch._dynamo at their first step, which takes seconds.
         forkserver.set_forkserver_preload([__name__, "torch._dynamo"])
         lifeline, self._lifeline = context.Pipe(duplex=False)
+        arguments = (self.settings, self._read, self.plan, lifeline)
+        if training.function:
+            return SeparateProcesses(
+                self.plan.workers, context, _begin_worker, arguments, training.timeout
+            )
         executor = ProcessPoolExecutor(
-            self.plan.workers,
-            context,
-            initializer=_begin_worker,
-            initargs=(self.settings, self._read, self.plan, lifeline),
+            self.plan.workers, context, initializer=_begin_worker, initargs=arguments
         )
         if self.plan.workers == 1:
             # Other workers were killed. Find out whether the machine kills every process.
@@ -328,7 +336,7 @@ def _units(taken: list[tuple[Key, Recipe]], plan: Plan, workers: int) -> list[_U
     folds: dict[Fold | None, int] = {}
     for key, recipe in taken:
         alike = (
-            recipe.learning_rate,
+            recipe.learning_rate if plan.same_rate_only else None,
             recipe.steps,
             recipe.horizon,
             recipe.validations,
@@ -376,6 +384,9 @@ class _Worker:
         kept = views_in_memory(settings, dataset.provenance)
         self._view = lru_cache(max(1, kept))(fold_of)
         torch.set_num_threads(plan.threads)
+        if settings.training.function:
+            # Its own training decides how it uses device and memory.
+            return
         if plan.device == "cuda":
             torch.backends.cudnn.benchmark = True  # every batch has the same shape
         else:
@@ -406,6 +417,8 @@ class _Worker:
         raise failure
 
     def _run_alone(self, recipe: Recipe) -> TrainedNetwork:
+        if self._settings.training.function:
+            return train_by_function(recipe, self._dataset, self._settings, self._plan.device)
         network = build_network(self._settings, self._dataset, recipe.seed)
         objective = None
         if self._settings.training.compile:
@@ -427,8 +440,7 @@ class _Worker:
         if kind not in self._compiled:
 
             def objective(images: Tensor, targets: Tensor) -> Tensor:
-                value: Tensor = loss(network(images), targets)
-                return value
+                return mean_loss(loss, network(images), targets)
 
             # On a GPU with CUDA graphs too, which take the host out of the step.
             mode = "reduce-overhead" if self._plan.device == "cuda" else "default"
@@ -439,7 +451,8 @@ class _Worker:
             )
         compiled_network, compiled_loss, _ = self._compiled[kind]
         compiled_network.load_state_dict(network.state_dict())
-        compiled_loss.load_state_dict(loss.state_dict())
+        for theta, new in zip(compiled_loss.buffers(), loss.buffers(), strict=True):
+            theta.copy_(new)
         return self._compiled[kind]
 
 

@@ -3,27 +3,28 @@
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from statistics import fmean
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import lr_scheduler
 
 from taylorglo.attacks import fgsm
-from taylorglo.data.batches import Batches, scaled
+from taylorglo.data.batches import Batches, laid_out, scaled
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss
 from taylorglo.networks.factory import build
 from taylorglo.results import Curve, Status, Training
-from taylorglo.settings import Score, SweepSettings, TrainingSettings
+from taylorglo.scores import BESIDE_ACCURACY
+from taylorglo.settings import SweepSettings
 from taylorglo.training.devices import computing
+from taylorglo.training.scores import Tally
+from taylorglo.training.updates import Average, by_decay, clip, optimizer_of, schedule_of
 
 CURVE_POINTS = 10
 
@@ -46,8 +47,8 @@ class Recipe:
         validations: number of validations, evenly spread; the last one follows the last step.
         give_up: (step, score): stop at this step if the score on the validation images is not above
             this.
-        epsilon: radius in [0, 1] of an FGSM attack on the validation images after the last step;
-            0 for no attack.
+        epsilon: radius in [0, 1] of an FGSM attack on the validation images after the last step, in
+            the unit of the data; 0 for no attack.
         kept: whether to return the weights, and to measure the score on the test split if the data
             set has one.
         fold: the fold to validate on, while the others are trained on; None: the splits of the data
@@ -114,7 +115,7 @@ def train_network(
     objective: Objective | None = None,
     view: View = fold_of,
 ) -> TrainedNetwork:
-    """Train a network in place with SGD, on the data set's device; leave it in evaluation mode.
+    """Train a network in place, on the data set's device; leave it in evaluation mode.
 
     Nothing in a step waits for the device.
 
@@ -133,7 +134,7 @@ def train_network(
     device = dataset.train.images.device
     network.to(device).to(memory_format=torch.channels_last)
     loss = recipe.loss.to(device)
-    objective = objective or (lambda images, targets: loss(network(images), targets))
+    objective = objective or (lambda images, targets: mean_loss(loss, network(images), targets))
     checks = Checks(recipe)
     with seeded(recipe.seed, device), computing(precision, device):
         _descend(network, objective, checks, recipe, dataset, settings)
@@ -141,6 +142,14 @@ def train_network(
     now = time.time()
     training = checks.training(started, now, now - started)
     return measured(training, network, recipe, dataset, settings, precision)
+
+
+def mean_loss(loss: Loss, logits: Tensor, targets: Tensor) -> Tensor:
+    """Return what a training minimises: the mean of the losses as their formula is.
+
+    The closed form that a Taylor loss has for class indices rounds differently.
+    """
+    return loss.per_sample(logits, targets).mean()
 
 
 def _descend(
@@ -152,31 +161,62 @@ def _descend(
     settings: SweepSettings,
 ) -> None:
     """Do the steps of a training, until the last one or until a check ends it."""
-    optimizer = sgd(network.parameters(), settings.training, recipe.learning_rate)
-    schedule = schedule_of(optimizer, settings.training, recipe.horizon, recipe.learning_rate)
+    training = settings.training
+    groups = by_decay(network.parameters(), training)
+    optimizer = optimizer_of(groups, training, recipe.learning_rate)
+    schedule = schedule_of(optimizer, training, recipe.horizon)
+    average = Average.of(network, training.ema) if training.ema else None
     batches = Batches(dataset, settings, recipe.seed)
     network.train()
     for step in range(1, recipe.steps + 1):
         images, targets = next(batches)
         optimizer.zero_grad()
-        value = objective(images.contiguous(memory_format=torch.channels_last), targets)
+        value = objective(laid_out(images), targets)
         value.backward()  # type: ignore[no-untyped-call]
+        clip(network.parameters(), training)
         optimizer.step()
         schedule.step()
+        if average:
+            average.update()
         if step not in checks.steps:
             continue
-        mean_loss = float(value.detach())
-        score = None
-        if step in checks.validated and math.isfinite(mean_loss):
-            score = validate(
-                network,
-                dataset.validation,
-                settings.training.batch_size,
-                settings.evaluation.score,
-            )
+        measured_loss = float(value.detach())
+        look = None
+        if step in checks.validated and math.isfinite(measured_loss):
+            with average.shown() if average else nullcontext():
+                look = _look(network, dataset.validation, settings)
             network.train()
-        if checks.stop(step, mean_loss, score):
+        if checks.stop(step, measured_loss, look):
             break
+    if average:
+        average.swap()
+
+
+def _look(network: nn.Module, split: Split, settings: SweepSettings) -> "Look":
+    score = settings.evaluation.score
+    tally = _tallied(network, split, settings.training.batch_size, [score])
+    return looks(tally, score)[0]
+
+
+class Look(NamedTuple):
+    """What a validation sees of a network.
+
+    Attributes:
+        score: in [0, 1].
+        cross_entropy: mean, in nats.
+        learned: what tells whether the network has learned: the score, or else the accuracy.
+    """
+
+    score: float
+    cross_entropy: float
+    learned: float
+
+
+def looks(tally: Tally, score: str) -> list[Look]:
+    """Return what a validation sees of each network."""
+    values = tally.scores(score)
+    learned = tally.scores("accuracy") if score in BESIDE_ACCURACY else values
+    return [Look(*row) for row in zip(values, tally.cross_entropies, learned, strict=True)]
 
 
 class Checks:
@@ -197,23 +237,24 @@ class Checks:
         self._accuracy = 0.0
         self._reason = ""
 
-    def stop(self, step: int, loss: float, score: tuple[float, float] | None) -> bool:
+    def stop(self, step: int, loss: float, look: Look | None) -> bool:
         """Take a check in; return whether the training has to stop.
 
         Args:
             step: the step that was just done.
             loss: the mean loss of its batch.
-            score: score and cross-entropy on the validation images, if they were measured.
+            look: what was seen on the validation images, if the network was validated.
         """
-        if not math.isfinite(loss) or (score is not None and not math.isfinite(score[1])):
+        if not math.isfinite(loss) or (look is not None and not math.isfinite(look.cross_entropy)):
             return self._diverged(0.0, f"numbers are no longer finite at step {step}")
-        if score is None:
+        if look is None:
             return False
-        self._accuracy = score[0]
-        self.curve.append((step, *score))
-        if self._give_up and step == self._give_up[0] and self._accuracy <= self._give_up[1]:
-            reason = f"accuracy {self._accuracy:.3f} at step {step}: no learning"
-            return self._diverged(self._accuracy, reason)
+        self._accuracy = look.score
+        self.curve.append((step, look.score, look.cross_entropy))
+        if self._give_up and step == self._give_up[0] and look.learned <= self._give_up[1]:
+            reason = f"accuracy {look.learned:.3f} at step {step}: no learning"
+            # A score beside the accuracy may be high all the same.
+            return self._diverged(min(look.score, look.learned), reason)
         return False
 
     def _diverged(self, accuracy: float, reason: str) -> bool:
@@ -247,87 +288,90 @@ def measured(
     """
     robust, test, size = None, None, settings.training.batch_size
     score = settings.evaluation.score
+    measures: dict[str, float] = {}
     if recipe.epsilon:
         robust = 0.0
         if training.accuracy:
-            robust = accuracy_under_fgsm(network, dataset.validation, recipe.epsilon, size, score)
+            robust = accuracy_under_fgsm(
+                network, dataset.validation, recipe.epsilon, size, score, unit=dataset.unit
+            )
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
-            test = validate(network, dataset.test, size, score)[0]
+            tally = _tallied(network, dataset.test, size, {score, "ece"})
+        test = tally.scores(score)[0]
+        measures = {
+            "accuracy": tally.scores("accuracy")[0],
+            "calibration_error": tally.calibration_errors[0],
+            "cross_entropy": tally.cross_entropies[0],
+        }
     whole = training.model_copy(
-        update={"robust_accuracy": robust, "test_accuracy": test, "ended": time.time()}
+        update={
+            "robust_accuracy": robust,
+            "test_accuracy": test,
+            # A record has finite numbers only.
+            "test_measures": {k: v for k, v in measures.items() if math.isfinite(v)},
+            "ended": time.time(),
+        }
     )
     return TrainedNetwork(whole, weights_of(network, dataset, settings) if recipe.kept else b"")
 
 
-@torch.no_grad()
 def validate(
-    network: nn.Module, split: Split, batch_size: int, score: Score = "accuracy"
+    network: nn.Module, split: Split, batch_size: int, score: str = "accuracy"
 ) -> tuple[float, float]:
     """Return the score in [0, 1] and the mean cross-entropy in nats of a network on a split.
 
     The network is left in evaluation mode.
     """
+    tally = _tallied(network, split, batch_size, [score])
+    return tally.scores(score)[0], tally.cross_entropies[0]
+
+
+@torch.no_grad()
+def _tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collection[str]) -> Tally:
+    """Return what a network answers to a split; it is left in evaluation mode."""
     network.eval()
-    sizes = class_sizes(split)
-    correct, total = torch.zeros_like(sizes), torch.zeros((), device=sizes.device)
+    tally = Tally(split, 1, wanted)
     for images, labels in evaluation_batches(split, batch_size):
         logits = network(images).float()
-        correct.index_add_(0, labels, (logits.argmax(dim=1) == labels).float())
-        total += functional.cross_entropy(logits, labels, reduction="sum")
-    return scores(correct[None], sizes, score)[0], (total / len(split)).item()
+        entropy = functional.cross_entropy(logits, labels, reduction="sum")
+        tally.add(logits[None], labels, entropy)
+    return tally
 
 
 def accuracy_under_fgsm(
-    network: nn.Module, split: Split, epsilon: float, batch_size: int, score: Score = "accuracy"
+    network: nn.Module,
+    split: Split,
+    epsilon: float,
+    batch_size: int,
+    score: str = "accuracy",
+    *,
+    unit: Tensor | None = None,
 ) -> float:
-    """Return the score in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32."""
-    sizes = class_sizes(split)
-    correct = torch.zeros_like(sizes)
+    """Return the score in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32.
+
+    ``unit`` is that of epsilon for data without pixels, as :func:`taylorglo.attacks.fgsm` takes it.
+    """
+    tally = Tally(split, 1, [score])
     # Rounding would hide gradients from the attack.
     with computing("float32", split.images.device):
         for images, labels in evaluation_batches(split, batch_size):
-            attacked = fgsm(network, images, labels, epsilon)
+            attacked = fgsm(network, images, labels, epsilon, unit=unit)
             with torch.no_grad():
-                right = network(attacked).argmax(dim=1) == labels
-                correct.index_add_(0, labels, right.float())
-    return scores(correct[None], sizes, score)[0]
-
-
-def class_sizes(split: Split) -> Tensor:
-    """Return the number of images by class, as floats, up to the last class that has any."""
-    return torch.bincount(split.labels).float()
-
-
-def scores(correct: Tensor, sizes: Tensor, score: Score) -> list[float]:
-    """Return the score in [0, 1] of each of M networks.
-
-    ``accuracy`` is the part of the images that are classified correctly. ``balanced-accuracy`` is
-    the mean of this part over the classes that have images (Brodersen et al. 2010, ICPR, "The
-    balanced accuracy and its posterior distribution").
-
-    Args:
-        correct: number of images that are classified correctly, by network and class, (M, n).
-        sizes: number of images by class, (n,).
-        score: what to compute.
-    """
-    if score == "accuracy":
-        accuracies: list[float] = (correct.sum(dim=1) / int(sizes.sum())).tolist()
-        return accuracies
-    present = sizes > 0
-    by_class = correct[:, present].double() / sizes[present]
-    # Means that do not depend on the number of networks to the last bit.
-    return [fmean(row) for row in by_class.tolist()]
+                logits = network(attacked)
+                entropy = functional.cross_entropy(logits, labels, reduction="sum")
+            tally.add(logits[None], labels, entropy)
+    return tally.scores(score)[0]
 
 
 def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield a split in its order: images (N, C, H, W), floats in [0, 1], and labels (N,).
+    """Yield a split in its order: float32 samples, (B, C, H, W) or (B, F), and labels (B,).
 
     Batches are no larger than in a training, so that an evaluation takes no more memory.
     """
     images, labels = torch.split(split.images, batch_size), torch.split(split.labels, batch_size)
     for batch, targets in zip(images, labels, strict=True):
-        yield scaled(batch).contiguous(memory_format=torch.channels_last), targets
+        yield laid_out(scaled(batch)), targets
 
 
 def weights_of(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> bytes:
@@ -341,41 +385,6 @@ def weights_of(network: nn.Module, dataset: Dataset, settings: SweepSettings) ->
         for name, value in network.state_dict().items()
     }
     return save(state, metadata)
-
-
-def sgd(
-    parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
-    settings: TrainingSettings,
-    learning_rate: float,
-) -> torch.optim.SGD:
-    """Return the optimizer of every training: PyTorch's fused SGD."""
-    return torch.optim.SGD(
-        parameters,
-        lr=learning_rate,
-        momentum=settings.momentum,
-        nesterov=settings.nesterov,
-        weight_decay=settings.weight_decay,
-        fused=True,
-    )
-
-
-def schedule_of(
-    optimizer: torch.optim.Optimizer,
-    settings: TrainingSettings,
-    horizon: int,
-    learning_rate: float,
-) -> lr_scheduler.LRScheduler:
-    """Return the schedule of the learning rate over ``horizon`` steps."""
-    if settings.schedule == "step":
-        milestones = [round(fraction * horizon) for fraction in settings.milestones]
-        return lr_scheduler.MultiStepLR(optimizer, milestones, gamma=settings.decay)
-    if settings.schedule == "cosine":
-        return lr_scheduler.CosineAnnealingLR(optimizer, horizon)
-    if settings.schedule == "one-cycle":
-        return lr_scheduler.OneCycleLR(
-            optimizer, learning_rate, total_steps=horizon + 1, cycle_momentum=False
-        )
-    return lr_scheduler.ConstantLR(optimizer, factor=1.0)
 
 
 @contextmanager

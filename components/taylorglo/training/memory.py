@@ -1,6 +1,6 @@
 """The memory that a training takes, computed before it starts."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -8,6 +8,7 @@ from torch.func import functional_call
 
 from taylorglo.errors import InputError
 from taylorglo.networks.factory import ImageShape, skeleton
+from taylorglo.settings import TrainingSettings
 from taylorglo.training.devices import available_memory
 
 # The most bytes that PyTorch takes in a process that trains, or that a CUDA context takes on its
@@ -33,15 +34,26 @@ class Footprint:
     Attributes:
         weights: parameters and buffers of the network.
         activations: tensors that a step keeps for its backward pass.
+        copies: number of tensors for each weight; see :func:`copies_of`.
     """
 
     weights: int
     activations: int
+    copies: int = 3
 
     @property
     def training(self) -> int:
-        """The memory of weights, gradients, momentum, and activations with their workspace."""
-        return 3 * self.weights + int(_WORKSPACE * self.activations)
+        """The memory of the weights' copies, and of activations with their workspace."""
+        return self.copies * self.weights + int(_WORKSPACE * self.activations)
+
+
+def copies_of(settings: TrainingSettings) -> int:
+    """Return how many tensors a training keeps for each weight.
+
+    These are the weight itself, its gradient, the momentum of SGD or both moments of Adam, and the
+    average if there is one.
+    """
+    return (4 if settings.adaptive else 3) + (1 if settings.ema else 0)
 
 
 def footprint(network: nn.Module, image_shape: ImageShape, batch_size: int) -> Footprint:
@@ -94,16 +106,26 @@ def check_memory(
     *,
     batch_size: int,
     device: torch.device,
+    copies: int = 3,
 ) -> Footprint:
     """Return the memory that training a network takes, if the device has enough of it.
 
     It is the memory for float32 in every precision, because bfloat16 saves only a part of the
     activations.
 
+    Args:
+        name: of the network.
+        image_shape: (C, H, W).
+        num_classes: number of classes.
+        batch_size: number of images in a step.
+        device: to train on.
+        copies: number of tensors for each weight, as :func:`copies_of` returns it.
+
     Raises:
         InputError: there is no such network, or the device has not enough memory for it.
     """
-    need = footprint(skeleton(name, image_shape, num_classes), image_shape, batch_size)
+    network = skeleton(name, image_shape, num_classes)
+    need = replace(footprint(network, image_shape, batch_size), copies=copies)
     free = free_memory(device)
     if need.training > free:
         raise InputError(

@@ -13,7 +13,7 @@ from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.devices import precision_of
 from taylorglo.training.loop import build_network
 from taylorglo.training.machine import cpus
-from taylorglo.training.memory import PROCESS, check_memory, free_memory
+from taylorglo.training.memory import PROCESS, check_memory, copies_of, free_memory
 from taylorglo.training.stacked import FEWEST, draws, qualifies
 
 _LARGEST_STACK = 256
@@ -28,8 +28,10 @@ class Plan:
         workers: number of processes that train.
         chunk: largest number of trainings in one program; 1 unless fused.
         same_seed_only: whether one program can hold trainings of one seed only.
+        same_rate_only: whether one program can hold trainings of one learning rate only.
         threads: CPU threads of each process.
-        precision: ``float32``, ``tf32`` or ``bfloat16``.
+        precision: ``float32``, ``tf32`` or ``bfloat16``; empty if a function of a user trains,
+            which has its own.
         device: ``cpu`` or ``cuda``.
     """
 
@@ -37,6 +39,7 @@ class Plan:
     workers: int
     chunk: int
     same_seed_only: bool
+    same_rate_only: bool
     threads: int
     precision: str
     device: str
@@ -46,7 +49,9 @@ class Plan:
         processes = f"{self.workers} process{'es' if self.workers > 1 else ''}"
         if self.device == "cpu":
             processes += f" of {self.threads} thread{'s' if self.threads > 1 else ''}"
-        return f"{self.engine} engine, {processes}, {self.precision}, {self.device}"
+        return ", ".join(
+            filter(None, (f"{self.engine} engine", processes, self.precision, self.device))
+        )
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,8 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
       one process.
     - On a CPU: fused, if the network can be stacked and has no convolutions (stacked convolutions
       are slower there), else parallel; with a process for every ``training.threads`` CPUs.
+    - A function of a user: in as many processes, however many there are, so that a training which
+      dies or hangs takes nothing with it; or in this process, if the engine is sequential.
 
     Args:
         settings: of the sweep.
@@ -87,6 +94,8 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
     """
     training = settings.training
     device = dataset.train.images.device
+    if training.function:
+        return _plan_for_function(training, device)
     training.check_data(len(dataset.train))
     precision = precision_of(training, device, measured=settings.model.name in BFLOAT16)
     memory = _memory(settings, dataset)
@@ -101,8 +110,24 @@ def plan(settings: SweepSettings, dataset: Dataset) -> Plan:
         workers=workers,
         chunk=_fit_chunk(workers, memory) if fused else 1,
         same_seed_only=fused and draws(network, dataset.image_shape),
+        same_rate_only=fused and not training.adaptive,
         threads=training.threads,
         precision=precision,
+        device=device.type,
+    )
+
+
+def _plan_for_function(training: TrainingSettings, device: torch.device) -> Plan:
+    """Return the plan for a function of a user. The memory that it takes is not known."""
+    sequential = training.engine == "sequential"
+    return Plan(
+        engine="sequential" if sequential else "parallel",
+        workers=1 if sequential else training.workers or _default_workers(training, device),
+        chunk=1,
+        same_seed_only=False,
+        same_rate_only=False,
+        threads=training.threads,
+        precision="",
         device=device.type,
     )
 
@@ -116,6 +141,7 @@ def _memory(settings: SweepSettings, dataset: Dataset) -> _Memory:
         dataset.num_classes,
         batch_size=settings.training.batch_size,
         device=device,
+        copies=copies_of(settings.training),
     )
     splits = (dataset.train, dataset.validation)
     copy = sum(split.images.nbytes + split.labels.nbytes for split in splits)
@@ -161,10 +187,14 @@ def _fit_workers(
     """Return the largest number of processes that is configured and fits into memory."""
     if engine == "sequential":
         return 1
-    default = max(1, cpus() // training.threads) if device.type == "cpu" else 1
     smallest = FEWEST * memory.training if engine == "fused" else memory.training
     one = memory.process + memory.folds + smallest
-    return max(1, min(training.workers or default, memory.free // one))
+    return max(1, min(training.workers or _default_workers(training, device), memory.free // one))
+
+
+def _default_workers(training: TrainingSettings, device: torch.device) -> int:
+    """Return the number of processes if none is configured."""
+    return max(1, cpus() // training.threads) if device.type == "cpu" else 1
 
 
 def _fit_chunk(workers: int, memory: _Memory) -> int:

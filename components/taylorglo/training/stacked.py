@@ -22,23 +22,31 @@ from torch.nn import functional
 from taylorglo.data.batches import Batches, stacked
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folds import Fold, fold_of
-from taylorglo.loss.functions import Loss, TaylorLoss, taylor
+from taylorglo.loss.formula import taylor
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.networks.factory import ImageShape
 from taylorglo.settings import SweepSettings
 from taylorglo.training.devices import computing
 from taylorglo.training.loop import (
     Checks,
+    Look,
     Recipe,
     TrainedNetwork,
     View,
     build_network,
-    class_sizes,
     evaluation_batches,
+    looks,
     measured,
-    schedule_of,
-    scores,
     seeded,
-    sgd,
+)
+from taylorglo.training.scores import Tally
+from taylorglo.training.updates import (
+    Average,
+    Groups,
+    by_decay,
+    clip,
+    optimizer_of,
+    schedule_of,
 )
 
 # The smallest stack: the product with one matrix is computed in another way than the product with
@@ -92,8 +100,8 @@ def train_stack(
     """Train one network for each recipe.
 
     Args:
-        recipes: alike in all but loss, seed and fold; of one seed, if the network draws random
-            numbers.
+        recipes: alike in all but loss, seed and fold, and learning rate if the optimizer is an
+            adaptive one; of one seed, if the network draws random numbers.
         dataset: resident on the device to train on.
         settings: as for :func:`taylorglo.training.loop.train_network`.
         precision: as for :func:`taylorglo.training.loop.train_network`.
@@ -124,11 +132,12 @@ class _Stack:
         self._recipes = recipes
         self._num_classes = dataset.num_classes
         folds = dict.fromkeys(recipe.fold for recipe in recipes)
-        self._views = {fold: view(dataset, fold) for fold in folds}
+        self._folds = {fold: view(dataset, fold) for fold in folds}
         self._settings = settings
         self._precision = precision
         self._first = recipes[0]
         self._device = dataset.train.images.device
+        self._sample_axes = len(dataset.image_shape)
         seeds = list(dict.fromkeys(recipe.seed for recipe in recipes))
         built = {seed: build_network(settings, dataset, seed) for seed in seeds}
         self._network = built[seeds[0]]
@@ -136,6 +145,11 @@ class _Stack:
         networks = [built[recipes[number].seed] for number in self._rows]
         parameters, buffers = stack_module_state(networks)
         self._parameters = {name: self._leaf(value) for name, value in parameters.items()}
+        self._singles = self._views(self._parameters)
+        # Stacked, too; empty without averages.
+        ema = settings.training.ema
+        self._averages = _copies(self._parameters) if ema else {}
+        self._average = self._averaging() if ema else None
         # Buffers, such as the normalisation, are the same in all networks. They are kept apart, or
         # every network would have a copy of the images.
         self._buffers = {name: value[0].to(self._device) for name, value in buffers.items()}
@@ -143,7 +157,7 @@ class _Stack:
         self._base = copy.deepcopy(self._network)
         _use_stackable_products(self._base)
         origins = list(dict.fromkeys((recipe.seed, recipe.fold) for recipe in recipes))
-        self._batches = [Batches(self._views[fold], settings, seed) for seed, fold in origins]
+        self._batches = [Batches(self._folds[fold], settings, seed) for seed, fold in origins]
         sources = [origins.index((recipes[n].seed, recipes[n].fold)) for n in self._rows]
         self._sources = torch.tensor(sources, device=self._device)
         self._seconds = [0.0] * len(recipes)
@@ -155,19 +169,21 @@ class _Stack:
         recipe = self._first
         validated, checked = recipe.validated, recipe.checked
         optimizer = self._optimizer()
-        schedule = schedule_of(
-            optimizer, self._settings.training, recipe.horizon, recipe.learning_rate
-        )
+        schedule = schedule_of(optimizer, self._settings.training, recipe.horizon)
         objective = self._objective()
         with seeded(recipe.seed, self._device), computing(self._precision, self._device):
             for step in range(1, recipe.steps + 1):
                 images, targets = self._batch()
-                optimizer.zero_grad()
+                for parameter in self._parameters.values():
+                    parameter.grad = None
                 logits = self._logits(self._parameters, images, training=True)
                 losses = objective(logits, targets)
                 losses.sum().backward()  # type: ignore[no-untyped-call]
+                self._clip()
                 optimizer.step()
                 schedule.step()
+                if self._average:
+                    self._average.update()
                 if step not in checked:
                     continue
                 self._share_time()
@@ -186,25 +202,68 @@ class _Stack:
         losses = [self._recipes[number].loss for number in self._rows]
         return StackedLoss(losses, self._device)
 
-    def _optimizer(self) -> torch.optim.SGD:
+    def _optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of all networks.
 
-        The fused optimizer rounds the last few values of a tensor on a CPU differently from the
-        others. So it takes only the tensors in which no network has such an end: the result of a
-        network must not depend on its place in the stack.
+        SGD takes them together. The fused optimizer rounds the last few values of a tensor on a CPU
+        differently from the others. So it takes only the tensors in which no network has such an
+        end: the result of a network must not depend on its place in the stack.
+
+        An adaptive optimizer takes the networks one by one, because each has its learning rate.
         """
-        groups: dict[bool, list[nn.Parameter]] = {}
+        training = self._settings.training
+        groups: Groups = []
+        if training.adaptive:
+            for number, single in zip(self._rows, self._singles, strict=True):
+                rate = self._recipes[number].learning_rate
+                groups += [{**group, "lr": rate} for group in by_decay(single, training)]
+            return optimizer_of(groups, training, self._first.learning_rate)
+        by_end: dict[bool, list[nn.Parameter]] = {}
         for parameter in self._parameters.values():
             whole = self._device.type == "cuda" or parameter[0].numel() % _VECTOR == 0
-            groups.setdefault(whole, []).append(parameter)
-        return sgd(
-            [{"params": parameters, "fused": whole} for whole, parameters in groups.items()],
-            self._settings.training,
-            self._first.learning_rate,
-        )
+            by_end.setdefault(whole, []).append(parameter)
+        for whole, parameters in by_end.items():
+            groups += [
+                {**group, "fused": whole} for group in by_decay(parameters, training, stacked=1)
+            ]
+        return optimizer_of(groups, training, self._first.learning_rate)
+
+    def _views(self, parameters: Mapping[str, nn.Parameter]) -> list[list[nn.Parameter]]:
+        """Return the parameters of each network, as views of the stacked ones.
+
+        They are for what is done to one network after another: empty if nothing is.
+        """
+        training = self._settings.training
+        if not (training.adaptive or training.clip_norm or training.ema):
+            return []
+        stacked = parameters.values()
+        return [
+            [nn.Parameter(value.detach()[row], value.requires_grad) for value in stacked]
+            for row in range(len(self._rows))
+        ]
+
+    def _averaging(self, steps: int = 0) -> Average:
+        """Return the average of all networks, which keeps it in ``_averages``."""
+        live = [parameter.detach() for single in self._singles for parameter in single]
+        averages = [
+            value[row] for row in range(len(self._rows)) for value in self._averages.values()
+        ]
+        return Average(live, averages, self._settings.training.ema, steps)
+
+    def _clip(self) -> None:
+        """Cut the gradient of each network, and let its views have it."""
+        training = self._settings.training
+        if not (training.adaptive or training.clip_norm):
+            return
+        for index, parameter in enumerate(self._parameters.values()):
+            if parameter.grad is not None:
+                for single, gradient in zip(self._singles, parameter.grad, strict=True):
+                    single[index].grad = gradient
+        for single in self._singles:
+            clip(single, training)
 
     def _batch(self) -> tuple[Tensor, Tensor]:
-        """Return images (B, C, H, W) and targets (B, n) for all networks, or a batch for each.
+        """Return samples (B, ...) and targets (B, n) for all networks, or a batch for each.
 
         Batches of their own have a first axis more, of length M.
         """
@@ -216,7 +275,7 @@ class _Stack:
     def _logits(
         self, parameters: Mapping[str, Tensor], images: Tensor, *, training: bool
     ) -> Tensor:
-        """Return logits (M, B, n) of images (B, C, H, W) for all, or (M, B, C, H, W) for each.
+        """Return logits (M, B, n) of samples (B, ...) for all, or (M, B, ...) for each.
 
         ``parameters`` are those of M networks, stacked.
         """
@@ -229,7 +288,7 @@ class _Stack:
 
         # One draw for all networks: the draw of a network that is trained alone from this seed
         # (common random numbers).
-        axis = 0 if images.ndim == 5 else None
+        axis = 0 if images.ndim == self._sample_axes + 2 else None
         together = vmap(forward, in_dims=(0, axis), randomness="same")
         result: Tensor = together(parameters, images)
         return result
@@ -237,52 +296,47 @@ class _Stack:
     def _check(self, step: int, losses: Tensor, validating: bool) -> list[int]:
         """Check the networks after a step; return the rows of those whose training ends here."""
         values = losses.tolist()
-        measured_scores = self._validate() if validating else None
+        measured_looks = self._validate() if validating else None
         ended = []
         for row, number in enumerate(self._rows):
             if number in self._results or number in self._rows[:row]:
                 continue
-            score = measured_scores[row] if measured_scores else None
-            if self._checks[number].stop(step, values[row], score):
+            look = measured_looks[row] if measured_looks else None
+            if self._checks[number].stop(step, values[row], look):
                 self._end(row)
                 ended.append(row)
         return ended
 
     @torch.no_grad()
-    def _validate(self) -> list[tuple[float, float]]:
-        """Return score and mean cross-entropy of each network on its validation images."""
+    def _validate(self) -> list[Look]:
+        """Return what is seen of each network on its validation images."""
+        shown = self._averages or self._parameters
         rows_by_fold: dict[Fold | None, list[int]] = {}
         for row, number in enumerate(self._rows):
             rows_by_fold.setdefault(self._recipes[number].fold, []).append(row)
         if len(rows_by_fold) == 1:
             ((fold, _),) = rows_by_fold.items()
-            return self._validate_on(self._views[fold].validation, self._parameters)
-        found: dict[int, tuple[float, float]] = {}
+            return self._validate_on(self._folds[fold].validation, shown)
+        found: dict[int, Look] = {}
         for fold, rows in rows_by_fold.items():
             # A fold may have one network alone, and stacks have at least FEWEST.
             enough = torch.tensor((rows * FEWEST)[: max(FEWEST, len(rows))], device=self._device)
-            parameters = {name: value[enough] for name, value in self._parameters.items()}
-            pairs = self._validate_on(self._views[fold].validation, parameters)
-            found.update(zip(rows, pairs, strict=False))
+            parameters = {name: value[enough] for name, value in shown.items()}
+            seen = self._validate_on(self._folds[fold].validation, parameters)
+            found.update(zip(rows, seen, strict=False))
         return [found[row] for row in range(len(self._rows))]
 
-    def _validate_on(
-        self, split: Split, parameters: Mapping[str, Tensor]
-    ) -> list[tuple[float, float]]:
-        """Return score and mean cross-entropy on a split of networks with stacked parameters."""
-        number = len(next(iter(parameters.values())))
-        sizes = class_sizes(split)
-        correct = torch.zeros(number, len(sizes), device=self._device)
-        total = torch.zeros(number, device=self._device)
+    def _validate_on(self, split: Split, parameters: Mapping[str, Tensor]) -> list[Look]:
+        """Return what is seen on a split of networks with stacked parameters."""
+        number, score = len(next(iter(parameters.values()))), self._settings.evaluation.score
+        tally = Tally(split, number, [score])
         for images, labels in evaluation_batches(split, self._settings.training.batch_size):
             logits = self._logits(parameters, images, training=False).float()
-            correct.index_add_(1, labels, (logits.argmax(dim=2) == labels).float())
             losses = functional.cross_entropy(
                 logits.flatten(0, 1), labels.repeat(number), reduction="none"
             )
-            total += losses.view(number, -1).sum(dim=1)
-        found = scores(correct, sizes, self._settings.evaluation.score)
-        return list(zip(found, (total / len(split)).tolist(), strict=True))
+            tally.add(logits, labels, losses.view(number, -1).sum(dim=1))
+        return looks(tally, score)
 
     def _share_time(self) -> None:
         """Share the time since the last check among the networks that were in training."""
@@ -297,7 +351,8 @@ class _Stack:
         recipe = self._recipes[number]
         training = self._checks[number].training(self._started, time.time(), self._seconds[number])
         if recipe.kept or recipe.epsilon:
-            state = {name: value[row].detach() for name, value in self._parameters.items()}
+            shown = self._averages or self._parameters
+            state = {name: value[row].detach() for name, value in shown.items()}
             # Not strict: tied weights are there under one of their names.
             self._network.to(self._device).load_state_dict({**state, **self._buffers}, strict=False)
         self._network.eval()
@@ -305,12 +360,12 @@ class _Stack:
             training,
             self._network,
             recipe,
-            self._views[recipe.fold],
+            self._folds[recipe.fold],
             self._settings,
             self._precision,
         )
 
-    def _remove(self, ended: Sequence[int], optimizer: torch.optim.SGD) -> bool:
+    def _remove(self, ended: Sequence[int], optimizer: torch.optim.Optimizer) -> bool:
         """Take rows out of the stack, down to ``FEWEST``; return whether any network is left."""
         left = [
             row
@@ -323,15 +378,30 @@ class _Stack:
         self._rows = [self._rows[row] for row in left]
         rows = torch.tensor(left, device=self._device)
         self._sources = self._sources[rows]
-        old = self._parameters
+        old, old_singles = self._parameters, self._singles
         self._parameters = {name: self._leaf(value, rows) for name, value in old.items()}
-        replacements = {old[name]: parameter for name, parameter in self._parameters.items()}
+        self._singles = self._views(self._parameters)
+        if self._average:
+            self._averages = {name: value[rows] for name, value in self._averages.items()}
+            self._average = self._averaging(self._average.steps)
+        if self._settings.training.adaptive:
+            replacements = {
+                before: after
+                for row, single in zip(left, self._singles, strict=True)
+                for before, after in zip(old_singles[row], single, strict=True)
+            }
+        else:
+            replacements = {old[name]: after for name, after in self._parameters.items()}
+        # A group is left empty if its network is gone: the schedule knows the groups by number.
         for group in optimizer.param_groups:
-            group["params"] = [replacements[parameter] for parameter in group["params"]]
-        for parameter, replacement in replacements.items():
-            buffer = optimizer.state.pop(parameter, {}).get("momentum_buffer")
-            kept = None if buffer is None else buffer[rows]
-            optimizer.state[replacement] = {"momentum_buffer": kept}
+            group["params"] = [replacements[p] for p in group["params"] if p in replacements]
+        for before in [p for p in optimizer.state if p not in replacements]:
+            del optimizer.state[before]
+        for before, after in replacements.items():
+            state = optimizer.state.pop(before, {})
+            if not self._settings.training.adaptive:
+                state = {name: v if v is None else v[rows] for name, v in state.items()}
+            optimizer.state[after] = state
         return True
 
     def _leaf(self, value: Tensor, rows: Tensor | slice = slice(None)) -> nn.Parameter:
@@ -339,6 +409,10 @@ class _Stack:
         return nn.Parameter(
             value.detach()[rows].to(self._device), requires_grad=value.requires_grad
         )
+
+
+def _copies(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in parameters.items()}
 
 
 def _use_stackable_products(network: nn.Module) -> None:

@@ -64,6 +64,7 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     """
     from taylorglo.data import dataset as datasets
     from taylorglo.evaluation.comparison import attack_network, restore_network
+    from taylorglo.results import epsilon_unit
     from taylorglo.services.storage import fetch
     from taylorglo.settings import AttackSettings, TrainingSettings, validated
     from taylorglo.training.devices import device_of
@@ -85,7 +86,8 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
         raise InputError(f"{data}: has no test split to attack")
     _check_finite(network, dataset, weights)
     dataset = resident(dataset, device_of(TrainingSettings()))
-    return _table(attack_network(network, dataset, settings, seed=0))
+    accuracies = attack_network(network, dataset, settings, seed=0)
+    return _table(accuracies, epsilon_unit(dataset.provenance), dataset.guessing.accuracy)
 
 
 def _content(weights: Path) -> bytes:
@@ -119,14 +121,21 @@ def _check_finite(network: "nn.Module", dataset: "Dataset", weights: str) -> Non
         raise InputError(f"{weights}: the network returns NaN or infinite logits for test images")
 
 
-def _table(accuracies: Mapping[str, Mapping[float, float]]) -> str:
-    """Return a table of accuracies in [0, 1] by attack and epsilon, as percentages."""
+def _table(accuracies: Mapping[str, Mapping[float, float]], unit: str, most_frequent: float) -> str:
+    """Return a table of accuracies in [0, 1] by attack and epsilon, as percentages.
+
+    Args:
+        accuracies: by attack and epsilon.
+        unit: of epsilon, in words.
+        most_frequent: the share of the most frequent class in the test split, for a last line.
+    """
     epsilons = list(next(iter(accuracies.values())))
     head = "".join(f"{epsilon:>8g}" for epsilon in epsilons)
     lines = [f"{'accuracy (%) at epsilon':24}{head}"]
     for attack_name, row in accuracies.items():
         cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
         lines.append(f"{attack_name:24}{cells}")
+    lines.append(f"epsilon in {unit}; always the most frequent class: {100 * most_frequent:.2f} %")
     return "\n".join(lines)
 
 

@@ -187,6 +187,7 @@ def test_the_keys_of_the_layout_are_those_of_version_0_1_0() -> None:
     assert layout.weights(SWEEP, "key") == "digits/trainings/key.safetensors"
     assert layout.evaluation("key") == "evaluations/key.json"
     assert layout.champion(SWEEP) == "digits/champion/loss.json"
+    assert layout.champion(SWEEP, layout.PROGRAM) == "digits/champion/loss.py"
     assert layout.champion(SWEEP, layout.NETWORK) == "digits/champion/model.safetensors"
     assert layout.report(SWEEP) == "digits/report.html"
     assert layout.dataset(SWEEP) == "digits/data.safetensors"

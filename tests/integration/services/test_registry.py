@@ -137,6 +137,21 @@ def test_a_champion_whose_file_is_gone_is_lost_and_registered_again(
     assert (restored.theta, restored.lost) == (THETA, "")
 
 
+@pytest.mark.parametrize(
+    ("provenance", "optimizer"), [({}, "sgd"), ({"optimizer": "adamw"}, "adamw")]
+)
+def test_the_standing_champion_has_the_optimizer_of_its_file(
+    tracker: Tracker, tmp_path: Path, provenance: dict[str, str], optimizer: str
+) -> None:
+    path = tmp_path / "saved.json"
+    TaylorLoss(THETA, classes=10, provenance={"learning_rate": 0.3, **provenance}).save(path)
+    version = tracker.register_loss(NAME, log_champion(tracker, path), "digits", THETA)
+    tracker.move_champion(NAME, version, standing=None)
+    champion = tracker.standing_champion(NAME)
+    assert champion is not None
+    assert (champion.learning_rate, champion.optimizer) == (0.3, optimizer)
+
+
 def test_a_registered_loss_needs_the_address_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(InputError, match="MLFLOW_TRACKING_URI is not set"):

@@ -10,6 +10,7 @@ import pytest
 from small_sweeps import Work, begin_generation, changed, evaluation, full_training, small_settings
 
 from taylorglo.errors import InputError
+from taylorglo.loss.dynamics import learning_drive
 from taylorglo.results import Candidate, Champion, Comparison, FullTraining
 from taylorglo.services import layout
 from taylorglo.tasks.champion import crown
@@ -91,6 +92,8 @@ def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_mean(
         assert again.loss.theta.tolist() == thetas[winner]
         saved = json.loads((work.folder / "store/digits/champion/loss.json").read_text())
         assert saved["theta"] == thetas[winner]
+        program = (work.folder / "store/digits/champion/loss.py").read_text()
+        assert program == again.loss.source()
 
 
 def test_one_finalist_needs_no_choice(
@@ -116,8 +119,37 @@ def test_baselines_train_with_their_better_learning_rate_from_the_seeds_of_the_c
     assert set(map(tuple, seeds.values())) == {tuple(seeds["champion"])}
     assert not set(seeds["champion"]) & {t.seed for t in comparison.finalists}
     accuracies = accuracies_of_champion(comparison)
-    assert outcome.mean_accuracy == pytest.approx(sum(accuracies) / 2)
+    assert outcome.mean_score == pytest.approx(sum(accuracies) / 2)
     assert outcome.network == sweep.full_trainings.weights(trainings[0].key)
+
+
+def test_with_adam_every_record_has_the_rate_of_the_loss_that_was_found(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    rate = 0.003
+    adam = changed(
+        sweep, settings=small_settings(training={"optimizer": "adam", "learning_rate": rate})
+    )
+    outcome = crown(adam, work.search_data, work.full_data, tuning)
+    comparison, n = outcome.comparison, 10
+
+    def scale(theta: list[float]) -> float:
+        return learning_drive(theta, n) / n
+
+    champion = comparison.champion.theta
+    for full in comparison.finalists:
+        found = full.contender
+        assert found.learning_rate == pytest.approx(rate * scale(found.theta))
+    assert len({full.contender.learning_rate for full in comparison.finalists}) == 3
+    for full in comparison.trainings:
+        if full.contender.name == "champion":
+            assert full.contender.learning_rate == pytest.approx(rate * scale(champion))
+    saved = json.loads((work.folder / "store/digits/champion/loss.json").read_text())
+    assert saved["provenance"]["optimizer"] == "adam"
+    assert saved["provenance"]["learning_rate"] == comparison.trainings[0].contender.learning_rate
+    default = crown(sweep, work.search_data, work.full_data, tuning)
+    assert default.loss.provenance["optimizer"] == "sgd"
+    assert {t.contender.learning_rate for t in default.comparison.finalists} == {0.1}
 
 
 def test_a_diverged_candidate_is_no_finalist(

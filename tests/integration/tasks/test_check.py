@@ -39,6 +39,38 @@ def test_the_checked_settings_are_written_and_the_version_of_the_data_is_returne
     assert read_json(tmp_path / "settings", SweepSettings) == small_settings()
 
 
+@pytest.mark.parametrize(
+    ("rate", "grid", "message"),
+    [
+        (0.1, [0.001], "training.learning_rate: the default is for sgd; adamw needs another value"),
+        (
+            0.001,
+            [0.01, 0.03, 0.1, 0.3],
+            "baselines.learning_rates: the default is for sgd; adamw needs another value, such as ",
+        ),
+        (0.001, [0.001], ""),
+    ],
+)
+def test_the_default_learning_rates_are_refused_with_adam(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    rate: float,
+    grid: list[float],
+    message: str,
+) -> None:
+    settings = small_settings(
+        training={"optimizer": "adamw", "learning_rate": rate},
+        baselines={"learning_rates": grid},
+    )
+    if not message:
+        check.run(settings.model_dump(), str(tmp_path / "settings"))
+        return
+    with pytest.raises(SystemExit):
+        check.run(settings.model_dump(), str(tmp_path / "settings"))
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"taylorglo: error: {message}")
+
+
 @pytest.fixture(autouse=True)
 def _services(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Work(tmp_path).name_services(monkeypatch)

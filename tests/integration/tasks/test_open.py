@@ -114,3 +114,10 @@ def test_a_validation_split_of_the_source_is_kept_and_the_log_says_so(
     settings = small_settings("folded", evaluation={"folds": folds})
     open_sweep(settings, own, PreparedData(work.search_data, work.full_data), 2)
     assert (KEPT in capsys.readouterr().out) is said
+
+
+def test_changes_of_images_are_refused_for_features_before_a_study_is_opened(work: Work) -> None:
+    own = work.description().model_copy(update={"features": 5})
+    settings = small_settings("features", augmentation={"flip": True})
+    with pytest.raises(InputError, match=r"^augmentation.flip: changes images, .* 5 features"):
+        open_sweep(settings, own, PreparedData(work.search_data, work.full_data), 2)

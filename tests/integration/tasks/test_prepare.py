@@ -56,3 +56,26 @@ def test_remarks_on_the_data_are_printed_and_described(
     assert [line for line in said if "no level of the training and validation and test" in line]
     provenance = read_json(tmp_path / "description", DatasetDescription).provenance
     assert provenance["duplicates"] == warning
+
+
+def test_a_table_is_described_by_its_features(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [f"{index},{index * index % 7},{'ab'[index % 2]}" for index in range(40)]
+    (tmp_path / "x.csv").write_text("\n".join(["size,weight,label", *lines]))
+    paths = {
+        name: str(tmp_path / name.partition("_")[0])
+        for name in ("description_path", "search_data_path", "full_data_path")
+    }
+    table = {"name": "table", "root": str(tmp_path / "x.csv")}
+    prepare.run(data=table, model={"name": "mlp"}, seed=0, **paths)
+    assert "taylorglo: data: 40 rows of 2 columns (2 of numbers, 0 of texts), which are 2 fea" in (
+        capsys.readouterr().out
+    )
+    description = read_json(tmp_path / "description", DatasetDescription)
+    assert description.features == 2
+    assert description.provenance["epsilon_unit"] == "standard deviations"
+    with pytest.raises(SystemExit):
+        prepare.run(data=table, model={"name": "cnn"}, seed=0, **paths)
+    message = "model 'cnn': takes images (C, H, W), and the data are samples of 2 features"
+    assert message in capsys.readouterr().out

@@ -42,8 +42,9 @@ def with_standing(sweep: Sweep, theta: list[float], generations: int = 1) -> Swe
 
 def champion_files(outcome: Outcome, folder: Path) -> dict[str, Path]:
     """Write the champion's files as the task does; return their paths by name."""
-    files = {name: folder / name for name in (layout.LOSS, layout.NETWORK)}
+    files = {name: folder / name for name in (layout.LOSS, layout.PROGRAM, layout.NETWORK)}
     outcome.loss.save(files[layout.LOSS])
+    outcome.save_program(files[layout.PROGRAM])
     outcome.save_network(files[layout.NETWORK])
     return files
 
@@ -101,6 +102,17 @@ def test_it_is_trained_from_the_seeds_of_the_champion_with_its_own_learning_rate
         [t.test_accuracy for t in champion], [t.test_accuracy for t in comparison.standing]
     )
     assert [row.loss for row in record.comparison] == ["champion", "cross-entropy"]
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.2), ("adamw", 0.1)])
+def test_the_learning_rate_of_another_optimizer_does_not_count(
+    sweep: Sweep, work: Work, optimizer: str, rate: float
+) -> None:
+    standing = StandingChampion(
+        version="7", study="digits", theta=THETA, learning_rate=0.2, optimizer=optimizer
+    )
+    comparison = crowned(changed(sweep, generations=1, standing=standing), work).comparison
+    assert {t.contender.learning_rate for t in comparison.standing} == {rate}
 
 
 def test_it_is_not_trained_if_it_is_the_same_loss_or_the_search_goes_on(

@@ -696,12 +696,12 @@ def test_a_constant_channel_is_safe(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         (
-            {"images": torch.zeros(40, 3, 4, 5)},
-            r"images should be uint8 .* and are torch.float32 \(40, 3, 4, 5\)",
+            {"images": torch.zeros(40, 3, 4, 5, dtype=torch.int32)},
+            r"images should be uint8 .* and are torch.int32 \(40, 3, 4, 5\)",
         ),
         (
             {"images": torch.zeros(40, 3, dtype=torch.uint8)},
-            r"images should be uint8 of shape .* \(40, 3\)",
+            r"images should be of shape .* \(40, 3\); if they are features, name them so",
         ),
         ({"images": torch.zeros(0, 3, 4, 5, dtype=torch.uint8)}, r"none of them 0"),
         ({"images": torch.zeros(40, 3, 0, 5, dtype=torch.uint8)}, r"none of them 0"),

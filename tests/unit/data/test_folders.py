@@ -1,5 +1,6 @@
 """Folders of images: which of them are splits, which are classes, and what is left out."""
 
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.transforms.functional import pil_to_tensor
 
 from taylorglo.data import dataset as data
+from taylorglo.data import remarks
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folders import read_image_folder, split_named
 from taylorglo.errors import InputError
@@ -186,7 +188,9 @@ def test_hidden_folders_and_files_are_not_read_at_any_depth(tmp_path: Path, hidd
         write_image(tmp_path / place / hidden / "train" / "x.png")
     for name in ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
         write_image(tmp_path / "train" / "cat" / name)
-    assert load(tmp_path).provenance == clean.provenance
+    found = load(tmp_path).provenance
+    assert found.pop("left_out").startswith("hidden files and folders: 9, the first is ")
+    assert found == clean.provenance
 
 
 def test_files_that_are_no_images_are_counted(tmp_path: Path) -> None:
@@ -386,3 +390,61 @@ def test_what_may_not_be_read_is_named(place: str) -> None:
                 load(root)
         finally:
             path.chmod(mode)
+
+
+def write_sizes(folder: Path) -> None:
+    """Write images of several sizes and kinds of two classes, in two splits."""
+    for split, number in (("train", 12), ("val", 4)):
+        for label, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(number):
+                shape = (6 + index % 3, 8 - index % 2, 3)
+                levels = np.frombuffer(os.urandom(math.prod(shape)), np.uint8).reshape(shape)
+                Image.fromarray(levels).save(folder / split / name / f"{label}{index}.png")
+
+
+def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:
+    write_sizes(tmp_path)
+    message = r"01.png: is 7x7, but .*00.png is 8x6: all images should be of one size; set data.im"
+    with pytest.raises(InputError, match=message):
+        load(tmp_path)
+    dataset = load(tmp_path, image_size=6)
+    assert dataset.image_shape == (3, 6, 6)
+    said = "images cut to a square and resized to 6x6, bilinear: "
+    assert dataset.provenance["conversions"].startswith(said)
+    assert load(tmp_path, image_size=6, interpolation="nearest").fingerprint != dataset.fingerprint
+
+
+def test_the_line_of_what_was_read_has_kind_size_and_classes(tmp_path: Path) -> None:
+    write_sizes(tmp_path)
+    (tmp_path / "train" / "cat" / "notes.txt").write_text("none")
+    (tmp_path / ".cache").mkdir()
+    lines = remarks.lines(load(tmp_path, image_size=6, color="gray").provenance)
+    assert lines[0] == (
+        "32 gray images of 6x6, 8 bits; 2 classes: cat 16, dog 16; left out: files of class "
+        "folders that are no images that can be read: 1, the first is train/cat/notes.txt; hidden "
+        "files and folders: 1, the first is .cache"
+    )
+
+
+def test_many_classes_are_told_by_the_range_of_their_sizes(tmp_path: Path) -> None:
+    for index in range(13):
+        write(tmp_path, classes=(f"class {index}",), number=6 + index % 2)
+    dataset = load(tmp_path)
+    assert remarks.lines(dataset.provenance)[0].endswith("; 13 classes of 6 to 7")
+    assert dataset.classes == tuple(sorted(f"class {index}" for index in range(13)))
+
+
+def test_gray_images_have_one_channel_if_all_of_them_are_gray(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for index in range(8):
+            levels = np.frombuffer(os.urandom(12), np.uint8).reshape(3, 4)
+            Image.fromarray(levels).save(tmp_path / name / f"{index}.png")
+    colour = load(tmp_path)
+    gray = load(tmp_path, color="auto")
+    assert colour.image_shape == (3, 3, 4)
+    assert gray.image_shape == (1, 3, 4)
+    assert torch.equal(gray.train.images, colour.train.images[:, :1])
+    write_image(tmp_path / "dog" / "coloured.png")
+    assert load(tmp_path, color="auto").image_shape == (3, 3, 4)

@@ -10,9 +10,19 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 
 from taylorglo.data.dataset import load
-from taylorglo.data.pictures import FIRST, NARROWED, TURNED, Picture, is_picture, read_picture
+from taylorglo.data.pictures import (
+    FIRST,
+    LAID,
+    NARROWED,
+    SCALED,
+    TURNED,
+    Picture,
+    is_picture,
+    read_picture,
+)
 from taylorglo.errors import InputError
 from taylorglo.settings import DataSettings
 
@@ -213,10 +223,34 @@ def transparent(folder: Path) -> list[Path]:
     return [folder / name for name in files]
 
 
-def test_transparent_pixels_are_refused(tmp_path: Path) -> None:
+def on_white(image: Image.Image) -> Array:
+    """Return colours a c + (1 - a) 255 by the definition of "over", to the nearest level."""
+    levels = np.asarray(image.convert("RGBA")).astype(np.float64)
+    share = levels[..., 3:] / 255
+    return np.rint(share * levels[..., :3] + (1 - share) * 255)
+
+
+def test_transparent_pixels_are_laid_on_white(tmp_path: Path) -> None:
     for path in transparent(tmp_path):
-        with pytest.raises(InputError, match=f"^{path}: has transparent pixels.*be opaque"):
-            read_picture(path)
+        if path.name == "wide-key.png":
+            expected = np.where(rgb(GRAY) == GRAY[0, 0], 255, rgb(GRAY)).astype(np.float64)
+        else:
+            expected = on_white(Image.open(path))
+        # Pillow rounds its products of alpha and colours by itself.
+        assert np.abs(pixels_of(path) - expected).max() <= 1, path.name
+        assert LAID in read(path).conversions
+
+
+def test_a_colour_of_16_bits_that_is_transparent_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    write_wide_png(path, COLOURS.astype(np.uint16) * 257)
+    head, rest = path.read_bytes()[:33], path.read_bytes()[33:]
+    data = b"tRNS" + struct.pack(">3H", 1, 2, 3)
+    path.write_bytes(
+        head + struct.pack(">I", 6) + data + struct.pack(">I", zlib.crc32(data)) + rest
+    )
+    with pytest.raises(InputError, match="a colour of 16 bits that is transparent: should have"):
+        read_picture(path)
 
 
 @pytest.mark.parametrize(("dtype", "kind"), [("i1", 2), ("<i2", 2), ("<i4", 2), ("<u4", 1)])
@@ -229,35 +263,106 @@ def test_integers_without_a_defined_white_are_refused(
         read_picture(path)
 
 
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
-def test_floating_point_levels_are_refused(tmp_path: Path, dtype: str) -> None:
+def test_floating_point_levels_from_0_to_1_are_scaled(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
-    for levels, photometric in ((GRAY, 1), (COLOURS, 2)):
-        write_tiff(path, (levels / 255).astype(dtype), photometric=photometric, kind=3)
-        with pytest.raises(InputError, match=f"^{path}: .*of 8 or 16 bits|^{path}: .*of 8 bits"):
-            read_picture(path)
+    levels = RNG.random((5, 4)).astype(np.float32)
+    for given in (levels, (GRAY / 255).astype(np.float32)):
+        write_tiff(path, given, photometric=1, kind=3)
+        expected = np.rint(given.astype(np.float64) * 255).astype(np.uint8)
+        assert np.array_equal(pixels_of(path), rgb(expected))
+        assert read(path).conversions == (SCALED,)
     Image.fromarray((GRAY / 255).astype(np.float32)).save(tmp_path / "x.pfm")
-    with pytest.raises(InputError, match="floating-point numbers, for which no white is defined"):
-        read_picture(tmp_path / "x.pfm")
+    assert np.array_equal(pixels_of(tmp_path / "x.pfm"), rgb(GRAY))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(255.0, "to 255"), (-0.5, "from -0.5"), (np.nan, "nan"), (np.inf, "to inf")]
+)
+def test_floating_point_levels_beyond_black_and_white_are_refused(
+    tmp_path: Path, value: float, said: str
+) -> None:
+    levels = (GRAY / 255).astype(np.float32)
+    levels[1, 2] = value
+    write_tiff(tmp_path / "x.tif", levels, photometric=1, kind=3)
+    with pytest.raises(InputError, match=f"{said}.*: should be finite, with 0 for black and 1"):
+        read_picture(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
+def test_other_floating_point_levels_are_refused(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "x.tif"
+    write_tiff(path, (COLOURS / 255).astype(dtype), photometric=2, kind=3)
+    with pytest.raises(InputError, match=f"^{path}: .*of 8 or 16 bits"):
+        read_picture(path)
+    write_tiff(path, (GRAY / 255).astype(dtype), photometric=0, kind=3)
+    with pytest.raises(InputError, match=f"^{path}: .*of 8 or 16 bits"):
+        read_picture(path)
 
 
 @pytest.mark.parametrize("channels", [2, 3, 4])
-def test_colours_of_16_bits_in_png_are_refused(tmp_path: Path, channels: int) -> None:
+def test_colours_of_16_bits_in_png_are_scaled(tmp_path: Path, channels: int) -> None:
     path = tmp_path / "x.png"
-    write_wide_png(path, np.full((5, 4, channels), 65535, np.uint16))
-    with pytest.raises(InputError, match=f"^{path}: its colours have 16 bits.*should have 8"):
-        read_picture(path)
+    narrow = np.full((5, 4, channels), 255, np.uint8)
+    colours = 1 if channels == 2 else 3
+    narrow[..., :colours] = COLOURS[..., :colours]
+    write_wide_png(path, narrow.astype(np.uint16) * 257)
+    assert np.array_equal(pixels_of(path), rgb(GRAY) if channels == 2 else COLOURS)
+    assert read(path).conversions == (NARROWED,)
+    wide = RNG.integers(0, 65536, narrow.shape, dtype=np.uint16)
+    wide[..., colours:] = 65535
+    write_wide_png(path, wide)
+    expected = rgb(wide[..., 0]) if channels == 2 else wide[..., :3]
+    assert np.abs(pixels_of(path) - expected / 257).max() < 1
     write_wide_png(path, WIDE[..., None])
     assert np.array_equal(pixels_of(path), rgb(GRAY))
 
 
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_colours_of_16_bits_in_tiff_are_scaled(tmp_path: Path, order: str) -> None:
+    path = tmp_path / "x.tif"
+    levels = (COLOURS.astype(np.uint16) * 257).astype(order)
+    write_tiff(path, levels, photometric=2, kind=1)
+    assert np.array_equal(pixels_of(path), COLOURS)
+    assert read(path).conversions == (NARROWED,)
+
+
+def test_a_large_image_is_cut_to_a_square_and_resized(tmp_path: Path) -> None:
+    levels = RNG.integers(0, 256, (12, 20, 3), dtype=np.uint8)
+    Image.fromarray(levels).save(tmp_path / "x.png")
+    settings = DataSettings(name="image-folder", root="x", image_size=4)
+    picture = read_picture(tmp_path / "x.png", settings)
+    assert picture is not None
+    assert picture.pixels.shape == (3, 4, 4)
+    assert picture.conversions == ("cut to a square and resized to 4x4, bilinear",)
+    square = torch.from_numpy(levels[:, 4:16]).permute(2, 0, 1)[None].float()
+    expected = functional.interpolate(square, size=(4, 4), mode="bilinear", antialias=True)[0]
+    # Pillow rounds to whole levels after each of the two axes.
+    assert (picture.pixels.float() - expected).abs().max() <= 1
+
+
+def test_an_image_of_the_right_size_is_not_resized(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS[:4]).save(tmp_path / "x.png")
+    settings = DataSettings(name="image-folder", root="x", image_size=4)
+    picture = read_picture(tmp_path / "x.png", settings)
+    assert picture is not None
+    assert picture.conversions == ()
+    assert np.array_equal(picture.pixels.permute(1, 2, 0).numpy(), COLOURS[:4])
+
+
+def test_colours_become_their_luma(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "x.png")
+    settings = DataSettings(name="image-folder", root="x", color="gray")
+    picture = read_picture(tmp_path / "x.png", settings)
+    assert picture is not None
+    luma = COLOURS @ np.array([0.299, 0.587, 0.114])
+    assert picture.pixels.shape == (1, 5, 4)
+    assert np.abs(picture.pixels[0].numpy() - luma).max() <= 0.51
+
+
 def test_tiff_files_that_would_lose_levels_or_channels_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "x.tif"
-    write_tiff(path, COLOURS.astype("<u2") * 257, photometric=2, kind=1)
-    with pytest.raises(InputError, match="integers of 16 bits: should be unsigned integers of 8"):
-        read_picture(path)
     write_tiff(path, WIDE, photometric=0, kind=1)
-    with pytest.raises(InputError, match="if it is gray and 0 is black"):
+    with pytest.raises(InputError, match=r"integers of 16 bits: .*0 should be black"):
         read_picture(path)
     for extra in (1, 2):
         channels = np.concatenate([COLOURS, COLOURS[..., :extra]], axis=2)

@@ -15,7 +15,9 @@ from taylorglo.evaluation.comparison import (
     train_finalists,
     tune_baselines,
 )
+from taylorglo.evaluation.fitness import short_training
 from taylorglo.loss.classic import CrossEntropy, SquaredError
+from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.results import Contender, FullTraining, Training
 from taylorglo.settings import SweepSettings
@@ -113,6 +115,23 @@ def test_finalists_are_trained_from_the_seeds_of_the_tuning(search_digits: Datas
     assert loss.theta.tolist() == GOOD
     assert loss.order == 3
     assert finalists[0].training.accuracy != finalists[2].training.accuracy
+
+
+def test_with_adam_a_finalist_has_the_rate_that_it_had_as_a_candidate(
+    search_digits: Dataset,
+) -> None:
+    other = [*GOOD[:2], *(3 * value for value in GOOD[2:])]
+    training = {"optimizer": "adamw", "learning_rate": 0.002}
+    with engine_on(search_digits, training=training) as engine:
+        candidates = [short_training(theta, 1, engine).learning_rate for theta in (GOOD, other)]
+        finalists = train_finalists([GOOD, other], engine, Memory())
+        tuning = tune_baselines(engine, Memory())
+    assert candidates[1] == pytest.approx(3 * candidates[0])
+    assert candidates[0] == pytest.approx(0.002 * learning_drive(GOOD, 10) / 10)
+    rates = [full.contender.learning_rate for full in finalists]
+    assert rates == [candidates[0]] * 2 + [candidates[1]] * 2
+    # The rates of the baselines are tuned as they are.
+    assert {full.contender.learning_rate for full in tuning} == {0.05, 0.2}
 
 
 def test_contenders_are_compared_from_the_same_new_seeds(digits: Dataset) -> None:

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from taylorglo.loss.functions import Loss, TaylorLoss, taylor
+from taylorglo.loss.formula import taylor
+from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.polynomial import length
 from taylorglo.training.stacked import StackedLoss, kind_of
 

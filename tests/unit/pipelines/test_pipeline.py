@@ -144,7 +144,7 @@ def test_golden(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("path", write.CONFIGS, ids=lambda path: path.name)
 def test_a_golden_file_is_short_enough_to_be_read(path: Path) -> None:
-    assert len(write.golden_of(path).read_text().splitlines()) < 450
+    assert len(write.golden_of(path).read_text().splitlines()) < 500
 
 
 def test_kfp_loads_the_compiled_pipeline(tmp_path: Path) -> None:

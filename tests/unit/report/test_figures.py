@@ -150,3 +150,16 @@ def test_figures_leave_matplotlib_as_it_was() -> None:
         drawn = svg(loss_figure({"a": MNIST_THETA}, 10), "x", "a loss")
         assert dict(matplotlib.rcParams) == before
     assert drawn == svg(loss_figure({"a": MNIST_THETA}, 10), "x", "a loss")
+
+
+def test_scores_that_are_no_shares_are_drawn_as_they_are_and_without_chance() -> None:
+    whole, upper = search_figure([(1, [-3.0, -1.0])], None, "log likelihood", share=False).axes
+    assert {y for line in whole.lines for y in ys(line)} == {-3.0, -2.0, -1.0}
+    assert whole.get_ylabel() == "fitness: validation log likelihood"
+    assert [text.get_text() for text in (*whole.texts, *upper.texts)] == []
+    dots, curve = seeds_figure(
+        [("champion", [-0.5, -0.25], [(1, -2.0), (2, -1.0)])], "log likelihood", share=False
+    ).axes
+    assert sorted(xs(dots.lines[0])) == [-0.5, -0.25]
+    assert ys(curve.lines[0]) == [-2.0, -1.0]
+    assert dots.get_xlabel() == "test log likelihood"

@@ -18,6 +18,7 @@ from taylorglo.report.figures import SERIES
 from taylorglo.report.page import render
 from taylorglo.report.record import GenerationRecord, StandingRecord, TuningRow
 from taylorglo.report.verdict import standing_verdict, verdict
+from taylorglo.results import EPSILON_UNIT, Guessing
 
 NAN = math.nan
 
@@ -247,7 +248,8 @@ def test_label_smoothing_has_a_row_for_each_alpha_and_one_choice() -> None:
     page = render(record(tuning=rows))
     shown = text(page)
     chosen = f"{name}, α = 0.05 80.00 84.00 1, at the edge of the grid"
-    assert f"{chosen} {name}, α = 0.2 82.00 81.00 – Where the time went" in shown
+    most_frequent = "always the most frequent class 10.00 10.00"
+    assert f"{chosen} {name}, α = 0.2 82.00 81.00 – {most_frequent} Where the time" in shown
     assert re.findall(r"<b>(.*?)</b>", page) == ["84.00"]
     # The contender that was compared decides, if there is one.
     compared = dataclasses.replace(row(name, 0.9), learning_rate=0.1, label_smoothing=0.2)
@@ -266,7 +268,36 @@ def test_every_colour_of_the_figures_is_in_both_themes() -> None:
 
 def test_a_baseline_without_finite_accuracies_has_no_chosen_rate() -> None:
     rows = [TuningRow("baikal", rate, [NAN]) for rate in (0.1, 1.0)]
-    assert "baikal – – – Where the time went" in text(render(record(tuning=rows)))
+    assert "baikal – – – always the most frequent" in text(render(record(tuning=rows)))
+
+
+def test_the_most_frequent_class_is_in_every_table_of_accuracies() -> None:
+    shown = text(render(record(guessing=Guessing(accuracy=0.1, images=360, share=0.3))))
+    # The comparison, the generations and the tuning go by the score, the attacks by the accuracy.
+    assert "always the most frequent class – 10.00 – −82.00 – –" in shown
+    assert shown.count("always the most frequent class 10.00 10.00") == 2
+    assert shown.count("always the most frequent class 10.00 10.00 10.00") == 1
+    assert shown.count("always the most frequent class 30.00 30.00") == 1
+
+
+def test_the_most_frequent_class_is_in_no_table_if_it_is_not_known_what_naming_it_reaches() -> None:
+    settings = {"evaluation_score": "log likelihood", "training_function": "mine:train"}
+    values = record(-0.5, settings=settings, guessing=None, robustness=[])
+    shown = text(render(dataclasses.replace(values, not_attacked="Nothing was attacked: why.")))
+    assert "most frequent class" not in shown
+    assert "Nothing was attacked: why." in shown
+    # The one share that is left is that of the time.
+    assert "(%)" not in shown
+    assert "champion. p (Holm): p, adjusted for the number of baselines. The verdict above" in shown
+
+
+def test_the_unit_of_epsilon_is_named() -> None:
+    assert "Accuracy (%) by ε (pixels in [0, 1])" in text(default_page())
+    provenance = {EPSILON_UNIT: "standard deviations"}
+    page = text(render(record(provenance=provenance)))
+    assert "Accuracy (%) by ε (standard deviations)" in page
+    assert "(L∞, standard deviations)" in page
+    assert "pixels in [0, 1]" not in page
 
 
 def test_shares_of_time() -> None:

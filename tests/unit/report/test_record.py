@@ -294,5 +294,47 @@ def test_guessing_is_right_in_one_class_by_the_balanced_accuracy() -> None:
     assert record(guessing=guessing).guessing == guessing
     balanced = SweepSettings.model_validate({"evaluation": {"score": "balanced-accuracy"}})
     guessed = record(guessing=guessing, settings=balanced)
-    assert guessed.guessing == Guessing(accuracy=0.1, images=360)
+    assert guessed.guessing == Guessing(accuracy=0.1, images=360, share=0.4)
     assert (guessed.score, record().score) == ("balanced accuracy", "accuracy")
+
+
+@pytest.mark.parametrize(
+    ("score", "words", "accuracy"),
+    [
+        ("macro-f1", "macro F1", 0.1),
+        ("negative-log-likelihood", "likelihood exp(−NLL)", 0.4),
+        ("ece", "calibration 1 − ECE", 0.4),
+    ],
+)
+def test_guessing_by_the_other_scores(score: str, words: str, accuracy: float) -> None:
+    settings = SweepSettings.model_validate({"evaluation": {"score": score}})
+    guessed = record(guessing=Guessing(accuracy=0.4, images=360), settings=settings)
+    assert (guessed.score, guessed.guessing.accuracy) == (words, accuracy)
+
+
+@pytest.mark.parametrize("score", ["accuracy", "ece", "log likelihood"])
+def test_what_guessing_reaches_is_not_known_if_a_function_measures(score: str) -> None:
+    settings = SweepSettings.model_validate(
+        {"training": {"function": "mine:train"}, "evaluation": {"score": score}}
+    )
+    guessed = record(guessing=Guessing(accuracy=0.4, images=360), settings=settings)
+    assert (guessed.guessing, guessed.beside_accuracy) == (None, False)
+
+
+def test_the_rows_of_the_comparison_have_the_measures_of_every_seed() -> None:
+    def measured(name: str, measures: dict[str, float]) -> FullTraining:
+        full = full_training(name, 0.8)
+        training = full.training.model_copy(update={"test_measures": measures})
+        return full.model_copy(update={"training": training})
+
+    trainings = [
+        measured("champion", {"accuracy": 0.7, "calibration_error": 0.1}),
+        # An older version kept this one, and numbers of a diverged network are left out.
+        measured("champion", {"accuracy": 0.6}),
+        measured("cross-entropy", {}),
+    ]
+    first, second = record(comparison=comparison(trainings)).comparison
+    assert first.measures["accuracy"] == [0.7, 0.6]
+    assert first.measures["calibration_error"][0] == 0.1
+    assert math.isnan(first.measures["calibration_error"][1])
+    assert second.measures == {}

@@ -9,10 +9,12 @@ from sample_records import record
 from scipy import stats
 
 from taylorglo.report.page import render
-from taylorglo.report.record import ComparisonRow, StandingRecord
+from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
+from taylorglo.report.text import NOTHING, mean_and_deviation
 from taylorglo.report.verdict import (
     beats_guessing,
     beats_standing,
+    comparison_cells,
     headline,
     markdown,
     standing_verdict,
@@ -45,7 +47,15 @@ def test_the_table_shows_mean_deviation_n_difference_and_p() -> None:
         "-1.00",
         *["<", "0.001"] * 2,
     ]
-    assert len({line.index("±") for line in lines[2:]}) == 1
+    assert len({line.index("±") for line in lines[2:-1]}) == 1
+
+
+def test_the_last_row_of_the_table_is_the_most_frequent_class() -> None:
+    lines = table(record(guessing=Guessing(accuracy=0.1, images=360))).splitlines()
+    words = ["always", "the", "most", "frequent", "class"]
+    assert lines[-1].split() == [*words, "-", "10.00", "-", "-82.00", "-", "-"]
+    alone = table(record(comparison=[], guessing=Guessing(accuracy=0.1, images=360)))
+    assert alone.splitlines()[-1].split() == [*words, "-", "10.00", "-", "-", "-", "-"]
 
 
 def test_p_values_are_adjusted_by_holm() -> None:
@@ -56,7 +66,7 @@ def test_p_values_are_adjusted_by_holm() -> None:
         *(dataclasses.replace(r, p_value=raw[r.loss]) for r in values.comparison[1:]),
     ]
     lines = table(dataclasses.replace(values, comparison=rows)).splitlines()
-    shown = {line.split()[0]: line.split()[-2:] for line in lines[3:]}
+    shown = {line.split()[0]: line.split()[-2:] for line in lines[3:-1]}
     # 3 x 0.01, then 2 x 0.03, then 1 x 0.04, which is raised to the one before it.
     assert shown == {"b": ["0.010", "0.030"], "a": ["0.030", "0.060"], "c": ["0.040", "0.060"]}
 
@@ -213,7 +223,7 @@ def test_the_summary_in_markdown_has_the_verdict_the_table_and_links() -> None:
     assert lines[0] == f"## Sweep {values.name}"
     assert verdict(values) in lines
     cells = [line.count("|") for line in lines if line.startswith("|")]
-    assert cells == [8] * (2 + len(values.comparison))
+    assert cells == [8] * (3 + len(values.comparison))
     assert lines[-2:] == [
         "- MLflow: [http://mlflow:5000/#/experiments/1/runs/2]"
         "(http://mlflow:5000/#/experiments/1/runs/2)",
@@ -228,3 +238,75 @@ def test_the_score_of_the_sweep_is_named() -> None:
     assert "its test balanced accuracy of 92.00" in verdict(lost)
     # A record of an older version does not name its score.
     assert "test accuracy (%)" in table(record(settings={})).splitlines()[0]
+
+
+def measured(score: str, **measures: list[list[float]]) -> SweepRecord:
+    """Return a record by a score, whose rows have these measures, one list for each row."""
+    values = record(settings={"evaluation_score": score})
+    rows = [
+        dataclasses.replace(row, measures={name: lists[i] for name, lists in measures.items()})
+        for i, row in enumerate(values.comparison)
+    ]
+    return dataclasses.replace(values, comparison=rows)
+
+
+def test_the_calibration_error_stands_beside_the_score() -> None:
+    errors = [[0.02, 0.04], [0.1, 0.1], [math.nan, 0.3]]
+    header, rows = comparison_cells(measured("macro-f1", calibration_error=errors))
+    assert header[2:4] == ["test macro F1 (%)", "ECE (%)"]
+    assert [row[3] for row in rows] == ["3.00 ± 1.41", "10.00 ± 0.00", "30.00", NOTHING]
+    # Trainings that an older version kept have none.
+    assert "ECE (%)" not in comparison_cells(record())[0]
+
+
+def test_the_likelihood_stands_beside_the_accuracy_and_what_it_comes_from() -> None:
+    values = measured(
+        "negative-log-likelihood",
+        accuracy=[[0.9, 0.9]] * 3,
+        cross_entropy=[[0.25, 0.35]] * 3,
+        calibration_error=[[0.05, 0.05]] * 3,
+    )
+    header, rows = comparison_cells(values)
+    assert header[2:6] == [
+        "test likelihood exp(−NLL) (%)",
+        "accuracy (%)",
+        "NLL (nats)",
+        "ECE (%)",
+    ]
+    # A number that is no part of a whole is shown as it is.
+    assert rows[0][3:6] == ["90.00 ± 0.00", "0.30000 ± 0.07071", "5.00 ± 0.00"]
+    # Naming one class has an accuracy, and no likelihood that says anything.
+    guess = mean_and_deviation([values.guessing.accuracy])
+    assert rows[-1][2:6] == [NOTHING, guess, NOTHING, NOTHING]
+    assert "NLL (nats)" not in comparison_cells(measured("ece", cross_entropy=[[1.0]] * 3))[0]
+
+
+@pytest.mark.parametrize("score", ["negative-log-likelihood", "ece"])
+def test_a_champion_beats_guessing_by_its_accuracy_if_the_score_does_not_tell(score: str) -> None:
+    # All rows have a high score of 0.92.
+    blind = measured(score, accuracy=[[0.1, 0.1]] * 3)
+    assert not beats_guessing(blind)
+    assert "learned nothing: its test accuracy of 10.00 ± 0.00 % is not" in verdict(blind)
+    assert beats_guessing(measured(score, accuracy=[[0.5, 0.5]] * 3))
+    assert not beats_guessing(measured(score))
+
+
+def test_a_score_of_a_function_is_a_plain_number_and_nobody_knows_what_guessing_reaches() -> None:
+    """Nothing is in percent, and nothing was measured beside the score."""
+    settings = {"evaluation_score": "log likelihood", "training_function": "mine:train"}
+    values = record(-0.5, {"cross-entropy": -0.75}, settings=settings, guessing=None)
+    header, rows = comparison_cells(values)
+    assert header[2:5] == ["test log likelihood", "n", "vs champion"]
+    assert [row[0] for row in rows] == ["champion", "cross-entropy"]
+    assert rows[1][4] == "−0.250"
+    assert "%" not in table(values)
+    assert verdict(values).startswith("The champion is ahead of tuned cross-entropy by 0.250 (p")
+
+
+@pytest.mark.parametrize("score", ["negative-log-likelihood", "ece"])
+def test_a_score_of_a_function_stands_alone_whatever_its_name(score: str) -> None:
+    settings = {"evaluation_score": score, "training_function": "mine:train"}
+    values = record(settings=settings, guessing=None)
+    assert beats_guessing(values)
+    assert not comparison_cells(values)[0][3].startswith("accuracy")
+    assert verdict(values).startswith("The champion is ahead of tuned cross-entropy, the best")

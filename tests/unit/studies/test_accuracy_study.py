@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from scipy.stats import ttest_ind
 
 from taylorglo.data import dataset as datasets
@@ -27,7 +26,6 @@ from accuracy import (
     SETTINGS,
     Effort,
     Setting,
-    calibration_error,
     cells_of,
     compared,
     hedges,
@@ -51,26 +49,6 @@ SMALL = Effort(
 )
 DIGITS = {"tiny": Setting("digits", {"name": "digits"})}
 CELL: Cell = {"setting": "tiny", "model": "mlp", "seed": 0}
-
-
-class TestCalibration:
-    def test_the_error_is_the_weighted_gap_of_the_bins(self) -> None:
-        # Confidence 0.8 in a bin with 3 of 4 right, and 0.6 in another one with 1 of 1.
-        probabilities = torch.tensor([[0.8, 0.2]] * 4 + [[0.4, 0.6]])
-        labels = torch.tensor([0, 0, 0, 1, 1])
-        expected = 4 / 5 * abs(0.75 - 0.8) + 1 / 5 * abs(1 - 0.6)
-        assert calibration_error(probabilities, labels) == pytest.approx(expected, abs=1e-7)
-
-    def test_errors_within_a_bin_cancel_and_those_of_two_bins_do_not(self) -> None:
-        probabilities = torch.tensor([[0.9, 0.1], [0.7, 0.3]])
-        labels = torch.tensor([0, 1])
-        assert calibration_error(probabilities, labels, 1) == pytest.approx(0.3)
-        assert calibration_error(probabilities, labels, 10) == pytest.approx((0.1 + 0.7) / 2)
-
-    @pytest.mark.parametrize(("label", "error"), [(0, 0.0), (1, 1.0)])
-    def test_a_certain_network(self, label: int, error: float) -> None:
-        certain = torch.tensor([[1.0, 0.0]])
-        assert calibration_error(certain, torch.tensor([label])) == error
 
 
 class TestStatistics:

@@ -1,6 +1,7 @@
 """The memory of a training: against closed forms, and against PyTorch's saved tensors."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ from torch import nn
 
 from taylorglo.errors import InputError
 from taylorglo.networks.factory import BUILT_IN, ImageShape, build, skeleton
+from taylorglo.settings import TrainingSettings
 from taylorglo.training import memory
-from taylorglo.training.memory import check_memory, footprint, free_memory
+from taylorglo.training.memory import check_memory, copies_of, footprint, free_memory
+from taylorglo.training.updates import by_decay, optimizer_of
 
 DIGITS = (1, 8, 8)
 CIFAR = (3, 32, 32)
@@ -36,6 +39,38 @@ def test_the_mlp_in_closed_form(
     # They are the inputs of both linear layers. ReLU keeps its output, which is the second input.
     assert need.activations == 4 * batch_size * (64 + 128)
     assert need.training == 3 * need.weights + 1.5 * need.activations
+
+
+@pytest.mark.parametrize(
+    ("training", "copies"),
+    [
+        ({}, 3),  # weights, gradients and momentum
+        ({"ema": 0.9}, 4),
+        ({"optimizer": "adam"}, 4),
+        ({"optimizer": "adamw", "ema": 0.9, "clip_norm": 1.0}, 5),
+    ],
+)
+def test_the_optimizer_and_the_average_have_copies_of_the_weights(
+    training: dict[str, Any], copies: int
+) -> None:
+    settings = TrainingSettings.model_validate(training)
+    assert copies_of(settings) == copies
+    need = check_memory("mlp", DIGITS, 10, batch_size=2, device=CPU, copies=copies_of(settings))
+    plain = footprint(built("mlp", DIGITS), DIGITS, 2)
+    assert need.training - plain.training == (copies - 3) * plain.weights
+    # These are the tensors that there are after a step.
+    network = built("mlp", DIGITS)
+    network(torch.rand(2, *DIGITS)).sum().backward()
+    optimizer = optimizer_of(by_decay(network.parameters(), settings), settings, 0.1)
+    optimizer.step()
+    states = [
+        value.numel()
+        for state in optimizer.state.values()
+        for value in state.values()
+        if torch.is_tensor(value) and value.ndim
+    ]
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    assert sum(states) == (copies - 2 - bool(settings.ema)) * weights
 
 
 @pytest.mark.parametrize("name", [name for name in BUILT_IN if name != "pyramidnet-110-48"])

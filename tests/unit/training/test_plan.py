@@ -202,3 +202,21 @@ def test_a_precision_that_the_cpu_does_not_have(
         "or float32"
     )
     assert planned(digits, "cnn").precision == "float32"
+
+
+def test_the_memory_is_that_of_the_optimizer(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of memory for three times the weights of a stack, Adam with averages needs five."""
+    training = memory.footprint(skeleton("mlp", digits.image_shape, 10), digits.image_shape, 32)
+    copies = training.training - 3 * training.weights
+    set_memory(monkeypatch, 20 * (3 * training.weights + copies) / 0.9)
+    options = {"engine": "fused", "workers": 1}
+    assert planned(digits, "mlp", **options).chunk == 20
+    more = planned(digits, "mlp", **options, optimizer="adam", ema=0.9)
+    assert more.chunk == 20 * (3 * training.weights + copies) // (5 * training.weights + copies)
+
+
+def test_an_adaptive_optimizer_stacks_networks_of_all_rates(digits: Dataset) -> None:
+    assert planned(digits, "mlp", engine="fused").same_rate_only
+    assert not planned(digits, "mlp", engine="fused", optimizer="adam").same_rate_only

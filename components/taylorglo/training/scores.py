@@ -1,0 +1,133 @@
+"""What is measured of networks: scores, cross-entropy, and the error of calibration."""
+
+import math
+from collections.abc import Collection
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from taylorglo.data.dataset import Split
+
+BINS = 15  # of the calibration error, as in Guo et al. 2017
+
+
+class Tally:
+    """What M networks answered to the images of a split, as far as some scores need it.
+
+    Args:
+        split: its images have to be added, each once.
+        networks: M.
+        wanted: the scores that will be asked for.
+    """
+
+    def __init__(self, split: Split, networks: int, wanted: Collection[str]) -> None:
+        self.sizes = class_sizes(split)
+        self._images = len(split)
+        self._wanted = wanted
+        device = self.sizes.device
+        self._correct = torch.zeros(networks, len(self.sizes), device=device)
+        self._named: Tensor | None = None
+        self._entropy = torch.zeros(networks, device=device)
+        self._gaps = torch.zeros(networks, BINS, dtype=torch.float64, device=device)
+
+    def add(self, logits: Tensor, labels: Tensor, entropy: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            logits: (M, B, n), in float32.
+            labels: (B,).
+            entropy: sum of the cross-entropy over the batch, in nats, (M,).
+        """
+        named = logits.argmax(dim=2)
+        self._correct.index_add_(1, labels, (named == labels).float())
+        self._entropy += entropy
+        if "macro-f1" in self._wanted:
+            if self._named is None:
+                self._named = torch.zeros(len(logits), logits.shape[2], device=logits.device)
+            self._named.scatter_add_(1, named, torch.ones_like(named, dtype=torch.float))
+        if "ece" in self._wanted:
+            self._gaps += _gaps(logits.softmax(dim=2), labels, BINS)
+
+    @property
+    def cross_entropies(self) -> list[float]:
+        """The mean cross-entropy of each network, in nats."""
+        values: list[float] = (self._entropy / self._images).tolist()
+        return values
+
+    @property
+    def calibration_errors(self) -> list[float]:
+        """The expected calibration error of each network, in [0, 1], as of `calibration_error`."""
+        values: list[float] = (self._gaps.abs().sum(dim=1) / self._images).tolist()
+        return values
+
+    def scores(self, score: str) -> list[float]:
+        """Return the score of each network: in [0, 1], the higher the better.
+
+        - ``accuracy`` and ``balanced-accuracy``: as :func:`scores` has them.
+        - ``macro-f1``: the mean of F1 = 2 TP / (2 TP + FP + FN) over the classes that have images.
+        - ``negative-log-likelihood``: exp(-NLL), with NLL the mean cross-entropy in nats. It is the
+          geometric mean of the probability of the right class; 1/n for even probabilities.
+        - ``ece``: 1 - ECE.
+
+        A network whose numbers are not finite has 0.
+        """
+        if score == "negative-log-likelihood":
+            return [math.exp(-x) if math.isfinite(x) else 0.0 for x in self.cross_entropies]
+        if score == "ece":
+            return [1 - x if math.isfinite(x) else 0.0 for x in self.calibration_errors]
+        if score == "macro-f1":
+            assert self._named is not None
+            present = self.sizes > 0
+            named = self._named[:, : len(self.sizes)]
+            both = (self.sizes + named)[:, present].double()
+            return [fmean(row) for row in (2 * self._correct[:, present] / both).tolist()]
+        return scores(self._correct, self.sizes, score)
+
+
+def class_sizes(split: Split) -> Tensor:
+    """Return the number of images by class, as floats, up to the last class that has any."""
+    return torch.bincount(split.labels).float()
+
+
+def scores(correct: Tensor, sizes: Tensor, score: str) -> list[float]:
+    """Return the score in [0, 1] of each of M networks, one that needs the right answers alone.
+
+    ``accuracy`` is the part of the images that are classified correctly. ``balanced-accuracy`` is
+    the mean of this part over the classes that have images (Brodersen et al. 2010, ICPR, "The
+    balanced accuracy and its posterior distribution").
+
+    Args:
+        correct: number of images that are classified correctly, by network and class, (M, n).
+        sizes: number of images by class, (n,).
+        score: what to compute.
+    """
+    if score == "accuracy":
+        accuracies: list[float] = (correct.sum(dim=1) / int(sizes.sum())).tolist()
+        return accuracies
+    present = sizes > 0
+    by_class = correct[:, present].double() / sizes[present]
+    # Means that do not depend on the number of networks to the last bit.
+    return [fmean(row) for row in by_class.tolist()]
+
+
+def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = BINS) -> float:
+    """Return the expected calibration error in [0, 1] (Guo et al. 2017, arXiv 1706.04599, eq. 3).
+
+    Args:
+        probabilities: (N, n).
+        labels: class indices (N,).
+        bins: number of bins of equal width. A confidence c is in bin i if i < bins c <= i + 1.
+    """
+    return float(_gaps(probabilities[None], labels, bins).abs().sum() / len(labels))
+
+
+def _gaps(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
+    """Return the right answers without the confidences, summed by network and bin, (M, bins).
+
+    ``probabilities`` are (M, N, n).
+    """
+    confidences, named = probabilities.double().max(dim=2)
+    index = (confidences * bins).ceil().long().clamp(1, bins) - 1
+    gaps = torch.zeros(len(probabilities), bins, dtype=torch.float64, device=probabilities.device)
+    return gaps.scatter_add_(1, index, (named == labels).double() - confidences)

@@ -1,0 +1,244 @@
+"""Named tensors: features and images of floats, from .safetensors, .npz and .npy files."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from taylorglo.data import dataset as data
+from taylorglo.data import remarks
+from taylorglo.data.dataset import Dataset
+from taylorglo.errors import InputError
+from taylorglo.settings import DataSettings
+
+Array = NDArray[Any]
+RNG = np.random.default_rng(0)
+FEATURES = RNG.normal([5, -2, 0], [1, 10, 0.1], (60, 3))
+LABELS = np.arange(60) % 2
+
+
+def load(root: Path, name: str = "numpy", **changes: Any) -> Dataset:
+    return data.load(DataSettings.model_validate({"name": name, "root": str(root), **changes}), 0)
+
+
+def of_npz(folder: Path, **arrays: Array) -> Dataset:
+    np.savez(folder / "x.npz", **arrays)
+    return load(folder / "x.npz")
+
+
+def test_features_stay_as_they_are_and_have_their_own_statistics(tmp_path: Path) -> None:
+    dataset = of_npz(tmp_path, features=FEATURES, labels=LABELS)
+    assert dataset.image_shape == (3,)
+    assert dataset.features == 3
+    assert dataset.train.images.dtype == torch.float32
+    together = torch.cat([dataset.train.images, dataset.validation.images, dataset.test.images])
+    assert sorted(together.tolist()) == sorted(FEATURES.astype(np.float32).tolist())
+    train = dataset.train.images.double().numpy()
+    np.testing.assert_allclose(dataset.mean, train.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(dataset.std, train.std(axis=0), rtol=1e-12)
+    assert not dataset.pixels
+    np.testing.assert_allclose(dataset.unit, train.std(axis=0), rtol=1e-6)
+    assert dataset.provenance["epsilon_unit"] == "standard deviations"
+
+
+def test_one_data_set_is_the_same_in_every_format(tmp_path: Path) -> None:
+    expected = of_npz(tmp_path, features=FEATURES, labels=LABELS)
+    save_file({"features": FEATURES, "labels": LABELS}, tmp_path / "x.safetensors")
+    folder = tmp_path / "arrays"
+    folder.mkdir()
+    np.save(folder / "features.npy", FEATURES.astype(">f8"))
+    np.save(folder / "labels.npy", np.asfortranarray(LABELS.astype(np.int16)))
+    (folder / ".hidden.npy").write_bytes(b"")
+    for found in (load(tmp_path / "x.safetensors", "safetensors"), load(folder)):
+        assert found.fingerprint == expected.fingerprint
+        assert (found.mean, found.std) == (expected.mean, expected.std)
+
+
+@pytest.mark.parametrize(
+    ("samples", "labels"),
+    [("images", "labels"), ("x", "y"), ("X", "Y"), ("data", "targets"), ("inputs", "target_y")],
+)
+def test_usual_names_of_arrays_are_known(tmp_path: Path, samples: str, labels: str) -> None:
+    images = RNG.integers(0, 256, (60, 4, 5), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", **{samples: images, labels: LABELS})
+    if labels == "target_y":
+        with pytest.raises(InputError, match="should have the tensors images and labels"):
+            load(tmp_path / "x.npz")
+    else:
+        assert load(tmp_path / "x.npz").image_shape == (1, 4, 5)
+
+
+@pytest.mark.parametrize("form", ["{split}_{kind}", "{kind}_{split}"])
+def test_usual_names_of_splits_are_known(tmp_path: Path, form: str) -> None:
+    arrays = {}
+    for split, number in (("train", 20), ("val", 8), ("test", 6)):
+        arrays[form.format(split=split, kind="x")] = RNG.normal(size=(number, 3))
+        arrays[form.format(split=split, kind="y")] = np.arange(number) % 2
+    dataset = of_npz(tmp_path, **arrays)
+    assert [len(dataset.train), len(dataset.validation), len(dataset.test)] == [20, 8, 6]
+    assert torch.equal(
+        dataset.validation.images,
+        torch.from_numpy(arrays[form.format(split="val", kind="x")]).float(),
+    )
+
+
+def test_images_of_floats_within_0_and_1_are_pixels(tmp_path: Path) -> None:
+    levels = RNG.integers(0, 256, (60, 3, 4, 5), dtype=np.uint8)
+    floats = of_npz(tmp_path, images=(levels / 255).astype(np.float32), labels=LABELS)
+    bytes_ = of_npz(tmp_path, images=levels, labels=LABELS)
+    assert floats.pixels
+    assert floats.unit is None
+    assert "epsilon_unit" not in floats.provenance
+    np.testing.assert_allclose(floats.mean, bytes_.mean, rtol=1e-6)
+    np.testing.assert_allclose(floats.std, bytes_.std, rtol=1e-6)
+    assert remarks.lines(floats.provenance)[0] == (
+        "60 RGB images of 5x4, floats in [0, 1]; 2 classes: 0 30, 1 30"
+    )
+
+
+def test_other_images_of_floats_have_no_pixels(tmp_path: Path) -> None:
+    images = RNG.normal(3, 2, (60, 2, 4, 5)).astype(np.float32)
+    images[:, 1] *= 10
+    dataset = of_npz(tmp_path, images=images, labels=LABELS)
+    assert not dataset.pixels
+    assert dataset.unit is not None
+    assert dataset.unit.shape == (2, 1, 1)
+    train = dataset.train.images.double().numpy()
+    np.testing.assert_allclose(dataset.std, train.std(axis=(0, 2, 3)), rtol=1e-9)
+    assert "images of 2 channels of 5x4, floats from" in remarks.lines(dataset.provenance)[0]
+
+
+def test_a_single_value_beyond_1_in_the_test_split_makes_no_pixels(tmp_path: Path) -> None:
+    images = RNG.random((60, 4, 5))
+    test = images[:4].copy()
+    test[0, 0, 0] = 1.5
+    arrays = {"images": images, "labels": LABELS, "test_images": test, "test_labels": LABELS[:4]}
+    assert not of_npz(tmp_path, **arrays).pixels
+
+
+def test_a_constant_feature_is_counted_and_has_the_deviation_1(tmp_path: Path) -> None:
+    features = FEATURES.copy()
+    features[:, 1] = 0.1
+    dataset = of_npz(tmp_path, features=features, labels=LABELS)
+    assert dataset.std[1] == 1
+    said = "features that are constant in the training split: 1"
+    assert said in remarks.lines(dataset.provenance)
+
+
+def with_value(value: float) -> Array:
+    features = FEATURES.copy()
+    features[3, 2] = value
+    return features
+
+
+REFUSED: list[tuple[dict[str, Array], str]] = [
+    ({"features": with_value(np.nan)}, r"features\[3, 2\] is nan, as 1 of 180 numbers are not fin"),
+    ({"features": with_value(-np.inf)}, r"features\[3, 2\] is -inf"),
+    ({"features": with_value(1e39)}, r"features\[3, 2\] is inf, .* not finite in float32"),
+    ({"images": np.full((60, 4, 4), np.nan)}, r"images\[0, 0, 0, 0\] is nan, as 960 of 960"),
+    ({"images": FEATURES}, r"images should be of shape .* if they are features, name them so"),
+    ({"features": FEATURES[:, :, None]}, r"features should be of shape \(N, F\), .*name them so"),
+    ({"features": FEATURES[:, :0]}, r"features should be floats of shape \(N, F\), none of them 0"),
+    ({"features": FEATURES[:50]}, r"50 samples have labels of shape \(60,\): should be \(50,\)"),
+    ({"features": np.ones((60, 3))}, r"all 60 samples are the same: nothing can be learned"),
+    ({"features": FEATURES.astype(complex)}, r"features: should be an array of numbers, and is of"),
+    ({"features": np.array(["a"] * 60)}, r"features: should be an array of numbers"),
+    ({"features": np.array([None] * 60)}, r"x.npz: should be a whole .npz file of numbers: it has"),
+    ({"weights": np.ones(3)}, r"should have the tensors images and labels .*it has .*weights"),
+    (
+        {"features": FEATURES, "test_features": FEATURES[:, :2], "test_labels": LABELS},
+        r"training and test features should be of one shape \(F\), and are \(3,\) and \(2,\)",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arrays", "message"), REFUSED)
+def test_unfit_arrays_are_refused(tmp_path: Path, arrays: dict[str, Array], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        of_npz(tmp_path, labels=LABELS, **arrays)
+    assert "\n" not in str(caught.value)
+    assert "x.npz" in str(caught.value)
+
+
+def test_splits_of_different_types_are_refused(tmp_path: Path) -> None:
+    images = RNG.integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    with pytest.raises(InputError, match=r"one type, and are torch.uint8 and torch.float32"):
+        of_npz(tmp_path, images=images, labels=LABELS, test_images=images / 255, test_labels=LABELS)
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"\x93NUMPY", b"text"])
+def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.npz").write_bytes(content)
+    (tmp_path / "features.npy").write_bytes(content)
+    for root, name in ((tmp_path / "x.npz", "x.npz"), (tmp_path, "features.npy")):
+        with pytest.raises(InputError, match=f"{name}: should be a whole .np[zy] file of numbers"):
+            load(root)
+
+
+def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:
+    class Harmful:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (Path.touch, (tmp_path / "touched",))
+
+    objects = np.array([Harmful()] * 3, object)
+    np.savez(tmp_path / "x.npz", features=objects, labels=LABELS)
+    np.save(tmp_path / "features.npy", objects)
+    for root in (tmp_path / "x.npz", tmp_path):
+        with pytest.raises(InputError, match="has Python objects"):
+            load(root)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_a_file_of_another_kind_or_an_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a")
+    with pytest.raises(InputError, match=r"x.csv should be an .npz file, or a folder with images"):
+        load(tmp_path / "x.csv")
+    with pytest.raises(InputError, match=r"should have the tensors .*; it has none$"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("samples", "labels"),
+    [
+        (FEATURES, "features"),
+        (RNG.random((60, 2, 4, 4)), "images"),
+        (RNG.normal(size=(60, 4, 4)), "images"),
+    ],
+)
+def test_a_prepared_data_set_of_floats_is_read_as_it_was_saved(
+    tmp_path: Path, samples: Array, labels: str
+) -> None:
+    dataset = of_npz(tmp_path, **{labels: samples}, labels=LABELS)
+    data.save(dataset, tmp_path / "saved.safetensors")
+    assert b"taylorglo data set 2" in (tmp_path / "saved.safetensors").read_bytes()
+    found = data.read(tmp_path / "saved.safetensors")
+    for split in ("train", "validation", "test"):
+        assert torch.equal(getattr(found, split).images, getattr(dataset, split).images)
+    assert (found.mean, found.std, found.pixels) == (dataset.mean, dataset.std, dataset.pixels)
+    assert found.provenance == dataset.provenance
+
+
+def test_floats_under_the_format_of_bytes_are_refused(tmp_path: Path) -> None:
+    dataset = of_npz(tmp_path, images=RNG.random((60, 2, 4, 4)), labels=LABELS)
+    path = tmp_path / "saved.safetensors"
+    data.save(dataset, path)
+    path.write_bytes(path.read_bytes().replace(b"taylorglo data set 2", b"taylorglo data set 1"))
+    with pytest.raises(InputError, match="its images, labels and classes do not fit together"):
+        data.read(path)
+
+
+def test_noise_imbalance_and_fractions_work_for_features(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=RNG.normal(size=(400, 3)), labels=np.arange(400) % 4)
+    plain = load(tmp_path / "x.npz")
+    tail = load(tmp_path / "x.npz", imbalance=4)
+    assert torch.equal(plain.test.images, tail.test.images)
+    sizes = torch.bincount(torch.cat([tail.train.labels, tail.validation.labels]))
+    assert sizes.tolist() == [75, 47, 30, 19]
+    noisy = load(tmp_path / "x.npz", label_noise=0.3)
+    assert torch.equal(noisy.train.images, plain.train.images)
+    changed = int((noisy.train.labels != plain.train.labels).sum())
+    assert changed == round(0.3 * len(plain.train))

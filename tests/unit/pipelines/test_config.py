@@ -248,7 +248,8 @@ def test_every_number_has_its_limits_and_no_text_has_a_pattern() -> None:
     schema = Config.model_json_schema()
     # These lists have their limits for all items together.
     rates = "BaselineSettings.learning_rates"
-    lists = ("TrainingSettings.milestones", "SearchSettings.mean", rates)
+    training = ("TrainingSettings.milestones", "TrainingSettings.betas")
+    lists = (*training, "SearchSettings.mean", rates)
     numbers = 0
     for path, part in parts(schema):
         assert "pattern" not in part, path

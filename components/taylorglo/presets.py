@@ -134,6 +134,8 @@ def with_preset(name: Name, content: Mapping[str, Any]) -> dict[str, Any]:
 
     The values of the configuration are kept, key by key. If the configuration names another
     schedule than the preset, it does not get the milestones and the decay of the preset's schedule.
+    If it names another optimizer than SGD, it does not get the preset's learning rate and momentum,
+    which are SGD's.
 
     Args:
         name: the preset, whose network has the same name.
@@ -152,6 +154,10 @@ def _fitting(
     section: str, values: Mapping[str, Any], given: Mapping[str, Any]
 ) -> Mapping[str, Any]:
     """Return the values of a preset that fit the given ones."""
-    if section != "training" or given.get("schedule", values["schedule"]) == values["schedule"]:
-        return values
-    return {key: value for key, value in values.items() if key not in ("milestones", "decay")}
+    unfit: list[str] = []
+    if section == "training":
+        if given.get("schedule", values["schedule"]) != values["schedule"]:
+            unfit += ["milestones", "decay"]
+        if given.get("optimizer", "sgd") != "sgd":
+            unfit += ["learning_rate", "momentum", "nesterov"]
+    return {key: value for key, value in values.items() if key not in unfit}

@@ -216,6 +216,18 @@ def test_values_of_a_file_are_kept_and_the_rest_is_the_presets(
         assert getattr(sweep, section).model_dump() == expected
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_another_optimizer_does_without_the_rate_and_the_momentum_of_sgd(name: str) -> None:
+    training = config({"preset": name, "training": {"optimizer": "adamw"}}).training
+    default = TrainingSettings()
+    assert training.optimizer == "adamw"
+    assert (training.momentum, training.nesterov) == (default.momentum, default.nesterov)
+    assert training.learning_rate == default.learning_rate
+    kept = {key: value for key, value in training if key in ("steps", "schedule", "milestones")}
+    same = config({"preset": name}).training
+    assert kept == {key: getattr(same, key) for key in kept}
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "one-cycle"])
 def test_another_schedule_does_without_the_presets_milestones(schedule: str) -> None:
     training = config({"preset": "wrn-28-5", "training": {"schedule": schedule}}).training

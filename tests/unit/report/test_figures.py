@@ -101,6 +101,17 @@ def test_the_search_is_drawn_whole_and_its_better_half_enlarged() -> None:
     assert upper.get_ylim() == pytest.approx((55 - 0.08 * 35, 90 + 0.08 * 35))
 
 
+def test_the_line_at_chance_is_drawn_if_there_is_a_chance() -> None:
+    def at(num_classes: int | None) -> list[float]:
+        whole, _ = search_figure([(1, [0.5, 0.6])], num_classes).axes
+        return [
+            ys(line)[0] for line in whole.lines if len(set(ys(line))) == 1 and xs(line) == [0, 1]
+        ]
+
+    assert at(10) == [10]
+    assert at(None) == []
+
+
 def test_a_loss_has_the_same_colour_under_every_attack() -> None:
     points = [(0.1, [0.4, 0.6]), (0.0, [0.9, 0.9])]
     figure = attack_figure({"one": {"b": points}, "two": {"b": points, "a": points}}, ["a", "b"])

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from taylorglo.notebook import Proposal, Searcher, SearchResult, search
     from taylorglo.results import Candidate, Evaluation
     from taylorglo.search.study import Search
-    from taylorglo.services.registry import load_loss
+    from taylorglo.services.registry import load_loss, load_network
     from taylorglo.settings import Identity, SearchSettings
     from taylorglo.training.contract import Result, Split
 
@@ -70,6 +70,7 @@ __all__ = [
     "label_smoothed",
     "learning_drive",
     "load_loss",
+    "load_network",
     "net_pull",
     "pgd",
     "robust_accuracy",
@@ -101,7 +102,7 @@ _MODULES = {
     "notebook": ("Proposal", "SearchResult", "Searcher", "search"),
     "results": ("Candidate", "Evaluation"),
     "search.study": ("Search",),
-    "services.registry": ("load_loss",),
+    "services.registry": ("load_loss", "load_network"),
     "settings": ("Identity", "SearchSettings"),
     "training.contract": ("Result", "Split"),
 }

@@ -21,8 +21,8 @@ from taylorglo.data.dataset import Dataset
 from taylorglo.errors import MAX_LINE, MAX_LINES, TaylorgloError
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.networks.factory import build
-from taylorglo.settings import ModelSettings, SweepSettings, validated
-from taylorglo.training.loop import weights_of
+from taylorglo.networks.weights import Origin, weights_of
+from taylorglo.settings import SweepSettings, validated
 from taylorglo_pipelines.commands.attack import attack
 from taylorglo_pipelines.commands.inspect import inspect
 from taylorglo_pipelines.config import Config, load
@@ -250,7 +250,7 @@ def champion(saved_digits: Path, digits: Dataset) -> bytes:
     network = build(
         "mlp", digits.image_shape, digits.num_classes, mean=digits.mean, std=digits.std, seed=0
     )
-    return weights_of(network, digits, SweepSettings(model=ModelSettings(name="mlp")))
+    return weights_of(network, Origin("mlp", digits.image_shape, digits.num_classes))
 
 
 def check_dataset(content: bytes, folder: Path) -> None:

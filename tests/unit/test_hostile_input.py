@@ -21,9 +21,8 @@ from taylorglo.errors import MAX_LINE, MAX_LINES, InputError, printable
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.loss.polynomial import checked_theta
 from taylorglo.networks.factory import build
+from taylorglo.networks.weights import Origin, weights_of
 from taylorglo.services.registry import load_loss
-from taylorglo.settings import SweepSettings
-from taylorglo.training.loop import weights_of
 from taylorglo_pipelines.cli import main
 from taylorglo_pipelines.config import load, with_overrides
 
@@ -256,7 +255,7 @@ def network(digits: Dataset) -> bytes:
     built = build(
         "mlp", digits.image_shape, digits.num_classes, mean=digits.mean, std=digits.std, seed=0
     )
-    return weights_of(built, digits, SweepSettings())
+    return weights_of(built, Origin("mlp", digits.image_shape, digits.num_classes))
 
 
 @pytest.fixture

@@ -11,8 +11,6 @@ from importlib.metadata import version
 from typing import NamedTuple, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import nn
 
 from taylorglo.attacks import robust_accuracy
@@ -21,12 +19,13 @@ from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import Fold, fold_of_attempt
 from taylorglo.data.seeds import FINAL, TUNING, derived_seed
 from taylorglo.data.splits import digest_of
-from taylorglo.errors import InputError, TaylorgloError, one_line
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.evaluation.fitness import candidate_rate, measure
 from taylorglo.loss.classic import classic
 from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.polynomial import checked_theta
-from taylorglo.networks.factory import build, revision, skeleton
+from taylorglo.networks.factory import revision
+from taylorglo.networks.weights import restored
 from taylorglo.results import NUMERICS, Contender, FullTraining, by_contender
 from taylorglo.settings import AttackSettings, SweepSettings, TrainingSettings
 from taylorglo.training.devices import computing
@@ -232,24 +231,20 @@ def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Mod
     Raises:
         InputError: the weights are damaged, or belong to another network.
     """
-    shape, classes = dataset.image_shape, dataset.num_classes
     try:
-        state = load(weights)
-        part = "" if any(name.startswith("normalize.") for name in state) else "network"
-        # Numbers that do not fit are refused before the network takes memory.
-        empty = skeleton(model_name, shape, classes)
-        empty.get_submodule(part).load_state_dict(state, assign=True)
-        network = build(model_name, shape, classes, mean=dataset.mean, std=dataset.std, seed=0)
-        network.get_submodule(part).load_state_dict(state)
+        return restored(
+            weights,
+            model_name,
+            dataset.image_shape,
+            dataset.num_classes,
+            normalisation=(dataset.mean, dataset.std),
+        )
     except InputError:
         raise
-    # PyTorch refuses shapes and types that the header of a damaged file may name.
-    except (SafetensorError, RuntimeError, LookupError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise InputError(
-            f"these weights do not fit model {model_name!r} and data set {dataset.name!r}: "
-            f"{one_line(error)}"
+            f"these weights do not fit model {model_name!r} and data set {dataset.name!r}: {error}"
         ) from None
-    return network.eval()
 
 
 def attack_network(

@@ -30,7 +30,6 @@ from taylorglo.errors import (
     with_remedy,
 )
 from taylorglo.retries import retry, waiting
-from taylorglo.services import layout
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -227,15 +226,16 @@ class Connection:
             )
         return str(experiment.experiment_id)
 
-    def download_loss(self, uri: str, folder: Path) -> Path:
-        """Copy the saved loss of a model version into a folder, and return its path.
+    def download(self, uri: str, file: str, folder: Path) -> Path:
+        """Copy a file of a model version into a folder, and return its path.
 
         Args:
             uri: ``models:/NAME/VERSION`` or ``models:/NAME@ALIAS``.
+            file: name of the file, ``layout.LOSS`` or ``layout.NETWORK``.
             folder: an existing folder.
 
         Raises:
-            InputError: the URI is malformed, there is no such version, or it has no loss.
+            InputError: the URI is malformed, there is no such version, or it has no such file.
             ServiceError: the server, the database or the artifact store fails.
         """
         from mlflow.artifacts import download_artifacts
@@ -251,7 +251,7 @@ class Connection:
         # environment names.
         try:
             path = download_artifacts(
-                artifact_uri=f"{source.rstrip('/')}/{layout.LOSS}",
+                artifact_uri=f"{source.rstrip('/')}/{file}",
                 dst_path=str(folder),
                 tracking_uri=self._uri,
             )
@@ -259,8 +259,7 @@ class Connection:
             # Every artifact store (S3, ...) raises the errors of another library.
             reason = redacted(str(error))
             message = (
-                f"{uri}: its {layout.LOSS} cannot be read from {redacted(source)}: "
-                f"{shortened(reason)}"
+                f"{uri}: its {file} cannot be read from {redacted(source)}: {shortened(reason)}"
             )
             if re.search(r"404|NoSuch|No such|not found|not exist", reason):
                 raise InputError(message) from None

@@ -22,6 +22,7 @@ from taylorglo.loss.polynomial import MOST_BYTES, checked_theta
 from taylorglo.reading import parse_json, read_bytes
 from taylorglo.results import Candidate, DatasetDescription, Evaluation, StandingChampion
 from taylorglo.scores import is_known
+from taylorglo.services import layout
 from taylorglo.services.mlflow import Connection, redacted
 from taylorglo.settings import HIGHEST_RATE
 
@@ -342,7 +343,7 @@ class Tracker:
             ServiceError: the server, the database or the artifact store fails.
         """
         with tempfile.TemporaryDirectory(prefix="taylorglo-") as folder:
-            path = self._connection.download_loss(uri, Path(folder))
+            path = self._connection.download(uri, layout.LOSS, Path(folder))
             try:
                 content = parse_json(read_bytes(path, MOST_BYTES))
                 theta, _ = checked_theta(content["theta"])

@@ -1,6 +1,5 @@
 """The training of one network with one loss, and what is measured of the network."""
 
-import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -9,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -19,6 +17,7 @@ from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss
 from taylorglo.networks.factory import build
+from taylorglo.networks.weights import Origin, weights_of
 from taylorglo.results import Curve, Status, Training
 from taylorglo.scores import BESIDE_ACCURACY
 from taylorglo.settings import SweepSettings
@@ -313,7 +312,8 @@ def measured(
             "ended": time.time(),
         }
     )
-    return TrainedNetwork(whole, weights_of(network, dataset, settings) if recipe.kept else b"")
+    origin = Origin(settings.model.name, dataset.image_shape, dataset.num_classes)
+    return TrainedNetwork(whole, weights_of(network, origin) if recipe.kept else b"")
 
 
 def validate(
@@ -372,19 +372,6 @@ def evaluation_batches(split: Split, batch_size: int) -> Iterator[tuple[Tensor, 
     images, labels = torch.split(split.images, batch_size), torch.split(split.labels, batch_size)
     for batch, targets in zip(images, labels, strict=True):
         yield laid_out(scaled(batch)), targets
-
-
-def weights_of(network: nn.Module, dataset: Dataset, settings: SweepSettings) -> bytes:
-    """Return the network's state as safetensors; the same weights are the same bytes."""
-    # One entry only: safetensors writes several in an arbitrary order.
-    content = {"model": settings.model.name, "image_shape": dataset.image_shape}
-    metadata = {"taylorglo": json.dumps(content)}
-    # Copies, because safetensors refuses tensors that share memory, such as tied weights.
-    state = {
-        name: value.cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in network.state_dict().items()
-    }
-    return save(state, metadata)
 
 
 @contextmanager

@@ -3,12 +3,12 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from taylorglo.errors import InputError, one_line
-from taylorglo.reading import check_regular, parse_json
+from taylorglo.errors import InputError
+from taylorglo.reading import check_regular
 from taylorglo.services import layout
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     """
     from taylorglo.data import dataset as datasets
     from taylorglo.evaluation.comparison import attack_network, restore_network
+    from taylorglo.networks.weights import origin_of, trusted_name
     from taylorglo.results import epsilon_unit
     from taylorglo.services.storage import fetch
     from taylorglo.settings import AttackSettings, TrainingSettings, validated
@@ -78,7 +79,7 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
         weights = f"{model.rstrip('/')}/{layout.NETWORK}"
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(weights, Path(folder) / "model")
-        model_name = model_name or _named_by(path)
+        model_name = model_name or trusted_name(origin_of(path), str(path), "--model-name")
         data = data or _data_beside(weights)
         dataset = datasets.read(fetch(data, Path(folder) / "data"))
         network = restore_network(_content(path), model_name, dataset)
@@ -147,30 +148,3 @@ def _data_beside(weights: str) -> str:
     if "://" not in weights:
         weights = str(Path(weights).absolute())
     return layout.dataset(weights.rsplit("/", 2)[0])
-
-
-def _named_by(weights: Path) -> str:
-    """Return the name of the network that weights belong to, from their metadata.
-
-    Raises:
-        InputError: the weights are damaged, name no network, or name a function of a user.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        check_regular(weights)
-        with safe_open(weights, framework="pt") as file:
-            metadata = file.metadata() or {}
-        content: Any = parse_json(metadata.get("taylorglo", "{}"))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{weights}: are not weights in safetensors: {one_line(error)}") from None
-    name = content.get("model") if isinstance(content, dict) else None
-    if not isinstance(name, str):
-        raise InputError(f"{weights}: do not name their network; give it with --model-name")
-    # A file from somebody else must not choose the code that is run.
-    if ":" in name and not name.startswith("torchvision:"):
-        raise InputError(
-            f"{weights}: belong to a network of somebody's own; if you trust it, --model-name "
-            f"{name}"
-        )
-    return name

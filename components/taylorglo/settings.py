@@ -279,6 +279,11 @@ class DataSettings(Section):
         "of each class, below 0.5 and with at least 3 classes.",
     )
 
+    @property
+    def published(self) -> bool:
+        """Whether it is a data set that others have published."""
+        return self.name in ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn")
+
     @model_validator(mode="after")
     def _root_is_given(self) -> "DataSettings":
         if self.name not in ("digits", "own") and not self.root:

@@ -30,6 +30,7 @@ SMALL = (
     f"pipeline.generations={GENERATIONS}",
     "pipeline.shards=1",
     "baselines.learning_rates=[0.1,0.3]",
+    "baselines.label_smoothing=[0.1]",
     "baselines.attempts=1",
     "champion.finalists=2",
     "champion.seeds=2",

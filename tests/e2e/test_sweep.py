@@ -113,7 +113,7 @@ def test_table_and_places(finished: Finished) -> None:
     output = finished.process.stdout
     rows = final_table(output)[2:6]
     assert [row[:30].strip() for row in rows] == LOSSES
-    assert all(re.search(r"\d\d\.\d\d ± \d+\.\d\d  2 ", row) for row in rows)
+    assert all(re.search(r"(\d+\.\d\d ± \d+\.\d\d +){2}2 ", row) for row in rows)
     for name, path in re.findall(r"^(report|champion)  +(\S+)$", output, re.M):
         assert Path(path).is_file(), name
     assert f"mlflow ui --backend-store-uri sqlite:///{finished.work}/mlruns.db" in output

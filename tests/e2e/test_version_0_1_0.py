@@ -33,6 +33,7 @@ SETTINGS = (
     "search.popsize=4",
     "pipeline.generations=3",
     "baselines.learning_rates=[0.1,0.3]",
+    "baselines.label_smoothing=[0.1]",
     "baselines.attempts=1",
     "champion.finalists=2",
     "champion.seeds=2",

@@ -79,12 +79,18 @@ def _sizes(splits: Mapping[str, Split], index: int) -> str:
     )
 
 
-def lines(provenance: Mapping[str, str]) -> list[str]:
+def lines(provenance: Mapping[str, str], *, known: bool = False) -> list[str]:
     """Return the remarks in a provenance, each as a line for a person.
 
     What was read, and what was left out, is one line.
+
+    Args:
+        provenance: of a data set.
+        known: whether it is a published one, of which nobody has to be told what was read.
     """
     said = {name: provenance[name] for name in NAMES if provenance.get(name, _NONE) != _NONE}
+    if known:
+        said.pop("read", None)
     if left_out := provenance.get("left_out"):
         read = "; ".join(filter(None, (said.pop("read", ""), f"left out: {left_out}")))
         said = {"read": read, **said}

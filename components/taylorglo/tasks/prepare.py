@@ -48,7 +48,7 @@ def run(
     with tempfile.TemporaryDirectory() as folder:
         local = fetch(settings.root, Path(folder)) if "://" in settings.root else None
         dataset = datasets.load(settings, seed, local)
-    for line in remarks.lines(dataset.provenance):
+    for line in remarks.lines(dataset.provenance, known=settings.published):
         say(f"data: {line}")
     # The memory for the smallest batch, on this machine: the batch size and the machine that
     # trains are not known here.

@@ -79,6 +79,7 @@ def test_of_published_data_nothing_is_said_but_what_was_read() -> None:
         "1797 gray images of 8x8, 8 bits; 10 classes: 0 178, 1 182, 2 177, 3 183, 4 181, 5 182, "
         "6 181, 7 179, 8 174, 9 180"
     ]
+    assert remarks.lines(provenance, known=True) == []
 
 
 def test_what_was_left_out_is_in_the_line_of_what_was_read() -> None:

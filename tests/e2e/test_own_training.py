@@ -105,7 +105,7 @@ def test_networks_are_attacked_if_there_are_images_and_it_returns_them(
     )
     output = run_sweep(tmp_path / "runs", "evaluation.attempts=1", path=config)
     attacked = re.search(
-        r"accuracy left at epsilon 0\.05 \(pixels in \[0, 1\]\): champion ([\d.]+)%", output
+        r"left at epsilon 0\.05 \(pixels in \[0, 1\]\): champion ([\d.]+)%", output
     )
     assert attacked
     # The clean accuracy on the attacked images is that of a network on pixels in [0, 1].

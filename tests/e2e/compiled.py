@@ -128,7 +128,7 @@ class CompiledPipeline(ABC):
                 "outputFile": f"{folder}/executor_output.json",
             },
         }
-        job = re.sub("[^a-z0-9]+", "-", f"sweep-{self._count:02}-{stem}")
+        job = re.sub("[^a-z0-9]+", "-", f"{self._count:02}-{stem}")
         task = Task(job, name, label, folder, executor_input, list(declared))
         return {**outputs, **self.execute(task)}
 

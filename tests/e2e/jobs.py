@@ -17,7 +17,6 @@ from cluster import Cluster
 from compiled import CompiledPipeline, Object, Task
 
 ROOT = "/pipeline"
-CLAIM = "pipeline"
 RESTRICTED = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
@@ -36,6 +35,8 @@ RESOURCES = {
 class Jobs(CompiledPipeline):
     """Runs the tasks of a compiled pipeline in one namespace, under one service account.
 
+    The Jobs and the volume of a pipeline are named after its file.
+
     Attributes:
         logs: what the containers of each task printed, by the task's path.
         seconds: from start to end of each Job, by component.
@@ -46,6 +47,7 @@ class Jobs(CompiledPipeline):
         self._cluster = cluster
         self._namespace = namespace
         self._account = account
+        self._name = path.stem
         self.logs: dict[str, str] = {}
         self.seconds: dict[str, list[float]] = {}
 
@@ -54,7 +56,7 @@ class Jobs(CompiledPipeline):
         claim = {
             "apiVersion": "v1",
             "kind": "PersistentVolumeClaim",
-            "metadata": {"name": CLAIM, "namespace": self._namespace},
+            "metadata": {"name": self._name, "namespace": self._namespace},
             "spec": {
                 "accessModes": ["ReadWriteOnce"],
                 "resources": {"requests": {"storage": "1Gi"}},
@@ -75,10 +77,12 @@ class Jobs(CompiledPipeline):
         )
 
     def execute(self, task: Task) -> Object:
-        self._cluster.apply([self._job(task)])
-        log = self._cluster.finished(self._namespace, task.name, seconds=TASK_SECONDS)
+        job = self._job(task)
+        name = job["metadata"]["name"]
+        self._cluster.apply([job])
+        log = self._cluster.finished(self._namespace, name, seconds=TASK_SECONDS)
         self.logs[task.path] = log
-        status = self._cluster.get("-n", self._namespace, "job", task.name)["status"]
+        status = self._cluster.get("-n", self._namespace, "job", name)["status"]
         started = datetime.fromisoformat(status["startTime"])
         ended = datetime.fromisoformat(status["completionTime"])
         component = task.label.removeprefix("exec-")
@@ -91,7 +95,7 @@ class Jobs(CompiledPipeline):
 
     def _job(self, task: Task) -> Object:
         platform = self.platform.get(task.label, {})
-        volumes, mounts = _volumes(platform)
+        volumes, mounts = _volumes(platform, self._name)
         container = {**self._settled(task), "volumeMounts": mounts}
         main = {
             **container,
@@ -122,7 +126,7 @@ class Jobs(CompiledPipeline):
         return {
             "apiVersion": "batch/v1",
             "kind": "Job",
-            "metadata": {"name": task.name, "namespace": self._namespace},
+            "metadata": {"name": f"{self._name}-{task.name}", "namespace": self._namespace},
             "spec": {
                 "backoffLimit": 0,
                 "template": {"metadata": {"labels": labels}, "spec": spec},
@@ -152,15 +156,15 @@ class Jobs(CompiledPipeline):
         }
 
 
-def _volumes(platform: Object) -> tuple[list[Object], list[Object]]:
-    """Return the volumes of a task's pod and their mounts."""
+def _volumes(platform: Object, claim: str) -> tuple[list[Object], list[Object]]:
+    """Return the volumes of a task's pod and their mounts; artifacts are in the claim's volume."""
     volumes: list[Object] = []
     mounts: list[Object] = []
     for mount in platform.get("emptyDirMounts", []):
         kind = {key: mount[key] for key in ("medium", "sizeLimit") if key in mount}
         volumes.append({"name": mount["volumeName"], "emptyDir": kind})
         mounts.append({"name": mount["volumeName"], "mountPath": mount["mountPath"]})
-    volumes.append({"name": "pipeline", "persistentVolumeClaim": {"claimName": CLAIM}})
+    volumes.append({"name": "pipeline", "persistentVolumeClaim": {"claimName": claim}})
     mounts.append({"name": "pipeline", "mountPath": ROOT})
     return volumes, mounts
 

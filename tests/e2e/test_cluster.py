@@ -2,9 +2,9 @@
 
 The tests need KUBECONFIG, a cluster without a namespace ``taylorglo``, and both images in it
 (``make images``; ``kind load ...``). If the cluster cannot pull the images of PostgreSQL and
-SeaweedFS, TAYLORGLO_E2E_BUILD_IMAGE is a command that builds stand-ins for them; it is called as
-``COMMAND TAG CONTEXT DOCKERFILE``. TAYLORGLO_E2E_IMAGE is the component image, unless it is
-``taylorglo:VERSION``.
+SeaweedFS, TAYLORGLO_E2E_BUILD_IMAGE is a command that builds stand-ins for them, and an image with
+a training of its own; it is called as ``COMMAND TAG CONTEXT DOCKERFILE [--build-arg A=B]``.
+TAYLORGLO_E2E_IMAGE is the component image, unless it is ``taylorglo:VERSION``.
 """
 
 import base64
@@ -38,6 +38,7 @@ from taylorglo_pipelines.pipeline.compile import compile_sweep
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1800)]
 HERE = Path(__file__).parent
 IMAGE = os.environ.get("TAYLORGLO_E2E_IMAGE") or DEFAULT_IMAGE
+BUILD = os.environ.get("TAYLORGLO_E2E_BUILD_IMAGE", "")
 ACCOUNT = "taylorglo-pipeline"
 OWN = {"taylorglo-e2e": "true"}  # the label of the namespaces that these tests may delete
 
@@ -119,8 +120,7 @@ def remove(cluster: Cluster) -> None:
 
 def build_stand_ins(objects: list[Object]) -> None:
     """Build images in place of those that the cluster cannot pull, if there is a command for it."""
-    command = os.environ.get("TAYLORGLO_E2E_BUILD_IMAGE")
-    if not command:
+    if not BUILD:
         return
     images = {
         container["image"] for _, template in pods(objects) for container in containers(template)
@@ -131,9 +131,13 @@ def build_stand_ins(objects: list[Object]) -> None:
     ):
         (tag,) = [image for image in images if name in image]
         context = HERE / "images" / folder
-        subprocess.run(
-            [*shlex.split(command), tag, str(context), str(context / "Dockerfile")], check=True
-        )
+        build_image(tag, context)
+
+
+def build_image(tag: str, context: Path, *words: str) -> None:
+    """Build the image of the Dockerfile in a folder, and bring it into the cluster."""
+    dockerfile = str(context / "Dockerfile")
+    subprocess.run([*shlex.split(BUILD), tag, str(context), dockerfile, *words], check=True)
 
 
 def job_like_a_task(name: str, source: str) -> Object:
@@ -483,3 +487,30 @@ def test_a_sweep_task_by_task(
         assert b"cluster" in page.getvalue()
     complete = "SELECT count(*) FROM trials WHERE state = 'COMPLETE'"
     assert int(installed.psql("optuna", "optuna", complete)) == 8
+
+
+@pytest.mark.skipif(not BUILD, reason="needs TAYLORGLO_E2E_BUILD_IMAGE")
+def test_a_training_of_ones_own_comes_in_an_image(installed: Installed, tmp_path: Path) -> None:
+    examples, tag = HERE.parents[1] / "docs" / "examples", "own-training:1"
+    build_image(tag, examples, "--build-arg", f"TAYLORGLO={IMAGE}")
+    config = load(
+        examples / "own_training.yaml",
+        (
+            f"pipeline.image={tag}",
+            f"pipeline.service_account={ACCOUNT}",
+            "pipeline.generations=1",
+            "search.popsize=2",
+            "training.steps=20",
+            "evaluation.steps=20",
+            "baselines.learning_rates=[0.003]",
+            "champion.finalists=1",
+            "champion.seeds=2",
+        ),
+    )
+    compile_sweep(config, tmp_path / "own.yaml")
+    Jobs(installed.cluster, PIPELINES, ACCOUNT, tmp_path / "own.yaml").run()
+    with installed.cluster.forwarded(SERVICES, "seaweedfs", 8333) as address:
+        store = installed.s3(address)
+        listed = store.list_objects_v2(Bucket="taylorglo", Prefix="sweeps/own-training/")
+    keys = {entry["Key"].removeprefix("sweeps/own-training/") for entry in listed["Contents"]}
+    assert {"report.html", "champion/loss.json", "champion/loss.py"} <= keys

@@ -8,6 +8,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,33 @@ def test_containers_that_do_nothing_are_not_taken_for_a_sweep(
         engine.images.remove("taylorglo-test:nothing")
     assert process.returncode == 2
     assert process.stderr.startswith("taylorglo: error: a task failed: ")
+
+
+def test_a_training_of_ones_own_comes_in_an_image(
+    engine: docker.DockerClient, tmp_path: Path
+) -> None:
+    examples, tag = ROOT / "docs" / "examples", "taylorglo-test:own-training"
+    base = engine.images.get(IMAGE).id
+    engine.images.build(path=str(examples), tag=tag, rm=True, buildargs={"TAYLORGLO": base})
+    settings = (
+        f"pipeline.image={tag}",
+        "pipeline.generations=1",
+        "search.popsize=2",
+        "training.steps=20",
+        "evaluation.steps=20",
+        "baselines.learning_rates=[0.003]",
+        "champion.finalists=1",
+        "champion.seeds=2",
+        f"services.work_dir={tmp_path}",
+    )
+    command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", "--runner", "docker"]
+    command += [str(examples / "own_training.yaml"), *(f"--set={setting}" for setting in settings)]
+    # The module is in the image alone: the current folder does not have it.
+    process = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=SECONDS
+    )
+    assert (process.returncode, process.stderr) == (0, "")
+    assert TaylorLoss.load(tmp_path / "store" / "own-training" / "champion" / "loss.json").classes
 
 
 def test_a_server_on_localhost_and_its_credentials(

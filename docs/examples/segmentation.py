@@ -53,9 +53,7 @@ def train(
     for _ in range(steps):
         batch = torch.randint(len(images), (16,), device=device)
         optimizer.zero_grad()
-        # A loss takes logits (N, C), so every pixel is a sample.
-        logits = network(images[batch]).movedim(1, -1).flatten(0, -2)
-        loss(logits, masks[batch].flatten()).backward()
+        loss(network(images[batch]), masks[batch]).backward()  # every pixel is a sample
         optimizer.step()
     images, masks = draw(256, seed=1 if split.name == "validation" else 2)
     with torch.no_grad():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from taylorglo.errors import InputError, quoted
 from taylorglo.loss.formula import widened
 
+IGNORED = -100  # the class index of samples that do not count, as in PyTorch
 Reduction = Literal["none", "mean", "sum"]
 
 

@@ -1,6 +1,6 @@
 """The loss functions: what all of them share, and the Taylor loss of the search.
 
-All are called in the same way: ``loss(logits, targets)`` is the mean over the batch, and
+All are called in the same way: ``loss(logits, targets)`` is the mean over the samples, and
 ``loss.per_sample(logits, targets)`` has the value of each sample.
 """
 
@@ -20,6 +20,7 @@ from taylorglo.errors import InputError, quoted
 from taylorglo.files import replacing
 from taylorglo.loss import closed_form
 from taylorglo.loss.conventions import (
+    IGNORED,
     Options,
     Reduction,
     check_options,
@@ -47,19 +48,36 @@ _FAMILIES = {"taylor": False, "taylor-log": True}
 
 
 class Loss(nn.Module, ABC):
-    """A classification loss on logits (N, n).
+    """A classification loss, called as ``nn.CrossEntropyLoss`` is without options.
 
-    Targets are class indices (N,), or distributions (N, n). The loss is computed in float32 at
-    least, also for logits of a lower precision.
+    It is computed in float32 at least, also for logits of a lower precision.
     """
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean over the batch, a scalar."""
-        return self.per_sample(logits, targets).mean()
+        """Return the mean over the samples, a scalar; the class index -100 marks those to ignore.
+
+        Args:
+            logits: (n,), (N, n), or (N, n, d1, ...).
+            targets: class indices (), (N,), or (N, d1, ...), or distributions of the logits' shape.
+
+        Raises:
+            InputError: a shape does not fit, or a class index is out of range (on other devices
+                than the CPU, PyTorch says so itself).
+        """
+        z, t, _ = rows(logits, targets)
+        used = None if t.is_floating_point() else counted(t, z.shape[1], IGNORED)
+        if used is None:
+            return self.per_sample(z, t).mean()
+        return self.per_sample(z, t.where(used, 0)).where(used, 0).sum() / used.sum()
 
     @abstractmethod
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the loss of each sample, shape (N,)."""
+        """Return the loss of each sample, (N,).
+
+        Args:
+            logits: (N, n).
+            targets: class indices (N,), or distributions (N, n).
+        """
 
 
 class TaylorLoss(Loss):
@@ -99,7 +117,7 @@ class TaylorLoss(Loss):
         order: int = 3,
         *,
         weight: Sequence[float] | Tensor | None = None,
-        ignore_index: int = -100,
+        ignore_index: int = IGNORED,
         reduction: Reduction = "mean",
         label_smoothing: float = 0.0,
         classes: int | None = None,

@@ -240,8 +240,34 @@ def test_wrong_shapes_are_refused(loss: Loss) -> None:
         loss(torch.zeros(4, 10), torch.zeros(5, dtype=torch.long))
     with pytest.raises(InputError, match=r"^soft targets should have shape \(4, 10\), have \(4, 9"):
         loss(torch.zeros(4, 10), torch.zeros(4, 9))
-    with pytest.raises(InputError, match=r"^logits should have shape \(samples, classes >= 2\)"):
+    with pytest.raises(
+        InputError, match=r"^logits should be floats of shape \(classes,\), \(sampl"
+    ):
         loss(torch.zeros(4, 1), torch.zeros(4, 1))
+    with pytest.raises(
+        InputError, match=r"^class indices should be from 0 to 9, or -100 for sampl"
+    ):
+        loss(torch.zeros(1, 10), torch.tensor([10]))
+
+
+@pytest.mark.parametrize("loss", [*BOUNDED, Baikal()], ids=repr)
+def test_a_loss_is_called_as_that_of_pytorch_is(loss: Loss) -> None:
+    """A training of a user that calls it for pixels or for words also calls the baselines so."""
+    source = generator(5)
+    logits = torch.randn(2, 3, 4, 5, generator=source, dtype=torch.float64)
+    labels = torch.randint(3, (2, 4, 5), generator=source)
+    flat = logits.movedim(1, -1).flatten(0, -2)
+    values = loss.per_sample(flat, labels.flatten())
+    torch.testing.assert_close(loss(logits, labels), values.mean())
+    torch.testing.assert_close(loss(logits, logits.softmax(dim=1)), loss(flat, flat.softmax(dim=1)))
+    torch.testing.assert_close(loss(flat[7], labels.flatten()[7]), values[7])
+    ignored = torch.rand(2, 4, 5, generator=source) < 0.3
+    leaf = logits.clone().requires_grad_()
+    partly = loss(leaf, labels.masked_fill(ignored, -100))
+    torch.testing.assert_close(partly, values[~ignored.flatten()].mean())
+    (slope,) = torch.autograd.grad(partly, leaf)
+    assert (slope.movedim(1, -1)[ignored] == 0).all()
+    assert loss(logits, torch.full_like(labels, -100)).isnan()
 
 
 def test_every_name_has_its_loss_and_its_dynamics() -> None:

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import os
+import re
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -461,21 +462,6 @@ def test_fewer_than_two_classes_are_refused(classes: int) -> None:
         ((4, 10), torch.zeros(4), r"soft targets should have shape \(4, 10\), have \(4,\)"),
         ((4, 10), torch.zeros(4, 9), r"soft targets should have shape \(4, 10\), have \(4, 9\)"),
         ((4, 10), torch.zeros(1, 10), r"soft targets should have shape \(4, 10\), have \(1, 10\)"),
-        (
-            (10,),
-            torch.zeros(10),
-            r"logits should have shape \(samples, classes >= 2\), have \(10,\)",
-        ),
-        (
-            (4, 1),
-            torch.zeros(4, 1),
-            r"logits should have shape \(samples, classes >= 2\), have \(4, 1\)",
-        ),
-        (
-            (4, 10, 3),
-            torch.zeros(4, 3).long(),
-            r"logits should have shape \(samples, classes >= 2\), have \(4, 10, 3\)",
-        ),
     ],
 )
 def test_wrong_shapes_are_refused(
@@ -484,6 +470,20 @@ def test_wrong_shapes_are_refused(
     for call in (loss, loss.per_sample, TaylorLoss(MNIST).per_sample):
         with pytest.raises(InputError, match=message):
             call(torch.zeros(logits), targets)
+
+
+@pytest.mark.parametrize("loss", [CrossEntropy(), SquaredError(), Baikal(), TaylorLoss(MNIST)])
+@pytest.mark.parametrize(
+    ("logits", "targets"), [((10,), (10,)), ((4, 1), (4, 1)), ((4, 10, 3), (4, 10, 3))]
+)
+def test_the_loss_of_each_sample_takes_a_row_for_each(
+    loss: Loss, logits: tuple[int, ...], targets: tuple[int, ...]
+) -> None:
+    message = (
+        rf"^logits should have shape \(samples, classes >= 2\), have {re.escape(str(logits))}$"
+    )
+    with pytest.raises(InputError, match=message):
+        loss.per_sample(torch.zeros(logits), torch.zeros(targets))
 
 
 @settings(deadline=None, derandomize=True)

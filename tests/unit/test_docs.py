@@ -217,15 +217,9 @@ class TestReadme:
         long = [line for line in text.splitlines() if len(line) > 120 and line[0] != "|"]
         assert long == []
 
-    def test_the_python_code_uses_a_found_loss(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_the_python_code_uses_a_found_loss(self, capsys: pytest.CaptureFixture[str]) -> None:
         import torch
 
-        (tmp_path / "champion").mkdir()
-        saved = taylorglo.TaylorLoss([0, 0, 0, -1, 0, 2, 0, 0])
-        saved.save(tmp_path / "champion/loss.json")
-        monkeypatch.chdir(tmp_path)
         network = torch.nn.Linear(4, 10)
         names = {
             "network": network,
@@ -235,7 +229,8 @@ class TestReadme:
         run_code(README, names)
         assert network.weight.grad is not None
         assert network.weight.grad.abs().sum() > 0
-        assert capsys.readouterr().out == f"{taylorglo.dynamics(saved.theta.tolist(), 10)}\n"
+        theta = taylorglo.load_loss("zoo:digits").theta
+        assert capsys.readouterr().out == f"{taylorglo.dynamics(theta.tolist(), 10)}\n"
 
     def test_the_figure_is_of_the_loss_that_the_command_beside_it_draws(self) -> None:
         match = re.search(r"`taylorglo inspect ([-\d. ]+) --plot (\S+)`", README)

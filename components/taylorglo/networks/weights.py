@@ -1,14 +1,14 @@
 """Trained networks as safetensors: what is written of one, and how it is built again."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
-from torch import nn
+from torch import Tensor, nn
 
 from taylorglo.errors import InputError, one_line, quoted
 from taylorglo.networks.factory import ImageShape, build, skeleton
@@ -34,14 +34,19 @@ class Origin(NamedTuple):
 
 def weights_of(network: nn.Module, origin: Origin) -> bytes:
     """Return the network's state as safetensors; the same weights are the same bytes."""
+    return packed(network.state_dict(), origin)
+
+
+def packed(state: Mapping[str, Tensor], origin: Origin) -> bytes:
+    """Return the state of a network as safetensors, with its origin."""
     # One entry only: safetensors writes several in an arbitrary order.
     metadata = {"taylorglo": json.dumps(origin._asdict())}
     # Copies, because safetensors refuses tensors that share memory, such as tied weights.
-    state = {
-        name: value.cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in network.state_dict().items()
+    tensors = {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
     }
-    return save(state, metadata)
+    return save(tensors, metadata)
 
 
 def origin_of(weights: Path) -> Origin:

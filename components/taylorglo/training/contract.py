@@ -20,7 +20,7 @@ class Split:
         fold: number of the fold of the training data to validate on, from 0 to ``folds - 1``. All
             losses that are compared have the same one.
         folds: number of folds (``evaluation.folds``); 0 if there is one validation split.
-        seed: of the division into folds, so that several divisions differ.
+        seed: of the random order that the data are divided in. Each generation has one of its own.
     """
 
     name: Literal["validation", "test"]

@@ -1,7 +1,6 @@
 """A training by a function of a user: how it is found, called and judged."""
 
 import inspect
-import json
 import math
 import random
 import time
@@ -12,13 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from taylorglo import scores
 from taylorglo.data.dataset import Dataset
 from taylorglo.errors import InputError, TaylorgloError, described, quoted
 from taylorglo.imports import imported, revision_of
+from taylorglo.networks.weights import Origin, packed
 from taylorglo.results import Curve, Status, Training
 from taylorglo.settings import SweepSettings
 from taylorglo.training.contract import Result, Split
@@ -95,11 +94,7 @@ def train_by_function(
     """
     function = _find(settings.training.function)
     tested = recipe.kept and dataset.test is not None
-    fold = recipe.fold
-    split = Split(
-        "test" if tested else "validation",
-        *((fold.index, fold.count, fold.seed) if fold is not None else ()),
-    )
+    split = Split("test" if tested else "validation", *_fold(recipe))
     started = time.time()
     with _seeded(recipe.seed, torch.device(device)):
         returned = _called(function, settings.training.function, recipe, split, device)
@@ -116,6 +111,16 @@ def train_by_function(
         reason=outcome.reason,
     )
     return TrainedNetwork(training, outcome.weights)
+
+
+def _fold(recipe: Recipe) -> tuple[int, ...]:
+    """Return number, count and seed of the fold of a training; nothing without folds.
+
+    The numbers go around from another start in each order. So a function that divides its data by
+    the number alone is not validated on one and the same part in the first attempt of each group.
+    """
+    fold = recipe.fold
+    return () if fold is None else ((fold.index + fold.seed) % fold.count, fold.count, fold.seed)
 
 
 class _Outcome(NamedTuple):
@@ -253,21 +258,17 @@ def _weights(model: Any, dataset: Dataset, settings: SweepSettings) -> bytes:
         raise InputError(
             f"gave a {type(model).__name__} as the model; it should be a torch.nn.Module"
         )
-    state = {
-        # Copies, because safetensors refuses tensors that share memory.
-        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, value in model.state_dict().items()
-        if isinstance(value, Tensor)
-    }
+    # A module may put other things into its state.
+    state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     if settings.data.name == "own":
-        return save(state)
+        return packed(state, Origin(None, None, dataset.num_classes))
     state = {f"network.{name}": value for name, value in state.items()}
     channels, *sides = dataset.image_shape
     by_channel = [channels, *(1 for _ in sides)]
     state["normalize.mean"] = torch.zeros(by_channel)
     state["normalize.std"] = torch.ones(by_channel)
-    content = {"model": settings.model.name, "image_shape": dataset.image_shape}
-    return save(state, {"taylorglo": json.dumps(content)})
+    origin = Origin(settings.model.name, dataset.image_shape, dataset.num_classes)
+    return packed(state, origin)
 
 
 @contextmanager

@@ -35,6 +35,11 @@ def echo(
     )
 
 
+def fold(loss: nn.Module, *, split: Split, **_: Any) -> float:
+    """Return the number of the fold, as a share of their number."""
+    return split.fold / split.folds
+
+
 def drawn(loss: nn.Module, **_: Any) -> float:
     """Return a score from the generators of Python, NumPy and PyTorch."""
     return random.random() + np.random.rand() + torch.rand(()).item()

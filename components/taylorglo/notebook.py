@@ -6,15 +6,17 @@ and no environment variable is read. The work is done by the same functions as i
 
 import hashlib
 import inspect
+import marshal
 import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import torch
@@ -201,16 +203,57 @@ def _is_importable(train: Callable[..., Any], module: str, attribute: str) -> bo
     # What is the main module here, is another one there.
     if module == "__main__":
         return False
-    return getattr(import_module(module), attribute, None) is train
+    try:
+        return getattr(import_module(module), attribute, None) is train
+    except ImportError:
+        # A module that was loaded by its path, or made by a program.
+        return False
 
 
 def _digest(train: Callable[..., Any]) -> str:
-    """Return a text that changes if a function is another one, as far as Python knows its code."""
+    """Return a text that changes if a function is another one, as far as that can be seen.
+
+    What counts is the source. Of a partial function the arguments count, too, and of an object and
+    of a method the attributes, as far as they are plain values.
+    """
+    return hashlib.sha256("\n".join(_parts(train)).encode()).hexdigest()
+
+
+def _parts(train: Any) -> Iterator[str]:
+    if isinstance(train, partial):
+        yield from _parts(train.func)
+        yield _plain([train.args, train.keywords])
+    elif isinstance(train, MethodType):
+        yield from _parts(train.__func__)
+        yield _plain(getattr(train.__self__, "__dict__", {}))
+    elif hasattr(train, "__code__"):
+        yield _source(train) or marshal.dumps(train.__code__).hex()
+    else:
+        yield _source(type(train)) or type(train).__qualname__
+        yield _plain(getattr(train, "__dict__", {}))
+
+
+def _source(thing: Any) -> str:
+    """Return the source of a function or of a class; empty if Python does not have it."""
     try:
-        code = inspect.getsource(train).encode()
+        return inspect.getsource(thing)
     except (OSError, TypeError):
-        code = getattr(getattr(train, "__code__", None), "co_code", b"")
-    return hashlib.sha256(code).hexdigest()
+        return ""
+
+
+def _plain(value: Any) -> str:
+    """Return a value as text; of a thing that is no plain value, the name of its type.
+
+    The text of any other thing may have its address in memory, or a part of its content alone.
+    """
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_plain, value))})"
+    if isinstance(value, dict):
+        pairs = sorted(f"{_plain(key)}: {_plain(item)}" for key, item in value.items())
+        return f"{{{', '.join(pairs)}}}"
+    return type(value).__qualname__
 
 
 def _begun(settings: SweepSettings, generations: int, folder: Path) -> _LocalSweep:

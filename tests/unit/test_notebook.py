@@ -3,13 +3,15 @@
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import notebook_trainings
 import pytest
 import torch
-from notebook_trainings import CALLS, broken, endless, pull
+from notebook_trainings import CALLS, Constant, broken, constant, endless, pull
 
 import taylorglo
 from taylorglo.errors import InputError, TaylorgloError
@@ -86,6 +88,35 @@ class TestSearch:
     ) -> None:
         with pytest.raises(InputError, match=f"^{folder_with_search}: .* begun with .*{message}"):
             taylorglo.search(pull, **{**SMALL, **other}, folder=folder_with_search)
+
+    @pytest.mark.parametrize("kind", ["partial", "object", "method", "no source"])
+    def test_another_function_of_the_same_name_does_not_get_the_scores_of_the_first(
+        self, kind: str, tmp_path: Path
+    ) -> None:
+        def made(score: float) -> Any:
+            if kind == "partial":
+                return partial(constant, score=score)
+            if kind == "no source":
+                known = (lambda loss, **_: 0.25) if score == 0.25 else (lambda loss, **_: 0.75)
+                return FunctionType(known.__code__.replace(co_filename="nowhere"), {})
+            trainer = Constant(score)
+            return trainer if kind == "object" else trainer.train
+
+        folder = tmp_path / "found"
+        first = taylorglo.search(made(0.25), **SMALL, folder=folder)
+        again = taylorglo.search(made(0.25), **SMALL, folder=folder)
+        assert first.score == again.score == 0.25
+        with pytest.raises(
+            InputError, match="the search was begun with training_function_revision"
+        ):
+            taylorglo.search(made(0.75), **SMALL, folder=folder)
+
+    def test_a_function_whose_module_cannot_be_imported_trains_in_this_process(self) -> None:
+        def train(loss: torch.nn.Module, **_: Any) -> float:
+            return 0.5
+
+        train.__module__ = train.__qualname__ = "loaded_by_path"
+        assert taylorglo.search(train, **SMALL).score == 0.5
 
     def test_it_is_compared_with_baselines_on_the_test_split_if_asked(self, calls: Path) -> None:
         result = taylorglo.search(

@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, TypedDict, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from taylorglo.errors import InputError, quoted
 from taylorglo.loss.formula import widened
@@ -129,6 +130,8 @@ def is_plain(logits: Tensor) -> bool:
         type(logits) in (Tensor, nn.Parameter)
         and not torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
         and not torch._C._are_functorch_transforms_active()
+        # The closed form has no rule for derivatives in forward mode.
+        and forward_ad._current_level < 0
     )
 
 

@@ -292,6 +292,9 @@ class TaylorLoss(Loss):
         theta = self.theta
         if theta.device.type == "cpu":
             return tuple(theta.tolist())
+        # A tensor of the inference mode has no version: nothing tells whether it was changed.
+        if theta.is_inference():
+            return tuple(theta.tolist())
         if self._read is None or self._read[0] is not theta or self._read[1] != theta._version:
             self._read = (theta, theta._version, tuple(theta.tolist()))
         return self._read[2]

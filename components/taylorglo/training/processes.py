@@ -25,7 +25,7 @@ class SeparateProcesses(Executor):
     """An executor of a fixed number of processes, which are started when they are first needed.
 
     A call whose process dies, or that takes too long, ends with a ``TaylorgloError``. Its process
-    is replaced; all others go on.
+    is replaced; all others go on. What ``prepare`` raises is the end of the call that needed it.
 
     Args:
         number: of processes.
@@ -101,8 +101,11 @@ class _Process:
         with _hidden_main():
             self._process.start()
         other.close()
-        # The start is no part of a training, and its time does not count.
-        self._receive(None)
+        # The start is no part of a training, and its time does not count. What it raised is raised
+        # here, so that bad data are one line for the user.
+        if (error := self._receive(None)) is not None:
+            self.end()
+            raise error
 
     def call(self, fn: Callable[..., Any], args: tuple[Any, ...], timeout: int) -> Any:
         """Return what a call returned or raised.
@@ -152,7 +155,11 @@ def _serve(
     """Do the calls that come through a pipe, until its other end is closed."""
     os.environ.clear()
     os.environ.update(environment)
-    prepare(*arguments)
+    try:
+        prepare(*arguments)
+    except Exception as error:
+        pipe.send(error)
+        return
     pipe.send(None)
     while True:
         try:

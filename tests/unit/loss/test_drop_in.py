@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jvp, vmap
 
 from taylorglo.errors import InputError
@@ -136,6 +137,10 @@ def test_the_transforms_of_functions(options: dict[str, Any]) -> None:
         torch.testing.assert_close(slope, value_and_gradient(loss, z[None], t[None])[1][0])
     direction = torch.ones_like(logits[0])
     _, change = jvp(lambda z: total(z, indices[0]), (logits[0],), (direction,))
+    torch.testing.assert_close(change, (slopes[0] * direction).sum(), rtol=1e-4, atol=1e-6)
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(logits[0].clone().requires_grad_(), direction)
+        change = forward_ad.unpack_dual(total(dual, indices[0])).tangent
     torch.testing.assert_close(change, (slopes[0] * direction).sum(), rtol=1e-4, atol=1e-6)
     curvature = hessian(total)(logits[0], indices[0])
     usual = torch.autograd.functional.hessian(lambda z: total(z, indices[0]), logits[0])

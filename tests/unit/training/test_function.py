@@ -219,6 +219,16 @@ class TestFaults:
             training = trained("odd", recipe(CROSS_ENTROPY, seed=seed)).training
             assert training.accuracy == worst("log likelihood") < -1e12
 
+    def test_data_that_are_gone_when_its_processes_start_end_it_with_the_reason(
+        self, tmp_path: Path
+    ) -> None:
+        path = tmp_path / "data.safetensors"
+        datasets.save(stand_in(), path)
+        with Engine.open(settings_of("fold", engine="auto", workers=1), path) as engine:
+            path.unlink()
+            with pytest.raises(InputError, match=re.escape(str(path))):
+                list(engine.run({0: recipe(CROSS_ENTROPY)}.items()))
+
     def test_a_model_that_is_none_fails_where_it_is_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -14,6 +14,7 @@ FOLDER/losses has the champion of each sweep, in the form of the zoo's files.
 import math
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -230,7 +231,8 @@ def compared(folder: Path, known: Mapping[str, Setting], effort: Effort, cell: C
     dataset = datasets.load(settings.data, settings.seed)
     if setting.oracle:
         assert dataset.test is not None
-        dataset = replace(dataset, validation=dataset.test)
+        # A copy: a file of tensors holds each of them by itself.
+        dataset = replace(dataset, validation=deepcopy(dataset.test))
     whole, without_test = work / "whole.safetensors", work / "search.safetensors"
     datasets.save(dataset, whole)
     datasets.save(datasets.without_test(dataset), without_test)

@@ -47,7 +47,10 @@ SMALL = Effort(
     alphas=(0.1,),
     seeds=2,
 )
-DIGITS = {"tiny": Setting("digits", {"name": "digits"})}
+DIGITS = {
+    "tiny": Setting("digits", {"name": "digits"}),
+    "oracle": Setting("digits, chosen on the test images", {"name": "digits"}, oracle=True),
+}
 CELL: Cell = {"setting": "tiny", "model": "mlp", "seed": 0}
 
 
@@ -117,7 +120,7 @@ class TestCells:
 def test_a_small_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     study = Study("accuracy", 1, tmp_path / "study")
     compute = partial(compared, study.folder, DIGITS, SMALL)
-    cells: list[Cell] = [CELL, {**CELL, "seed": 1}]
+    cells: list[Cell] = [CELL, {**CELL, "seed": 1}, {**CELL, "setting": "oracle"}]
     rows = study.rows(cells, compute)
     assert [row["loss"] for row in rows[:4]] == [CHAMPION, *(NAMES[loss] for loss in PLAIN)]
     for row in rows:

@@ -26,6 +26,7 @@ from studies import Cell, Row, Study, command
 
 from taylorglo.data import dataset as datasets
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.splits import digest_of
 from taylorglo.evaluation.comparison import (
     NAMES,
     best_contender,
@@ -230,9 +231,7 @@ def compared(folder: Path, known: Mapping[str, Setting], effort: Effort, cell: C
     work.mkdir(parents=True, exist_ok=True)
     dataset = datasets.load(settings.data, settings.seed)
     if setting.oracle:
-        assert dataset.test is not None
-        # A copy: a file of tensors holds each of them by itself.
-        dataset = replace(dataset, validation=deepcopy(dataset.test))
+        dataset = validated_on_test(dataset)
     whole, without_test = work / "whole.safetensors", work / "search.safetensors"
     datasets.save(dataset, whole)
     datasets.save(datasets.without_test(dataset), without_test)
@@ -256,6 +255,16 @@ def compared(folder: Path, known: Mapping[str, Setting], effort: Effort, cell: C
     save_loss(folder / "losses", champion, finalists, best_contender(tuning), settings, dataset)
     shutil.rmtree(work)
     return rows
+
+
+def validated_on_test(dataset: Dataset) -> Dataset:
+    """Return the data set with its test split as its validation split, too."""
+    assert dataset.test is not None
+    # A copy: a file of tensors holds each of them by itself.
+    validation = deepcopy(dataset.test)
+    fingerprint = digest_of(train=dataset.train, validation=validation)
+    provenance = {**dataset.provenance, "fingerprint": fingerprint}
+    return replace(dataset, validation=validation, provenance=provenance)
 
 
 def searched(engine: Engine, generations: int, work: Path, cache: ShortTrainings) -> Search:

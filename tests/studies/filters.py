@@ -6,9 +6,10 @@ ten apart, with hard targets and with soft ones (CutMix for every batch). A cand
 its validation accuracy is above chance by a tenth of the way from chance to 1.
 
 The tables of the networks have precision and recall of each filter; `settings` those of the shipped
-filters by rate and targets; `kappa` the bound of the filter stable that fits best; `bounds` what
-still fails among the accepted. Each setting has candidates of its own, so that all trainings of one
-network are independent. All networks have the same candidates.
+filters by rate and targets; `kappa` the bound of the filter stable that fits each network best;
+`bound` how well one bound does for all of them; `bounds` what still fails among the accepted. Each
+setting has candidates of its own, so that all trainings of one network are independent. All
+networks have the same candidates.
 """
 
 import itertools
@@ -57,6 +58,7 @@ FILTERS = {
     "learnable, stable": ["learnable", "stable"],
 }
 SHIPPED = "learnable, stable"
+KAPPAS = (0.0, 0.3, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # bounds to compare
 RESAMPLES = 1000
 
 
@@ -399,6 +401,29 @@ def kappa_table(study: Study, trained: Trained, models: Sequence[str]) -> None:
     )
 
 
+def bound_table(study: Study, trained: Trained, models: Sequence[str]) -> None:
+    """Write how well several bounds of B/A do, by the number of classes: means over the networks.
+
+    A bound that is shipped should do well with every network.
+    """
+    lines = []
+    for classes in CLASSES:
+        groups = [trained.having(classes=classes, model=model) for model in models]
+        groups = [group.where(group.accepted["learnable"]) for group in groups]
+        means = [
+            np.mean([balanced_accuracy(group.ratio <= kappa, group.learned) for group in groups])
+            for kappa in KAPPAS
+        ]
+        lines.append([classes, *(percentage(float(mean)) for mean in means)])
+    study.table(
+        "bound",
+        ["classes", *(f"kappa {kappa:g}" for kappa in KAPPAS)],
+        lines,
+        "Balanced accuracy of the rule that B/A is at most kappa, of the candidates that learnable "
+        f"accepts: mean over {', '.join(models)}",
+    )
+
+
 def bounds_table(study: Study, trained: Trained, models: Sequence[str]) -> None:
     """Write what tells the failures from the learners among the accepted, by network."""
     lines = []
@@ -500,6 +525,7 @@ def run(study: Study, sizes: dict[str, tuple[int, int]]) -> None:
         filter_table(study, model, trained.having(model=model))
     settings_table(study, trained, [*sizes])
     kappa_table(study, trained, [*sizes])
+    bound_table(study, trained, [*sizes])
     bounds_table(study, trained, [*sizes])
     draw(study, trained, [*sizes])
 

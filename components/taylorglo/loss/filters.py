@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from taylorglo.errors import InputError
 from taylorglo.loss.dynamics import collapse_rate, gamma, learning_drive
 
+_FEW_CLASSES = 5
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -56,7 +58,8 @@ def by_drive(drive: float) -> Verdict:
 def stable(theta: Sequence[float], num_classes: int) -> Verdict:
     """Accept if the collapse rate B is at most kappa times the learning drive A, or at most 0.
 
-    Kappa is 2 for two classes and 0.3 for more classes: first values, measured on Fashion-MNIST.
+    Kappa is 1 for up to five classes and 0.5 for more, as fitted on Fashion-MNIST with 2, 3, 5 and
+    10 classes (``make study-filters``, table ``bound``).
     """
     drive = learning_drive(theta, num_classes)
     return by_collapse(drive, collapse_rate(theta, num_classes), num_classes)
@@ -64,7 +67,7 @@ def stable(theta: Sequence[float], num_classes: int) -> Verdict:
 
 def by_collapse(drive: float, rate: float, num_classes: int) -> Verdict:
     """Return the verdict of :func:`stable` on any loss, from its A and its collapse rate B."""
-    kappa = 2.0 if num_classes == 2 else 0.3
+    kappa = 1.0 if num_classes <= _FEW_CLASSES else 0.5
     limit = kappa * max(drive, 0.0)
     reason = f"stable: B = {rate:.4g}, should be at most {limit:.4g}"
     return _verdict(rate <= limit, reason, {"A": drive, "B": rate})

@@ -167,7 +167,7 @@ def test_a_candidate_is_judged_by_the_filters_and_by_what_it_learned() -> None:
 def test_a_small_study_is_done_and_goes_on(tmp_path: Path) -> None:
     study = Study("filters", 1, tmp_path)
     filters.run(study, SMALL)
-    names = {"mlp", "cnn", "settings", "kappa", "bounds"}
+    names = {"mlp", "cnn", "settings", "kappa", "bound", "bounds"}
     tables = {name: (tmp_path / f"{name}.md").read_text() for name in names}
     written = (tmp_path / "rows.csv").read_bytes()
     settings = len(CLASSES) * len(RATES) * len(TARGETS)

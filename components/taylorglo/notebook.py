@@ -17,9 +17,10 @@ from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 from types import MethodType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BeforeValidator, Field
 
 from taylorglo.addresses import expanded, sqlite_url
 from taylorglo.data import dataset as datasets
@@ -36,7 +37,14 @@ from taylorglo.scores import worst
 from taylorglo.search.study import Search
 from taylorglo.services import layout
 from taylorglo.services.storage import FolderStore, Store
-from taylorglo.settings import Identity, SearchSettings, SweepSettings, validated
+from taylorglo.settings import (
+    HIGHEST_RATE,
+    Identity,
+    SearchSettings,
+    Section,
+    SweepSettings,
+    validated,
+)
 from taylorglo.tasks.champion import choose_champion, crown, loss_of_champion
 from taylorglo.tasks.context import Sweep, software
 from taylorglo.tasks.open import identity_of
@@ -66,6 +74,46 @@ class SearchResult:
     interval: tuple[float, float] | None
     table: str = ""
     verdict: str = ""
+
+
+# What an argument of a call decides, and the further settings may not decide again.
+_BY_ARGUMENTS = {
+    "name": "folder",
+    "seed": "seed",
+    "data": "classes",
+    "training.function": "train",
+    "training.learning_rate": "learning_rate",
+    "evaluation.score": "score",
+    "search.popsize": "popsize",
+}
+
+
+def _path(value: Any) -> Any:
+    """Accept a path as text or as an object, and nothing else that has a text."""
+    if value is None or isinstance(value, Path):
+        return value
+    if not isinstance(value, str) or not value:
+        raise ValueError("should be a path, or None")
+    return expanded(value)
+
+
+class _Arguments(Section):
+    """What a search by call and one by ask and tell have in common."""
+
+    classes: int = Field(ge=2)
+    popsize: int = Field(ge=2)
+    seed: int = Field(ge=0, lt=2**31)
+    score: str = Field(min_length=1)
+    folder: Annotated[Path | None, BeforeValidator(_path)]
+    settings: dict[str, Any]
+
+
+class _SearchArguments(_Arguments):
+    """The arguments of a search by call."""
+
+    generations: int = Field(ge=1)
+    steps: int = Field(ge=1)
+    learning_rate: float = Field(gt=0, le=HIGHEST_RATE / max(_RATES))
 
 
 def search(
@@ -109,18 +157,32 @@ def search(
             search that was begun with other arguments.
         TaylorgloError: every training of a generation failed.
     """
-    if generations < 1:
-        raise InputError(f"generations: should be at least 1 (got {generations})")
+    arguments = validated(
+        _SearchArguments,
+        {
+            "classes": classes,
+            "generations": generations,
+            "popsize": popsize,
+            "seed": seed,
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "score": score,
+            "folder": folder,
+            "settings": {} if settings is None else settings,
+        },
+        "taylorglo.search",
+    )
+    _check_further(arguments.settings)
     given: dict[str, Any] = {
-        "data": {"name": "own", "classes": classes},
-        "training": {"steps": steps, "learning_rate": learning_rate},
-        "evaluation": {"steps": steps, "score": score},
-        "search": {"popsize": popsize},
-        "baselines": {"learning_rates": [rate * learning_rate for rate in _RATES]},
+        "data": {"name": "own", "classes": arguments.classes},
+        "training": {"steps": arguments.steps, "learning_rate": arguments.learning_rate},
+        "evaluation": {"steps": arguments.steps, "score": arguments.score},
+        "search": {"popsize": arguments.popsize},
+        "baselines": {"learning_rates": [rate * arguments.learning_rate for rate in _RATES]},
         # Nothing is attacked; there are to be no more of its networks than of the champion's.
         "attack": {"seeds": 1},
     }
-    for section, values in (settings or {}).items():
+    for section, values in arguments.settings.items():
         # Anything else is an error, which the validation reports.
         is_section = isinstance(values, Mapping)
         given[section] = {**given.get(section, {}), **values} if is_section else values
@@ -128,14 +190,28 @@ def search(
         named = stack.enter_context(_named(train))
         if isinstance(given["training"], Mapping):
             given["training"] = {**given["training"], **named}
-        sections = {"name": _NAME, "seed": seed, **given}
+        sections = {"name": _NAME, "seed": arguments.seed, **given}
         checked = validated(SweepSettings, sections, "taylorglo.search")
-        sweep = _begun(checked, generations, stack.enter_context(_kept(folder)))
+        kept = stack.enter_context(_kept(arguments.folder))
+        sweep = _begun(checked, arguments.generations, kept)
         run_generations(sweep, sweep.search_data_path)
         if compare:
             return _compared(sweep)
         champion, _ = choose_champion(sweep, sweep.search_data_path)
         return _result(champion, sweep)
+
+
+def _check_further(settings: Mapping[str, Any]) -> None:
+    """Refuse further settings that an argument of the call decides.
+
+    Raises:
+        InputError: naming the argument.
+    """
+    for path, argument in _BY_ARGUMENTS.items():
+        section, _, key = path.partition(".")
+        values = settings.get(section)
+        if section in settings and (not key or (isinstance(values, Mapping) and key in values)):
+            raise InputError(f"taylorglo.search: settings: {path}: is the argument {argument}")
 
 
 class _LocalSweep(Sweep):
@@ -166,13 +242,13 @@ class _LocalSweep(Sweep):
 
 
 @contextmanager
-def _kept(folder: str | Path | None) -> Iterator[Path]:
+def _kept(folder: Path | None) -> Iterator[Path]:
     """Yield the folder, which is made; or one that is removed at the end of the block."""
     if folder is None:
         with tempfile.TemporaryDirectory(prefix="taylorglo-") as temporary:
             yield Path(temporary)
         return
-    path = expanded(str(folder)).absolute()
+    path = folder.absolute()
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -397,20 +473,40 @@ class Searcher:
         folder: str | Path | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
-        self._kept = ExitStack()
-        self._folder = self._kept.enter_context(_kept(folder))
-        given = {"seed": seed, "search": {"popsize": popsize, **(settings or {})}}
+        arguments = validated(
+            _Arguments,
+            {
+                "classes": classes,
+                "popsize": popsize,
+                "seed": seed,
+                "score": score,
+                "folder": folder,
+                "settings": {} if settings is None else settings,
+            },
+            "taylorglo.Searcher",
+        )
+        if "popsize" in arguments.settings:
+            raise InputError("taylorglo.Searcher: settings: popsize: is the argument popsize")
+        given = {
+            "seed": arguments.seed,
+            "search": {"popsize": arguments.popsize, **arguments.settings},
+        }
         checked = validated(SweepSettings, given, "taylorglo.Searcher")
-        if classes < 2:
-            raise InputError(f"classes: should be at least 2 (got {classes})")
-        self._score = score
-        self._seed = seed
-        self._classes = classes
+        self._kept = ExitStack()
+        self._folder = self._kept.enter_context(_kept(arguments.folder))
+        self._score = arguments.score
+        self._seed = arguments.seed
+        self._classes = arguments.classes
         self._settings = checked.search
-        decisive = {**checked.identity("own").candidates, "classes": classes}
-        identity = Identity(decisive, {"score": score}, "own")
+        decisive = {**checked.identity("own").candidates, "classes": self._classes}
+        identity = Identity(decisive, {"score": self._score}, "own")
         self._search = _study(
-            self._folder, _ASKED, checked.search, seed, classes=classes, identity=identity
+            self._folder,
+            _ASKED,
+            checked.search,
+            self._seed,
+            classes=self._classes,
+            identity=identity,
         )
 
     @property
@@ -450,11 +546,17 @@ class Searcher:
         Raises:
             InputError: the score is no number, or the search has no such candidate.
         """
+        if not isinstance(candidate, Proposal):
+            raise InputError(
+                f"candidate: should be one that ask() returned, is a {type(candidate).__name__}"
+            )
         try:
             value = function.checked_score(score, self._score)
         except InputError as error:
             raise InputError(f"candidate {candidate.number}: {error}") from None
-        if candidate.number not in {c.trial for c in self._search.candidates()}:
+        known = {c.trial: list(c.theta) for c in self._search.candidates()}
+        # Another search has candidates of the same numbers.
+        if known.get(candidate.number) != candidate.loss.theta.tolist():
             raise InputError(f"candidate {candidate.number}: this search has no such candidate")
         finite, now = math.isfinite(value), time.time()
         fitness = value if finite else worst(self._score)

@@ -173,8 +173,12 @@ class TestSearch:
                 {},
                 r"test_notebook:TestSearch\.<lambda>: should be callable as train\(",
             ),
-            (pull, {"classes": 1}, r"taylorglo\.search: data\.classes: data set 'own' needs"),
-            (pull, {"popsize": 1}, r"taylorglo\.search: search\.popsize: should be greater"),
+            (
+                pull,
+                {"classes": 1},
+                r"taylorglo\.search: classes: should be greater",
+            ),
+            (pull, {"popsize": 1}, r"taylorglo\.search: popsize: should be greater"),
             (
                 pull,
                 {"settings": {"training": 5}},
@@ -185,7 +189,36 @@ class TestSearch:
                 {"settings": {"trainings": {}}},
                 r"taylorglo\.search: trainings: unknown key",
             ),
-            (pull, {"generations": 0}, r"generations: should be at least 1 \(got 0\)"),
+            (pull, {"generations": 0}, r"taylorglo\.search: generations: should be greater"),
+            *(
+                (pull, {key: value}, rf"taylorglo\.search: {key}: should [^\n]+$")
+                for key, value in (
+                    ("generations", "a"),
+                    ("generations", None),
+                    ("generations", 1.5),
+                    ("steps", 0),
+                    ("learning_rate", "a"),
+                    ("learning_rate", 0),
+                    ("learning_rate", float("nan")),
+                    ("learning_rate", 1e6),
+                    ("classes", 2.5),
+                    ("score", ""),
+                    ("score", None),
+                    ("score", "a\nb"),
+                    ("folder", ""),
+                    ("folder", 3),
+                    ("settings", "a"),
+                )
+            ),
+            *(
+                (pull, {"settings": {section: values}}, rf"taylorglo\.search: settings: {section}")
+                for section, values in (
+                    ("name", "other"),
+                    ("data", {"name": "digits"}),
+                    ("search", {"popsize": 5}),
+                    ("training", {"function": "a:b"}),
+                )
+            ),
             (
                 pull,
                 {"settings": {"training": {"momentum": 0.5}}},
@@ -318,10 +351,24 @@ class TestSearcher:
             searcher.tell(taylorglo.Proposal(99, 1, loss, 0), 0.5)
         with pytest.raises(InputError, match="begun with search_popsize 2, now 3; give it another"):
             taylorglo.Searcher(classes=3, popsize=3, folder=tmp_path)
-        with pytest.raises(InputError, match=r"classes: should be at least 2 \(got 1\)"):
-            taylorglo.Searcher(classes=1)
-        with pytest.raises(InputError, match=r"taylorglo\.Searcher: search\.popsize: "):
-            taylorglo.Searcher(classes=3, popsize=1)
+        foreign = taylorglo.Searcher(classes=3, popsize=2, seed=5).ask()[0]
+        assert foreign.number in {candidate.number for candidate in searcher.ask()}
+        with pytest.raises(InputError, match="candidate 0: this search has no such candidate"):
+            searcher.tell(foreign, 0.5)
+        with pytest.raises(InputError, match=r"candidate: should be one that ask\(\) ret"):
+            searcher.tell(0, 0.5)  # type: ignore[arg-type]
+        for key, value in (
+            ("classes", 1),
+            ("classes", "x"),
+            ("popsize", 1),
+            ("score", 3),
+            ("settings", "a"),
+        ):
+            given: dict[str, Any] = {"classes": 3, key: value}
+            with pytest.raises(InputError, match=rf"taylorglo\.Searcher: {key}: should [^\n]+$"):
+                taylorglo.Searcher(**given)
+        with pytest.raises(InputError, match="settings: popsize: is the argument popsize"):
+            taylorglo.Searcher(classes=3, settings={"popsize": 4})
 
 
 def test_the_package_is_imported_without_pytorch_and_the_search_is_found_in_any_order() -> None:

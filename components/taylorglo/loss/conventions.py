@@ -1,6 +1,7 @@
 """The conventions of ``nn.CrossEntropyLoss`` for logits and targets, and the errors in one line."""
 
 from collections.abc import Sequence
+from numbers import Real
 from typing import Literal, NamedTuple, TypedDict, get_args
 
 import torch
@@ -60,7 +61,7 @@ def check_options(
         raise InputError(f"ignore_index should be a whole number, is {quoted(ignore_index)}")
     if reduction not in get_args(Reduction):
         raise InputError(f"reduction should be none, mean or sum, is {quoted(reduction)}")
-    if not isinstance(label_smoothing, int | float) or not 0 <= label_smoothing <= 1:
+    if not isinstance(label_smoothing, Real) or not 0 <= label_smoothing <= 1:
         raise InputError(
             f"label_smoothing should be a number from 0 to 1, is {quoted(label_smoothing)}"
         )
@@ -90,6 +91,9 @@ def rows(logits: Tensor, targets: Tensor) -> Rows:
     Raises:
         InputError: types or shapes are others, or n < 2.
     """
+    if not (isinstance(logits, Tensor) and isinstance(targets, Tensor)):
+        kinds = f"{type(logits).__name__} and {type(targets).__name__}"
+        raise InputError(f"logits and targets should be tensors, are {kinds}")
     dim = min(logits.dim() - 1, 1)
     if dim < 0 or logits.shape[dim] < 2 or not logits.is_floating_point():
         raise InputError(

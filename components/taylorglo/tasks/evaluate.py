@@ -268,7 +268,7 @@ class Shard:
         reason = next(iter(self._held_back.values())).reason
         raise TaylorgloError(
             f"generation {self._generation}: every training failed, the first with: {reason}; none "
-            "of them counts, so put that right and run the sweep again, which goes on from here"
+            "of them counts, so put that right and run it again"
         )
 
     def _tell_recorded(self) -> None:

@@ -149,6 +149,8 @@ def _judged(returned: Any, settings: SweepSettings, dataset: Dataset | None) -> 
     result = returned if isinstance(returned, Result) else Result(returned)
     try:
         score, curve = checked_score(result.score, name), _curve(result.curve)
+        # In every training, so that a mistake is found in the first one and not in the last ones.
+        _check_model(result.model)
         weights = b"" if dataset is None else _weights(result.model, dataset, settings)
     except InputError as error:
         return _Outcome("failed", missing, [], f"{subject}: {error}")
@@ -178,7 +180,10 @@ def checked_score(value: Any, name: str) -> float:
     if not is_number or isinstance(value, bool):
         shown = "None" if value is None else f"{quoted(value)}, a {type(value).__name__},"
         raise InputError(f"gave {shown} as the score; it should be a number")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        raise InputError(f"gave a number of {len(str(abs(value)))} digits as the score") from None
     if not math.isfinite(number):
         return number
     if scores.is_share(name) and -_ROUNDING <= number <= 1 + _ROUNDING:
@@ -245,7 +250,14 @@ def _curve(points: Any) -> Curve:
     return [(step, score, None) for step, score in pairs if math.isfinite(score)]
 
 
-def _weights(model: Any, dataset: Dataset, settings: SweepSettings) -> bytes:
+def _check_model(model: Any) -> None:
+    if model is not None and not isinstance(model, nn.Module):
+        raise InputError(
+            f"gave a {type(model).__name__} as the model; it should be a torch.nn.Module"
+        )
+
+
+def _weights(model: nn.Module | None, dataset: Dataset, settings: SweepSettings) -> bytes:
     """Return the state of a network as safetensors; empty without a network.
 
     On data that the sweep knows, the network takes pixels in [0, 1], or features as they are, so
@@ -254,10 +266,6 @@ def _weights(model: Any, dataset: Dataset, settings: SweepSettings) -> bytes:
     """
     if model is None:
         return b""
-    if not isinstance(model, nn.Module):
-        raise InputError(
-            f"gave a {type(model).__name__} as the model; it should be a torch.nn.Module"
-        )
     # A module may put other things into its state.
     state = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     if settings.data.name == "own":

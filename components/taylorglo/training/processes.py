@@ -5,11 +5,12 @@ can be ended. A training by a function of a user may do anything, and must not t
 """
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import ForkServerContext
 from queue import SimpleQueue
@@ -142,6 +143,10 @@ class _Process:
         self._pipe.close()
         # Its own end, if it has one already, says more than our signal.
         self._process.join(timeout=0.2)
+        # With the processes that a training started, which may be at work without it.
+        if self._process.pid is not None:
+            with suppress(OSError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.kill()
         self._process.join()
 
@@ -153,6 +158,8 @@ def _serve(
     arguments: tuple[Any, ...],
 ) -> None:
     """Do the calls that come through a pipe, until its other end is closed."""
+    # A group of its own, which can be ended as a whole.
+    os.setpgid(0, 0)
     os.environ.clear()
     os.environ.update(environment)
     try:

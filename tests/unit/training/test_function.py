@@ -3,6 +3,7 @@
 import os
 import random
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,14 @@ def all_trained(
     data = dataset or own.stand_in(4)
     with Engine(settings, lambda: data) if dataset else Stand(settings) as engine:
         return dict(engine.run(recipes.items()))
+
+
+def is_at_work(process: int) -> bool:
+    """Return whether a process is there, and has not ended."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 class Stand(Engine):
@@ -229,13 +238,31 @@ class TestFaults:
             with pytest.raises(InputError, match=re.escape(str(path))):
                 list(engine.run({0: recipe(CROSS_ENTROPY)}.items()))
 
+    def test_what_a_training_started_ends_with_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv(own_trainings.FOLDER, str(tmp_path))
+        with Stand(settings_of("parent", engine="auto", workers=1, timeout=2)) as engine:
+            ((_, result),) = engine.run({0: recipe(CROSS_ENTROPY)}.items())
+        assert "took longer than" in result.training.reason
+        children = [int(path.name) for path in tmp_path.iterdir()]
+        assert len(children) == 2  # of two tries
+        deadline = time.monotonic() + 20
+        while any(is_at_work(child) for child in children):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
     def test_a_model_that_is_none_fails_where_it_is_kept(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv(own_trainings.FOLDER, str(tmp_path))
-        training = trained("odd", recipe(CROSS_ENTROPY, seed=11), own.stand_in(4)).training
-        assert training.status == "failed"
-        assert training.reason.endswith("gave a str as the model; it should be a torch.nn.Module")
+        # Also in the search, which does not keep the network.
+        for data in (own.stand_in(4), stand_in()):
+            training = trained("odd", recipe(CROSS_ENTROPY, seed=11), data).training
+            assert training.status == "failed"
+            assert training.reason.endswith(
+                "gave a str as the model; it should be a torch.nn.Module"
+            )
 
 
 class TestName:

@@ -378,14 +378,21 @@ def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean of several learning curves, as far as all of them go."""
+    """Return the mean of several learning curves, at the steps that all of them have.
+
+    If a curve has a step twice, its last point at this step counts.
+    """
+    # A function of a user may report at other steps in each training, and points whose score is
+    # not finite are left out. So the place of a point in its curve does not tell its step.
+    by_step = [{point[0]: point for point in curve} for curve in curves]
+    shared = set.intersection(*map(set, by_step)) if by_step else set()
     return [
         (
-            points[0][0],
-            sum(point[1] for point in points) / len(points),
-            _mean([point[2] for point in points]),
+            step,
+            sum(points[step][1] for points in by_step) / len(by_step),
+            _mean([points[step][2] for points in by_step]),
         )
-        for points in zip(*curves, strict=False)
+        for step in sorted(shared)
     ]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from torch import nn
-from trainings import GOOD, OTHER, sweep
+from trainings import GOOD, OTHER, score_and_entropy, sweep
 
 from taylorglo.attacks import fgsm
 from taylorglo.data.batches import scaled
@@ -24,7 +24,6 @@ from taylorglo.training.loop import (
     accuracy_under_fgsm,
     build_network,
     train_network,
-    validate,
 )
 from taylorglo.training.scores import Tally, calibration_error, scores
 from taylorglo.training.stacked import train_stack
@@ -75,7 +74,7 @@ def test_every_score_of_a_training_agrees_with_scikit_learn(
     assert len(split) > 32
     expected = metric(split.labels, answers(network, scaled(split.images)))
     assert result.accuracy == result.curve[-1][1] == pytest.approx(expected, abs=1e-7)
-    assert validate(network, split, 32, score)[0] == result.accuracy
+    assert score_and_entropy(network, split, 32, score)[0] == result.accuracy
     tested = metric(test.labels, answers(network, scaled(test.images)))
     assert result.test_accuracy == pytest.approx(tested, abs=1e-7)
     attacked = fgsm(network, scaled(split.images), split.labels, 0.03)
@@ -88,8 +87,8 @@ def test_every_score_of_a_training_agrees_with_scikit_learn(
 def test_the_two_scores_differ(dataset: Dataset) -> None:
     network = build_network(settings_of(), dataset, 1)
     train_network(network, recipe(GOOD), dataset, settings_of())
-    accuracy, entropy = validate(network, dataset.validation, 32)
-    balanced, same_entropy = validate(network, dataset.validation, 32, "balanced-accuracy")
+    accuracy, entropy = score_and_entropy(network, dataset.validation, 32)
+    balanced, same_entropy = score_and_entropy(network, dataset.validation, 32, "balanced-accuracy")
     assert accuracy != pytest.approx(balanced, abs=1e-3)
     assert entropy == same_entropy
 
@@ -126,7 +125,7 @@ def test_a_stack_has_the_scores_of_single_trainings(dataset: Dataset) -> None:
 def test_a_training_is_given_up_by_its_score(dataset: Dataset) -> None:
     network = build_network(settings_of(), dataset, 1)
     train_network(network, recipe(GOOD, steps=5), dataset, settings_of())
-    reached = validate(network, dataset.validation, 32, "balanced-accuracy")[0]
+    reached = score_and_entropy(network, dataset.validation, 32, "balanced-accuracy")[0]
 
     def status(least: float) -> str:
         fresh = build_network(settings_of(), dataset, 1)
@@ -201,15 +200,15 @@ def test_the_new_scores_agree_with_scikit_learn_and_with_a_loop(
     robust = of(attacked, split.labels)
     assert result.robust_accuracy == pytest.approx(robust, abs=1e-6)
     assert 0 < expected < 1
-    assert expected != pytest.approx(validate(network, split, 32)[0], abs=1e-3)
+    assert expected != pytest.approx(score_and_entropy(network, split, 32)[0], abs=1e-3)
 
 
 def test_the_test_split_is_measured_beside_the_score(dataset: Dataset) -> None:
     assert dataset.test is not None
     network = build_network(settings_of(), dataset, 1)
     result = train_network(network, recipe(GOOD), dataset, settings_of()).training
-    accuracy, entropy = validate(network, dataset.test, 32)
-    calibrated = validate(network, dataset.test, 32, "ece")[0]
+    accuracy, entropy = score_and_entropy(network, dataset.test, 32)
+    calibrated = score_and_entropy(network, dataset.test, 32, "ece")[0]
     expected = {"accuracy": accuracy, "cross_entropy": entropy, "calibration_error": 1 - calibrated}
     assert result.test_measures == pytest.approx(expected, abs=1e-12)
     unkept = build_network(settings_of(), dataset, 1)
@@ -254,8 +253,8 @@ def test_a_training_is_given_up_by_its_accuracy_if_the_score_does_not_tell(
     chosen = settings_of(score, give_up_step=1)
     one = build_network(chosen, dataset, 1)
     train_network(one, recipe(GOOD, steps=5), dataset, chosen)
-    accuracy = validate(one, dataset.validation, 32)[0]
-    found = validate(one, dataset.validation, 32, chosen.evaluation.score)[0]
+    accuracy = score_and_entropy(one, dataset.validation, 32)[0]
+    found = score_and_entropy(one, dataset.validation, 32, chosen.evaluation.score)[0]
 
     def training(least: float) -> Training:
         fresh = build_network(chosen, dataset, 1)

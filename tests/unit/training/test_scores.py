@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from torch import nn
-from trainings import GOOD, OTHER, score_and_entropy, sweep
+from trainings import EXTREME, GOOD, OTHER, score_and_entropy, sweep
 
 from taylorglo.attacks import fgsm
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.results import Training
+from taylorglo.scores import SCORES
 from taylorglo.settings import SweepSettings
 from taylorglo.training.loop import (
     Recipe,
@@ -243,6 +244,49 @@ def test_numbers_that_are_not_finite_have_the_lowest_score(value: float) -> None
     tally = Tally(Split(torch.zeros(2, 1, 1, 1, dtype=torch.uint8), labels), 1, BESIDE)
     tally.add(torch.full((1, 2, 3), value), labels, torch.tensor([value]))
     assert [tally.scores(score) for score in BESIDE] == [[0.0], [0.0]]
+
+
+def tally_of(logits: torch.Tensor, labels: torch.Tensor) -> Tally:
+    """Return what networks with these logits (M, B, n) answer, for all scores."""
+    split = Split(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+    tally = Tally(split, len(logits), SCORES)
+    entropy = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none"
+    )
+    tally.add(logits, labels, entropy.view(len(logits), -1).sum(1))
+    return tally
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_network_that_answers_nan_has_0_by_every_score(score: str) -> None:
+    """It does not have the share of the class that argmax finds NaN at."""
+    labels = torch.tensor([0, 0, 0, 1])
+    logits = torch.full((2, 4, 2), math.nan)
+    logits[1] = 60 * torch.nn.functional.one_hot(labels)
+    assert tally_of(logits, labels).scores(score) == [0.0, pytest.approx(1.0)]
+
+
+def test_an_answer_of_nan_is_wrong_and_leaves_the_others_as_they_are() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 1, 2])).float()[None]
+    logits[0, 0, 2] = math.nan
+    tally = tally_of(logits, labels)
+    assert tally.scores("accuracy") == pytest.approx([4 / 6])
+    assert tally.scores("balanced-accuracy") == pytest.approx([(1 / 3 + 1 + 1) / 3])
+    # One of three images of class 0 is named so, and one of another class is named 1.
+    assert tally.scores("macro-f1") == pytest.approx([(2 / 4 + 4 / 5 + 1) / 3])
+    assert [tally.scores(score) for score in BESIDE] == [[0.0], [0.0]]
+
+
+def test_a_diverged_network_has_no_test_score_in_any_engine(dataset: Dataset) -> None:
+    for score in ("accuracy", "balanced-accuracy", "macro-f1"):
+        chosen, diverging = settings_of(score), recipe(EXTREME, epsilon=0.03)
+        alone = train_network(build_network(chosen, dataset, 1), diverging, dataset, chosen)
+        stack = train_stack([diverging, recipe(GOOD, epsilon=0.03)], dataset, chosen)
+        for training in (alone.training, stack[0].training):
+            assert (training.status, training.test_accuracy) == ("diverged", 0.0)
+            assert training.robust_accuracy == training.test_measures["accuracy"] == 0.0
+        assert stack[1].training.test_accuracy
 
 
 @pytest.mark.parametrize("score", BESIDE)

@@ -335,16 +335,26 @@ class Guessing(Record):
         images: number of test images.
         share: the share in [0, 1] of the most frequent class in the test images, if the score is
             not the accuracy.
+        classes: number of classes that have test images; None if an older version did not count.
+        highest: the highest score in [0, 1] that such a network can expect, if always naming the
+            most frequent class has a lower one.
     """
 
     accuracy: float
     images: int
     share: float | None = None
+    classes: int | None = None
+    highest: float | None = None
 
     @property
     def majority(self) -> float:
         """The share in [0, 1] of the most frequent class in the test images."""
         return self.accuracy if self.share is None else self.share
+
+    @property
+    def to_beat(self) -> float:
+        """The score in [0, 1] above which a network has learned something."""
+        return self.accuracy if self.highest is None else self.highest
 
 
 class DatasetDescription(Record):

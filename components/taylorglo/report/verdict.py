@@ -35,10 +35,13 @@ def verdict(record: SweepRecord) -> str:
         return _comparison_verdict(record)
     score = "accuracy" if record.beside_accuracy else record.score
     accuracy = mean_and_deviation(_learned(record))
+    guess = "of always naming the most frequent class"
+    if record.guessing.highest is not None:
+        guess = "that a network can expect which looks at no image"
     return (
         f"The champion learned nothing: its test {score} of {accuracy} % is not "
-        f"significantly above the {100 * record.guessing.accuracy:.2f} % of always naming the most "
-        f"frequent class. {_comparison_verdict(record)}"
+        f"significantly above the {100 * record.guessing.to_beat:.2f} % {guess}. "
+        f"{_comparison_verdict(record)}"
     )
 
 
@@ -72,9 +75,10 @@ def beats_guessing(record: SweepRecord) -> bool:
     """Return whether the champion is significantly better than a network that looks at no image.
 
     Such a network always names the most frequent class of the test split, which is at least as
-    accurate as drawing a class by chance. The test is the one-sided binomial test of the champion's
-    mean test accuracy, at the level 0.05. If it is not known what such a network reaches, because a
-    function of the user measures, every champion with a score counts as better.
+    accurate as drawing a class by chance; or, if the score is the macro F1, draws each class as
+    often as it occurs, which is better by this score. The test is the one-sided binomial test of
+    the champion's mean test accuracy, at the level 0.05. If it is not known what such a network
+    reaches, because a function of the user measures, every champion with a score counts as better.
     """
     accuracies = finite(_learned(record))
     if not accuracies.size:
@@ -82,7 +86,7 @@ def beats_guessing(record: SweepRecord) -> bool:
     guessing = record.guessing
     if guessing is None:
         return True
-    p_value = above_chance(float(accuracies.mean()), guessing.images, guessing.accuracy)
+    p_value = above_chance(float(accuracies.mean()), guessing.images, guessing.to_beat)
     return p_value < SIGNIFICANCE
 
 

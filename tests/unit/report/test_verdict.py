@@ -110,6 +110,20 @@ def test_a_champion_has_to_beat_guessing(
         assert verdict(values).partition(above)[2] in comparison
 
 
+def test_a_champion_has_to_beat_the_best_guesses_of_macro_f1() -> None:
+    """They are better than naming one class, which is what the last row of the table says."""
+    guessing = Guessing(accuracy=0.0571, images=360, share=0.4, highest=0.1)
+    macro = {"evaluation_score": "macro-f1"}
+    lost = record(accuracy=0.11, guessing=guessing, settings=macro)
+    assert not beats_guessing(lost)
+    assert beats_guessing(record(accuracy=0.15, guessing=guessing, settings=macro))
+    assert verdict(lost).startswith(
+        "The champion learned nothing: its test macro F1 of 11.00 ± 0.16 % is not significantly "
+        "above the 10.00 % that a network can expect which looks at no image. "
+    )
+    assert table(lost).splitlines()[-1].split()[5:8] == ["-", "5.71", "-"]
+
+
 def test_a_champion_without_an_accuracy_does_not_beat_guessing() -> None:
     assert not beats_guessing(record(comparison=[]))
 

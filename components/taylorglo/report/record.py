@@ -114,8 +114,8 @@ class StandingRecord:
         version: its version in MLflow's model registry.
         study: the study that found it.
         accuracies: test accuracies in [0, 1], in the order of the champion's and from the same
-            seeds, on the same data.
-        p_value: p value of the two-sided paired t-test.
+            seeds, on the same data; NaN for a training without a score.
+        p_value: p value of the two-sided paired t-test; NaN if no test is possible.
     """
 
     version: str

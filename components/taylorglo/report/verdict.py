@@ -13,7 +13,7 @@ from taylorglo.report.text import (
     sample_size,
 )
 from taylorglo.results import Guessing
-from taylorglo.stats import above_chance, finite, holm
+from taylorglo.stats import above_chance, complete_pairs, finite, holm
 
 SIGNIFICANCE = 0.05
 MOST_FREQUENT = "always the most frequent class"
@@ -117,12 +117,20 @@ def standing_verdict(record: SweepRecord) -> str:
     if standing is None:
         return ""
     outcome = "beats" if beats_standing(record) else "does not beat"
+    which = f"version {standing.version}, of search {standing.study!r}"
+    pairs = len(_paired_with(record, standing)[0])
+    if not pairs:
+        return (
+            f"The new champion {outcome} the standing one ({which}): no test was possible, because "
+            "from no seed both have a score."
+        )
     reached = mean_and_deviation(standing.accuracies, record.share) + _percent(record)
+    seeds = len(standing.accuracies)
+    size = f"{pairs}" if pairs == seeds else f"{pairs} of {seeds}"
     return (
-        f"The new champion {outcome} the standing one (version {standing.version}, of search "
-        f"{standing.study!r}, {reached}): it is {_above(record, _gain(record, standing))} it "
-        f"(paired t-test, p {_relation(standing.p_value)}, "
-        f"n = {len(standing.accuracies)} seeds)."
+        f"The new champion {outcome} the standing one ({which}, {reached}): it is "
+        f"{_above(record, _gain(record, standing))} it "
+        f"(paired t-test, p {_relation(standing.p_value)}, n = {size} seeds)."
     )
 
 
@@ -264,8 +272,17 @@ def _points(record: SweepRecord, reference: Sequence[float], accuracies: Sequenc
 
 
 def _gain(record: SweepRecord, standing: StandingRecord) -> float:
-    """Return how far the new champion is above the standing one; for shares, in points."""
-    return _points(record, standing.accuracies, record.comparison[0].accuracies)
+    """Return how far the new champion is above the standing one; for shares, in points.
+
+    The seeds count from which both have a score.
+    """
+    new, former = _paired_with(record, standing)
+    return _points(record, former, new)
+
+
+def _paired_with(record: SweepRecord, standing: StandingRecord) -> tuple[list[float], list[float]]:
+    """Return the scores of the new and the standing champion from the seeds that gave both one."""
+    return complete_pairs(record.comparison[0].accuracies, standing.accuracies)
 
 
 def _difference(record: SweepRecord, row: ComparisonRow) -> str:

@@ -26,6 +26,7 @@ from taylorglo.results import (
     StandingChampion,
     Training,
 )
+from taylorglo.scores import worst
 from taylorglo.settings import SweepSettings
 from taylorglo.stats import paired, welch
 
@@ -212,6 +213,16 @@ def test_the_standing_champion_is_tested_in_pairs() -> None:
     assert values.standing.accuracies == accuracies
     assert values.standing.p_value == paired(values.comparison[0].accuracies, accuracies)
     assert len(values.comparison) == 2
+
+
+def test_a_seed_without_a_score_is_left_out_of_the_pairs() -> None:
+    accuracies = (0.7, worst("log likelihood"), 0.77)
+    standing = [full_training("standing champion", accuracy) for accuracy in accuracies]
+    compared = comparison(TRAININGS, standing=standing)
+    values = record(comparison=compared, standing=STANDING).standing
+    assert values is not None
+    assert values.p_value == paired([0.8, 0.85], [0.7, 0.77])
+    assert math.isnan(values.accuracies[1])
 
 
 def test_a_standing_champion_that_was_not_trained_is_left_out() -> None:

@@ -204,6 +204,29 @@ def test_the_standing_champion_is_beaten_by_a_significant_gain_alone(
     assert "n = 5 seeds" in sentence
 
 
+@pytest.mark.filterwarnings("error")
+def test_seeds_without_both_scores_do_not_count_against_the_standing_champion() -> None:
+    values = record()
+    new = [0.2, 0.9, 0.92, 0.91]
+    first = dataclasses.replace(values.comparison[0], accuracies=new)
+
+    def against(former: list[float], p: float) -> SweepRecord:
+        standing = StandingRecord("3", "digits.2", former, p)
+        return dataclasses.replace(values, comparison=[first], standing=standing)
+
+    # With the first seed the new champion would have the lower mean.
+    beaten = against([NAN, 0.88, 0.91, 0.9], 0.01)
+    assert beats_standing(beaten)
+    assert "it is 1.33 points above it" in standing_verdict(beaten)
+    assert "n = 3 of 4 seeds)" in standing_verdict(beaten)
+    untested = against([NAN] * 4, NAN)
+    assert not beats_standing(untested)
+    assert standing_verdict(untested) == (
+        "The new champion does not beat the standing one (version 3, of search 'digits.2'): "
+        "no test was possible, because from no seed both have a score."
+    )
+
+
 def test_there_is_no_verdict_without_a_standing_champion() -> None:
     assert standing_verdict(record()) == ""
     assert not beats_standing(record())

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from taylorglo.errors import InputError
 from taylorglo.loss.filters import Verdict
 from taylorglo.reading import check_regular
-from taylorglo.scores import is_known
+from taylorglo.scores import known
 
 Status = Literal["ok", "diverged", "failed"]
 # (step, score, cross-entropy in nats), without the latter if a function of a user trained.
@@ -178,11 +178,9 @@ class GenerationSummary(Record):
     def of(cls, candidates: Sequence[Candidate]) -> Self:
         """Summarise the candidates of one generation."""
         results = [c.result for c in candidates if c.result is not None and c.finished]
-        scores = [
-            c.fitness
-            for c in candidates
-            if c.fitness is not None and c.result is not None and is_known(c.fitness)
-        ]
+        scores = known(
+            c.fitness for c in candidates if c.fitness is not None and c.result is not None
+        )
         return cls(
             drawn=len(candidates),
             rejected=sum(candidate.rejected for candidate in candidates),
@@ -242,10 +240,11 @@ class Champion(Record):
     Attributes:
         theta: its coefficients.
         order: of its polynomial.
-        fitness: its expected fitness: the mean over its trainings among the finalists, or, if the
-            best candidate was taken without such trainings, the fitness of the candidate.
-        interval: the 95 % interval of that mean, if there were two trainings or more.
-        trainings: number of these trainings; 0 if there were none.
+        fitness: its expected fitness: the mean over those of its trainings among the finalists that
+            have a score, or, if the best candidate was taken without such trainings, the fitness of
+            the candidate. If none of the trainings has a score, it is that of such a training.
+        interval: the 95 % interval of that mean, if it is over two trainings or more.
+        trainings: number of the trainings that have a score; 0 if there were none.
         generation: number of the generation that it comes from.
         trial: number of the candidate; None if it is the mean of the distribution that CMA-ES had
             after this generation.
@@ -410,8 +409,8 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if a value is None."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(values) if len(known) == len(values) else None
+    present = [value for value in values if value is not None]
+    return sum(present) / len(values) if len(present) == len(values) else None
 
 
 def write_json(path: str | Path, value: Any) -> None:

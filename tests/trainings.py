@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from taylorglo.data.dataset import Dataset, Split
@@ -15,7 +16,7 @@ from taylorglo.loss.polynomial import from_coefficients
 from taylorglo.results import Evaluation, Execution, Training
 from taylorglo.settings import SweepSettings
 from taylorglo.training.engine import Engine
-from taylorglo.training.loop import TrainedNetwork
+from taylorglo.training.loop import TrainedNetwork, tallied
 
 GOOD = from_coefficients(4.0, -4.0, -1.0, 0.0)
 OTHER = from_coefficients(6.0, -3.0, -2.0, 0.5)
@@ -96,6 +97,14 @@ def all_evaluated(
     with Engine(settings, lambda: dataset) as engine:
         evaluations = dict(evaluate(assignments, generation, engine, cache or MemoryCache()))
     return [evaluations[trial] for trial in range(len(thetas))]
+
+
+def score_and_entropy(
+    network: nn.Module, split: Split, batch_size: int, score: str = "accuracy"
+) -> tuple[float, float]:
+    """Return the score and the mean cross-entropy in nats of a network on a split."""
+    tally = tallied(network, split, batch_size, [score])
+    return tally.scores(score)[0], tally.cross_entropies[0]
 
 
 def untimed(result: Kind) -> Kind:

@@ -33,7 +33,7 @@ from taylorglo.loss.functions import TaylorLoss
 from taylorglo.report.record import sweep_record
 from taylorglo.report.verdict import table, verdict
 from taylorglo.results import Champion, Evaluation, Robustness
-from taylorglo.scores import worst
+from taylorglo.scores import is_known, worst
 from taylorglo.search.study import Search
 from taylorglo.services import layout
 from taylorglo.services.storage import FolderStore, Store
@@ -62,8 +62,9 @@ class SearchResult:
 
     Attributes:
         loss: the loss that it recommends.
-        score: its expected validation score, the mean over its trainings as a finalist.
-        interval: the 95 % interval of that mean; None if there was one training.
+        score: its expected validation score, the mean over those of its trainings as a finalist
+            that have a score; NaN if none has.
+        interval: the 95 % interval of that mean; None if it is over one training, or none.
         table: the comparison with tuned baselines on the test split as text; empty if it was not
             asked for.
         verdict: its outcome in a sentence; empty if it was not asked for.
@@ -419,7 +420,8 @@ def _result(
     loss = loss_of_champion(champion, sweep)
     loss.save(sweep.folder / layout.LOSS)
     (sweep.folder / layout.PROGRAM).write_text(loss.source())
-    return SearchResult(loss, champion.fitness, champion.interval, compared, outcome)
+    expected = champion.fitness if is_known(champion.fitness) else math.nan
+    return SearchResult(loss, expected, champion.interval, compared, outcome)
 
 
 @dataclass(frozen=True)

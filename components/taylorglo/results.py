@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 from taylorglo.errors import InputError
 from taylorglo.loss.filters import Verdict
 from taylorglo.reading import check_regular
-from taylorglo.scores import is_known
+from taylorglo.scores import known
 
 Status = Literal["ok", "diverged", "failed"]
 # (step, score, cross-entropy in nats), without the latter if a function of a user trained.
@@ -25,6 +25,8 @@ Kind = TypeVar("Kind")
 
 # The last version of taylorglo that changed what a training computes. Results are kept under keys
 # that contain it, so that a release which computes the same can use what an older one kept.
+# One change is not counted: the test score of a network that answers NaN was the share of class 0,
+# and is 0 now. The training itself is the same, and has the status "diverged" in old records, too.
 NUMERICS = "0.1.0"
 
 
@@ -176,11 +178,9 @@ class GenerationSummary(Record):
     def of(cls, candidates: Sequence[Candidate]) -> Self:
         """Summarise the candidates of one generation."""
         results = [c.result for c in candidates if c.result is not None and c.finished]
-        scores = [
-            c.fitness
-            for c in candidates
-            if c.fitness is not None and c.result is not None and is_known(c.fitness)
-        ]
+        scores = known(
+            c.fitness for c in candidates if c.fitness is not None and c.result is not None
+        )
         return cls(
             drawn=len(candidates),
             rejected=sum(candidate.rejected for candidate in candidates),
@@ -240,10 +240,11 @@ class Champion(Record):
     Attributes:
         theta: its coefficients.
         order: of its polynomial.
-        fitness: its expected fitness: the mean over its trainings among the finalists, or, if the
-            best candidate was taken without such trainings, the fitness of the candidate.
-        interval: the 95 % interval of that mean, if there were two trainings or more.
-        trainings: number of these trainings; 0 if there were none.
+        fitness: its expected fitness: the mean over those of its trainings among the finalists that
+            have a score, or, if the best candidate was taken without such trainings, the fitness of
+            the candidate. If none of the trainings has a score, it is that of such a training.
+        interval: the 95 % interval of that mean, if it is over two trainings or more.
+        trainings: number of the trainings that have a score; 0 if there were none.
         generation: number of the generation that it comes from.
         trial: number of the candidate; None if it is the mean of the distribution that CMA-ES had
             after this generation.
@@ -333,16 +334,26 @@ class Guessing(Record):
         images: number of test images.
         share: the share in [0, 1] of the most frequent class in the test images, if the score is
             not the accuracy.
+        classes: number of classes that have test images; None if an older version did not count.
+        highest: the highest score in [0, 1] that such a network can expect, if always naming the
+            most frequent class has a lower one.
     """
 
     accuracy: float
     images: int
     share: float | None = None
+    classes: int | None = None
+    highest: float | None = None
 
     @property
     def majority(self) -> float:
         """The share in [0, 1] of the most frequent class in the test images."""
         return self.accuracy if self.share is None else self.share
+
+    @property
+    def to_beat(self) -> float:
+        """The score in [0, 1] above which a network has learned something."""
+        return self.accuracy if self.highest is None else self.highest
 
 
 class DatasetDescription(Record):
@@ -378,21 +389,28 @@ def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Return the mean of several learning curves, as far as all of them go."""
+    """Return the mean of several learning curves, at the steps that all of them have.
+
+    If a curve has a step twice, its last point at this step counts.
+    """
+    # A function of a user may report at other steps in each training, and points whose score is
+    # not finite are left out. So the place of a point in its curve does not tell its step.
+    by_step = [{point[0]: point for point in curve} for curve in curves]
+    shared = set.intersection(*map(set, by_step)) if by_step else set()
     return [
         (
-            points[0][0],
-            sum(point[1] for point in points) / len(points),
-            _mean([point[2] for point in points]),
+            step,
+            sum(points[step][1] for points in by_step) / len(by_step),
+            _mean([points[step][2] for points in by_step]),
         )
-        for points in zip(*curves, strict=False)
+        for step in sorted(shared)
     ]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
     """Return the mean; None if a value is None."""
-    known = [value for value in values if value is not None]
-    return sum(known) / len(values) if len(known) == len(values) else None
+    present = [value for value in values if value is not None]
+    return sum(present) / len(values) if len(present) == len(values) else None
 
 
 def write_json(path: str | Path, value: Any) -> None:

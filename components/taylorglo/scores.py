@@ -5,7 +5,7 @@ these names means the same score there.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 # The built-in scores in words: the higher the better, and always a part of 1.
 SCORES: Mapping[str, str] = {
@@ -56,6 +56,11 @@ def worst(score: str) -> float:
 def is_known(value: float) -> bool:
     """Return whether a value was measured, and does not stand for a training without a score."""
     return value >= -MOST
+
+
+def known(values: Iterable[float]) -> list[float]:
+    """Return the scores that were measured, without those of trainings without a score."""
+    return [value for value in values if is_known(value)]
 
 
 def metric(score: str) -> str:

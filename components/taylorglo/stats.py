@@ -3,6 +3,7 @@
 scipy has the tests. The cases in which it has no answer are decided here.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -25,9 +26,12 @@ def welch(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the p value of Welch's two-sided test of equal means.
 
     Two constant samples have no variance to test by: their p value is 1 if they are equal, else 0.
+    It is NaN if a value is, because the values that are left are those of the better trainings.
     """
     from scipy.stats import ttest_ind
 
+    if not np.isfinite([*first, *second]).all():
+        return math.nan
     if len(set(first)) == 1 and len(set(second)) == 1:
         return float(first[0] == second[0])
     return float(ttest_ind(first, second, equal_var=False).pvalue)
@@ -37,17 +41,34 @@ def paired(first: Sequence[float], second: Sequence[float]) -> float:
     """Return the p value of the two-sided paired t-test.
 
     Equal differences have no variance to test by: the p value is 1 if they are all 0, else the one
-    of the sign test.
+    of the sign test. Pairs that are not complete are left out; the p value is NaN if none is left.
 
     Raises:
         ValueError: the samples are not equally long.
     """
     from scipy.stats import ttest_rel
 
+    first, second = complete_pairs(first, second)
+    if not first:
+        return math.nan
     differences = [a - b for a, b in zip(first, second, strict=True)]
     if max(differences) - min(differences) < _ROUNDING:
         return 1.0 if abs(differences[0]) < _ROUNDING else 2.0 ** (1 - len(differences))
     return float(ttest_rel(first, second).pvalue)
+
+
+def complete_pairs(
+    first: Sequence[float], second: Sequence[float]
+) -> tuple[list[float], list[float]]:
+    """Return two samples without the pairs in which a value is not finite.
+
+    Raises:
+        ValueError: the samples are not equally long.
+    """
+    pairs = [
+        (a, b) for a, b in zip(first, second, strict=True) if math.isfinite(a) and math.isfinite(b)
+    ]
+    return [a for a, _ in pairs], [b for _, b in pairs]
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float] | None:

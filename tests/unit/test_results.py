@@ -303,3 +303,13 @@ def test_a_mean_curve_goes_as_far_as_all_curves_do() -> None:
     assert mean_curve([long]) == long
     assert mean_curve([]) == []
     assert mean_curve([long, []]) == []
+
+
+def test_a_mean_curve_is_of_points_of_one_step() -> None:
+    """A point that is missing in one curve moves no other point of it."""
+    assert mean_curve([[(2, 0.5, None)], [(1, 0.1, None), (2, 0.6, None)]]) == [(2, 0.55, None)]
+    odd = [(1, 0.2, 2.0), (3, 0.4, 1.0), (5, 0.6, 0.0)]
+    even = [(2, 0.3, 2.0), (5, 0.8, 1.0), (3, 0.5, None)]
+    assert mean_curve([odd, even]) == [(3, pytest.approx(0.45), None), (5, pytest.approx(0.7), 0.5)]
+    assert mean_curve([[(1, 0.2, None)], [(2, 0.4, None)]]) == []
+    assert mean_curve([[(1, 0.2, None), (1, 0.3, None)]]) == [(1, 0.3, None)]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from taylorglo.stats import above_chance, covered, finite, holm, paired, welch
+from taylorglo.stats import above_chance, complete_pairs, covered, finite, holm, paired, welch
 
 GRID = st.integers(0, 20)
 
@@ -43,6 +43,28 @@ def test_welch_of_one_constant_sample_is_a_test_against_a_number() -> None:
     assert welch([0.25] * 9, other) == pytest.approx(
         stats.ttest_1samp(other, 0.25).pvalue, rel=1e-10
     )
+
+
+@pytest.mark.parametrize("missing", [float("nan"), float("-inf")])
+def test_welch_says_nothing_of_a_sample_with_a_missing_value(missing: float) -> None:
+    for sample in ([0.1, 0.2, missing], [missing] * 3, [0.1, missing]):
+        assert np.isnan(welch(sample, [0.5] * 3))
+        assert np.isnan(welch([0.5] * 3, sample))
+
+
+def test_paired_leaves_out_pairs_that_are_not_complete() -> None:
+    nan = float("nan")
+    first, second = [0.1, 0.25, 0.3, 0.5], [0.2, 0.3, 0.45, 0.4]
+    expected = paired(first, second)
+    assert 0 < expected < 1
+    for place in range(5):
+        one, other = first.copy(), second.copy()
+        one.insert(place, nan)
+        other.insert(place, 0.3)
+        assert paired(one, other) == paired(other, one) == expected
+    assert paired([0.1, 0.2, nan], [0.2, 0.3, 0.3]) == paired([nan, 0.1, 0.2], [0.3, 0.2, 0.3])
+    assert np.isnan(paired([nan, 0.1], [0.1, nan]))
+    assert complete_pairs([nan, 0.1, 0.2], [0.3, nan, 0.4]) == ([0.2], [0.4])
 
 
 def test_paired_is_a_test_of_the_differences_against_zero() -> None:

@@ -104,8 +104,11 @@ class Dataset:
         """
         if self.test is None:
             raise ValueError("the test split was taken out")
-        most = int(torch.bincount(self.test.labels).max())
-        return Guessing(accuracy=most / len(self.test), images=len(self.test))
+        sizes = torch.bincount(self.test.labels)
+        images = len(self.test)
+        return Guessing(
+            accuracy=int(sizes.max()) / images, images=images, classes=int((sizes > 0).sum())
+        )
 
     @property
     def fingerprint(self) -> str:

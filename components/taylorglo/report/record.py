@@ -114,8 +114,8 @@ class StandingRecord:
         version: its version in MLflow's model registry.
         study: the study that found it.
         accuracies: test accuracies in [0, 1], in the order of the champion's and from the same
-            seeds, on the same data.
-        p_value: p value of the two-sided paired t-test.
+            seeds, on the same data; NaN for a training without a score.
+        p_value: p value of the two-sided paired t-test; NaN if no test is possible.
     """
 
     version: str
@@ -266,17 +266,23 @@ def _guessing(
 ) -> Guessing | None:
     """Return what a network reaches that looks at no image, by the score of the sweep.
 
-    Whichever class it always names, it is right in one class of all, and never in the others. The
-    highest macro F1 that it can expect is 1/n, too: of naming each class as often as it occurs.
-    Likelihood and calibration say nothing of what was learned, so the accuracy counts for them. It
-    is not known for a score that a function of a user measures on data of its own choice.
+    Whichever class it always names, it is right in one of the n classes that have test images, and
+    never in the others. So its balanced accuracy is 1/n. Its macro F1 is 2 p / (1 + p) / n if the
+    class has the share p of the images, because all of them are named so. The highest macro F1 that
+    it can expect is 1/n: that of naming each class as often as it occurs. Likelihood and
+    calibration say nothing of what was learned, so the accuracy counts for them. It is not known
+    for a score that a function of a user measures on data of its own choice.
     """
     if guessing is None or settings.training.function:
         return None
     score = settings.evaluation.score
     if score == "accuracy" or score in scores.BESIDE_ACCURACY:
         return guessing
-    return Guessing(accuracy=1 / num_classes, images=guessing.images, share=guessing.accuracy)
+    share, of_classes = guessing.accuracy, 1 / (guessing.classes or num_classes)
+    if score == "macro-f1":
+        f1 = 2 * share / (1 + share) * of_classes
+        return guessing.model_copy(update={"accuracy": f1, "share": share, "highest": of_classes})
+    return guessing.model_copy(update={"accuracy": of_classes, "share": share})
 
 
 def _generations(candidates: Sequence[Candidate]) -> list[GenerationRecord]:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from taylorglo.results import Champion
+from taylorglo.scores import is_known
 from taylorglo.stats import finite
 
 NOTHING = "–"
@@ -105,6 +106,8 @@ def expectation(champion: Champion, share: bool = True) -> str:
         champion: the champion.
         share: whether the fitness is a share, which is shown in percent.
     """
+    if not is_known(champion.fitness):
+        return "no expected fitness, because no training of it as a finalist has a score"
     fitness = amount(champion.fitness, share)
     if not champion.trainings:
         return f"fitness {fitness} in the search"

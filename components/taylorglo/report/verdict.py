@@ -13,7 +13,7 @@ from taylorglo.report.text import (
     sample_size,
 )
 from taylorglo.results import Guessing
-from taylorglo.stats import above_chance, finite, holm
+from taylorglo.stats import above_chance, complete_pairs, finite, holm
 
 SIGNIFICANCE = 0.05
 MOST_FREQUENT = "always the most frequent class"
@@ -35,10 +35,13 @@ def verdict(record: SweepRecord) -> str:
         return _comparison_verdict(record)
     score = "accuracy" if record.beside_accuracy else record.score
     accuracy = mean_and_deviation(_learned(record))
+    guess = "of always naming the most frequent class"
+    if record.guessing.highest is not None:
+        guess = "that a network can expect which looks at no image"
     return (
         f"The champion learned nothing: its test {score} of {accuracy} % is not "
-        f"significantly above the {100 * record.guessing.accuracy:.2f} % of always naming the most "
-        f"frequent class. {_comparison_verdict(record)}"
+        f"significantly above the {100 * record.guessing.to_beat:.2f} % {guess}. "
+        f"{_comparison_verdict(record)}"
     )
 
 
@@ -72,9 +75,10 @@ def beats_guessing(record: SweepRecord) -> bool:
     """Return whether the champion is significantly better than a network that looks at no image.
 
     Such a network always names the most frequent class of the test split, which is at least as
-    accurate as drawing a class by chance. The test is the one-sided binomial test of the champion's
-    mean test accuracy, at the level 0.05. If it is not known what such a network reaches, because a
-    function of the user measures, every champion with a score counts as better.
+    accurate as drawing a class by chance; or, if the score is the macro F1, draws each class as
+    often as it occurs, which is better by this score. The test is the one-sided binomial test of
+    the champion's mean test accuracy, at the level 0.05. If it is not known what such a network
+    reaches, because a function of the user measures, every champion with a score counts as better.
     """
     accuracies = finite(_learned(record))
     if not accuracies.size:
@@ -82,7 +86,7 @@ def beats_guessing(record: SweepRecord) -> bool:
     guessing = record.guessing
     if guessing is None:
         return True
-    p_value = above_chance(float(accuracies.mean()), guessing.images, guessing.accuracy)
+    p_value = above_chance(float(accuracies.mean()), guessing.images, guessing.to_beat)
     return p_value < SIGNIFICANCE
 
 
@@ -113,12 +117,20 @@ def standing_verdict(record: SweepRecord) -> str:
     if standing is None:
         return ""
     outcome = "beats" if beats_standing(record) else "does not beat"
+    which = f"version {standing.version}, of search {standing.study!r}"
+    pairs = len(_paired_with(record, standing)[0])
+    if not pairs:
+        return (
+            f"The new champion {outcome} the standing one ({which}): no test was possible, because "
+            "from no seed both have a score."
+        )
     reached = mean_and_deviation(standing.accuracies, record.share) + _percent(record)
+    seeds = len(standing.accuracies)
+    size = f"{pairs}" if pairs == seeds else f"{pairs} of {seeds}"
     return (
-        f"The new champion {outcome} the standing one (version {standing.version}, of search "
-        f"{standing.study!r}, {reached}): it is {_above(record, _gain(record, standing))} it "
-        f"(paired t-test, p {_relation(standing.p_value)}, "
-        f"n = {len(standing.accuracies)} seeds)."
+        f"The new champion {outcome} the standing one ({which}, {reached}): it is "
+        f"{_above(record, _gain(record, standing))} it "
+        f"(paired t-test, p {_relation(standing.p_value)}, n = {size} seeds)."
     )
 
 
@@ -260,8 +272,17 @@ def _points(record: SweepRecord, reference: Sequence[float], accuracies: Sequenc
 
 
 def _gain(record: SweepRecord, standing: StandingRecord) -> float:
-    """Return how far the new champion is above the standing one; for shares, in points."""
-    return _points(record, standing.accuracies, record.comparison[0].accuracies)
+    """Return how far the new champion is above the standing one; for shares, in points.
+
+    The seeds count from which both have a score.
+    """
+    new, former = _paired_with(record, standing)
+    return _points(record, former, new)
+
+
+def _paired_with(record: SweepRecord, standing: StandingRecord) -> tuple[list[float], list[float]]:
+    """Return the scores of the new and the standing champion from the seeds that gave both one."""
+    return complete_pairs(record.comparison[0].accuracies, standing.accuracies)
 
 
 def _difference(record: SweepRecord, row: ComparisonRow) -> str:

@@ -19,7 +19,7 @@ from taylorglo.results import (
     StandingChampion,
     read_json,
 )
-from taylorglo.scores import is_known, is_share, metric, words
+from taylorglo.scores import is_known, is_share, known, metric, words
 from taylorglo.services import layout
 from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
@@ -39,10 +39,14 @@ class Outcome:
     network: bytes
 
     @property
-    def mean_score(self) -> float:
-        """The champion's test score, such as its accuracy in [0, 1]: the mean over its seeds."""
+    def mean_score(self) -> float | None:
+        """The champion's test score, such as its accuracy in [0, 1]: the mean over its seeds.
+
+        It is over those trainings that have a score; None if none has.
+        """
         trainings = self.comparison.trainings
-        return fmean(t.test_accuracy for t in trainings if t.contender.name == "champion")
+        measured = known(t.test_accuracy for t in trainings if t.contender.name == "champion")
+        return fmean(measured) if measured else None
 
     def save_program(self, path: str | Path) -> None:
         """Write the champion's loss as a Python program."""
@@ -75,14 +79,15 @@ def run(
 
     Returns:
         The champion's test score by its name among metrics, such as its accuracy in [0, 1]; the
-        mean over its seeds.
+        mean over its seeds. Nothing if no training of it has a score.
     """
     sweep, tuning = read_json(tuning_path, Passed[list[FullTraining]]).both
     outcome = crown(sweep, search_data_path, full_data_path, tuning)
     sweep.write(comparison_path, outcome.comparison)
     outcome.loss.save(loss_path)
     outcome.save_network(model_path)
-    return {metric(sweep.settings.evaluation.score): outcome.mean_score}
+    mean = outcome.mean_score
+    return {} if mean is None else {metric(sweep.settings.evaluation.score): mean}
 
 
 def crown(
@@ -170,14 +175,17 @@ def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[Full
     with Engine.open(sweep.settings, search_data) as engine:
         thetas = [entrant.theta for entrant in entrants]
         finalists = train_finalists(thetas, engine, sweep.full_trainings)
+    # A training without a score counts here, as lower than every score: it must not be an advantage
+    # to diverge. What is reported is the mean of the others.
     theta = best_contender(finalists).theta
     accuracies = [t.training.accuracy for t in finalists if t.contender.theta == theta]
+    measured = known(accuracies)
     winner = next(entrant for entrant in entrants if entrant.theta == theta)
     chosen = winner.model_copy(
         update={
-            "fitness": fmean(accuracies),
-            "interval": mean_interval(accuracies),
-            "trainings": len(accuracies),
+            "fitness": fmean(measured or accuracies),
+            "interval": mean_interval(measured),
+            "trainings": len(measured),
         }
     )
     expected = expectation(chosen, is_share(sweep.settings.evaluation.score))
@@ -206,7 +214,7 @@ def _tuned_baselines(tuning: Sequence[FullTraining]) -> list[Contender]:
 def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTraining]:
     """Train and test a contender over the seeds, and print its mean score."""
     trainings = compare(contender, engine, sweep.full_trainings)
-    measured = [t.test_accuracy for t in trainings if is_known(t.test_accuracy)]
+    measured = known(t.test_accuracy for t in trainings)
     mean = fmean(measured) if measured else math.nan
     times, score = len(trainings), sweep.settings.evaluation.score
     shown = f"{mean:.2%}" if is_share(score) else f"{mean:.5g}"
@@ -237,7 +245,7 @@ def loss_of_champion(champion: Champion, sweep: Sweep) -> TaylorLoss:
             "learning_rate": winner.learning_rate,
             "generation": champion.generation,
             "trial": champion.trial,
-            "fitness": champion.fitness,
+            "fitness": champion.fitness if is_known(champion.fitness) else None,
             "fitness_interval": list(champion.interval or ()),
             **software(),
         },
@@ -245,7 +253,7 @@ def loss_of_champion(champion: Champion, sweep: Sweep) -> TaylorLoss:
 
 
 def _keep(outcome: Outcome, sweep: Sweep) -> None:
-    """Put the champion's loss and network into the store."""
+    """Put the champion's loss and network into the store, in place of a former champion's."""
     with tempfile.TemporaryDirectory() as folder:
         for name, save in (
             (layout.LOSS, outcome.loss.save),
@@ -254,7 +262,10 @@ def _keep(outcome: Outcome, sweep: Sweep) -> None:
         ):
             path = Path(folder) / name
             save(path)
-            if not path.stat().st_size:
-                # A function of a user returned no network.
-                continue
-            sweep.store.upload(path, layout.champion(sweep.settings.name, name))
+            key = layout.champion(sweep.settings.name, name)
+            if path.stat().st_size:
+                sweep.store.upload(path, key)
+            else:
+                # A function of a user returned no network. One of a former champion may be there,
+                # which was not trained with this loss.
+                sweep.store.delete(key)

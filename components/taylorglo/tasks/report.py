@@ -26,7 +26,7 @@ from taylorglo.results import (
     mean_curve,
     read_json,
 )
-from taylorglo.scores import metric
+from taylorglo.scores import known, metric
 from taylorglo.services import layout
 from taylorglo.services.memo import References
 from taylorglo.tasks.console import say, task
@@ -201,12 +201,13 @@ def _track_contenders(
         contender = group[0].contender
         is_champion = contender.name == "champion"
         accuracies = [training.test_accuracy for training in group]
+        measured = known(accuracies)
         curve = mean_curve([training.training.curve for training in group])
         runs[contender.name] = sweep.tracker.log_final(
             "champion" if is_champion else "baseline",
             contender.name,
             params=contender.model_dump(),
-            metrics={f"test_{score}": fmean(accuracies)},
+            metrics={f"test_{score}": fmean(measured)} if measured else {},
             curves={
                 f"validation_{score}": [(step, accuracy) for step, accuracy, _ in curve],
                 f"test_{score}_by_seed": list(enumerate(accuracies)),

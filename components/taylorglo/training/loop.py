@@ -193,7 +193,7 @@ def _descend(
 
 def _look(network: nn.Module, split: Split, settings: SweepSettings) -> "Look":
     score = settings.evaluation.score
-    tally = _tallied(network, split, settings.training.batch_size, [score])
+    tally = tallied(network, split, settings.training.batch_size, [score])
     return looks(tally, score)[0]
 
 
@@ -296,7 +296,7 @@ def measured(
             )
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
-            tally = _tallied(network, dataset.test, size, {score, "ece"})
+            tally = tallied(network, dataset.test, size, {score, "ece"})
         test = tally.scores(score)[0]
         measures = {
             "accuracy": tally.scores("accuracy")[0],
@@ -316,20 +316,16 @@ def measured(
     return TrainedNetwork(whole, weights_of(network, origin) if recipe.kept else b"")
 
 
-def validate(
-    network: nn.Module, split: Split, batch_size: int, score: str = "accuracy"
-) -> tuple[float, float]:
-    """Return the score in [0, 1] and the mean cross-entropy in nats of a network on a split.
-
-    The network is left in evaluation mode.
-    """
-    tally = _tallied(network, split, batch_size, [score])
-    return tally.scores(score)[0], tally.cross_entropies[0]
-
-
 @torch.no_grad()
-def _tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collection[str]) -> Tally:
-    """Return what a network answers to a split; it is left in evaluation mode."""
+def tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collection[str]) -> Tally:
+    """Return what a network answers to a split; it is left in evaluation mode.
+
+    Args:
+        network: from images in [0, 1], or features, to logits (B, n).
+        split: on the network's device.
+        batch_size: of the evaluation.
+        wanted: the scores that will be asked for.
+    """
     network.eval()
     tally = Tally(split, 1, wanted)
     for images, labels in evaluation_batches(split, batch_size):

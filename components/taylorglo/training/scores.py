@@ -34,18 +34,22 @@ class Tally:
     def add(self, logits: Tensor, labels: Tensor, entropy: Tensor) -> None:
         """Add a batch.
 
+        An image with NaN among its logits is classified wrongly, and counts as named by no class.
+
         Args:
             logits: (M, B, n), in float32.
             labels: (B,).
             entropy: sum of the cross-entropy over the batch, in nats, (M,).
         """
         named = logits.argmax(dim=2)
-        self._correct.index_add_(1, labels, (named == labels).float())
+        # argmax picks a NaN, so that a diverged network would score on the class of its NaN.
+        is_named = ~logits.isnan().any(dim=2)
+        self._correct.index_add_(1, labels, ((named == labels) & is_named).float())
         self._entropy += entropy
         if "macro-f1" in self._wanted:
             if self._named is None:
                 self._named = torch.zeros(len(logits), logits.shape[2], device=logits.device)
-            self._named.scatter_add_(1, named, torch.ones_like(named, dtype=torch.float))
+            self._named.scatter_add_(1, named, is_named.float())
         if "ece" in self._wanted:
             self._gaps += _gaps(logits.softmax(dim=2), labels, BINS)
 
@@ -70,7 +74,8 @@ class Tally:
           geometric mean of the probability of the right class; 1/n for even probabilities.
         - ``ece``: 1 - ECE.
 
-        A network whose numbers are not finite has 0.
+        A network whose logits are all NaN has 0. So has, by the last two scores, one with a single
+        number that is not finite; by the others, each image counts for itself.
         """
         if score == "negative-log-likelihood":
             return [math.exp(-x) if math.isfinite(x) else 0.0 for x in self.cross_entropies]

@@ -11,9 +11,11 @@ from small_sweeps import Work, begin_generation, changed, evaluation, full_train
 
 from taylorglo.errors import InputError
 from taylorglo.loss.dynamics import learning_drive
+from taylorglo.report.text import expectation
 from taylorglo.results import Candidate, Champion, Comparison, FullTraining
+from taylorglo.scores import worst
 from taylorglo.services import layout
-from taylorglo.tasks.champion import crown
+from taylorglo.tasks.champion import Outcome, choose_champion, crown
 from taylorglo.tasks.context import Sweep
 
 RATES = {  # the worse learning rate of a baseline, and the better one
@@ -58,6 +60,12 @@ def rewrite(sweep: Sweep, finalists: list[FullTraining], accuracies: list[float]
         training = full.training.model_copy(update={"accuracy": accuracy})
         content = full.model_copy(update={"training": training}).model_dump_json()
         sweep.store.write(layout.training(sweep.settings.name, full.key), content.encode())
+
+
+def tested(full: FullTraining, accuracy: float) -> FullTraining:
+    """Return a training in full with another test accuracy."""
+    training = full.training.model_copy(update={"test_accuracy": accuracy})
+    return full.model_copy(update={"training": training})
 
 
 def accuracies_of_champion(comparison: Comparison) -> list[float]:
@@ -177,6 +185,59 @@ def test_the_expected_fitness_has_the_interval_of_its_trainings(
     # The quantile of Student's t for 2 degrees of freedom is 4.3027.
     reach = 4.30265 * 0.1 / 3**0.5
     assert champion.interval == pytest.approx((0.6 - reach, 0.6 + reach), rel=1e-5)
+
+
+def test_a_training_without_a_score_counts_in_the_choice_and_in_no_figure(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    missing = worst("log likelihood")
+    settings = small_settings(baselines={"attempts": 3}, champion={"finalists": 2, "seeds": 3})
+    several = changed(sweep, settings=settings)
+    outcome = crown(several, work.search_data, work.full_data, tuning)
+    finalists = outcome.comparison.finalists
+
+    def champion(accuracies: list[float]) -> Champion:
+        rewrite(several, finalists, accuracies)
+        return choose_champion(several, work.search_data)[0]
+
+    # The mean of the search would be the better one, had it not diverged once.
+    steady = champion([0.9, missing, 0.9, 0.1, 0.2, 0.3])
+    assert (steady.trial, steady.trainings) == (candidates[0].trial, 3)
+    assert steady.fitness == pytest.approx(0.2)
+    best = champion([0.6, missing, 0.7, 0.1, missing, 0.2])
+    assert (best.trial, best.trainings, best.fitness) == (None, 2, pytest.approx(0.65))
+    assert best.interval is not None
+    assert sum(best.interval) / 2 == pytest.approx(0.65)
+    lost = champion([missing] * 6)
+    assert (lost.trainings, lost.interval) == (0, None)
+    assert "no expected fitness" in expectation(lost, share=False)
+
+    def mean(*accuracies: float) -> float | None:
+        scored = iter(accuracies)
+        trainings = [
+            tested(full, next(scored)) if full.contender.name == "champion" else full
+            for full in outcome.comparison.trainings
+        ]
+        compared = outcome.comparison.model_copy(update={"trainings": trainings})
+        return Outcome(compared, outcome.loss, b"").mean_score
+
+    assert mean(0.8, missing, 0.6) == pytest.approx(0.7)
+    assert mean(missing, missing, missing) is None
+
+
+def test_the_network_of_a_former_champion_does_not_stay_beside_a_loss_without_one(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    outcome = crown(sweep, work.search_data, work.full_data, tuning)
+    network = layout.champion("digits", layout.NETWORK)
+    assert sweep.store.read(network) == outcome.network != b""
+    # A function that returns no network leaves an empty file, and no checksum of it here.
+    first = outcome.comparison.trainings[0]
+    rewrite(sweep, [first], [first.training.accuracy])
+    sweep.store.write(layout.weights("digits", first.key), b"")
+    assert crown(sweep, work.search_data, work.full_data, tuning).network == b""
+    assert not sweep.store.exists(network)
+    assert sweep.store.exists(layout.champion("digits"))
 
 
 @pytest.mark.parametrize("status", ["diverged", "failed"])

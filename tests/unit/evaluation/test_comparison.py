@@ -2,7 +2,7 @@
 
 import pytest
 from comparisons import CROSS_ENTROPY, Memory, changed, engine_on, settings_of, trained
-from trainings import GOOD
+from trainings import GOOD, score_and_entropy
 
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.seeds import derived_seed
@@ -21,7 +21,6 @@ from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.results import Contender, FullTraining, Training
 from taylorglo.settings import SweepSettings
-from taylorglo.training.loop import validate
 
 
 def test_the_baselines() -> None:
@@ -152,8 +151,8 @@ def test_contenders_are_compared_from_the_same_new_seeds(digits: Dataset) -> Non
     for trainings in compared:
         for full in trainings:
             network = restore_network(memo.weights(full.key), "mlp", digits)
-            assert validate(network, digits.test, 64)[0] == full.training.test_accuracy
-            assert validate(network, digits.validation, 64)[0] == full.training.accuracy
+            assert score_and_entropy(network, digits.test, 64)[0] == full.training.test_accuracy
+            assert score_and_entropy(network, digits.validation, 64)[0] == full.training.accuracy
         assert len({full.test_accuracy for full in trainings}) > 1
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from comparisons import CROSS_ENTROPY, Memory, trained
 from safetensors.torch import load, save
+from trainings import score_and_entropy
 
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
 from taylorglo.errors import InputError
 from taylorglo.evaluation.comparison import restore_network
-from taylorglo.training.loop import validate
 
 
 class Kept(NamedTuple):
@@ -34,7 +34,7 @@ def test_a_network_is_restored(digits: Dataset, kept: Kept) -> None:
     network = restore_network(kept.weights, "mlp", digits)
     assert not network.training
     assert digits.test is not None
-    assert validate(network, digits.test, 64)[0] == kept.test_accuracy
+    assert score_and_entropy(network, digits.test, 64)[0] == kept.test_accuracy
     mean = network.state_dict()["normalize.mean"]
     assert torch.equal(mean.flatten(), torch.tensor(digits.mean))
 
@@ -101,4 +101,4 @@ def test_a_network_with_tied_weights_is_restored(search_digits: Dataset) -> None
     memo, model = Memory(), "user_networks:tied"
     full = trained(CROSS_ENTROPY, search_digits, memo, model={"name": model})
     network = restore_network(memo.weights(full.key), model, search_digits)
-    assert validate(network, search_digits.validation, 64)[0] == full.training.accuracy
+    assert score_and_entropy(network, search_digits.validation, 64)[0] == full.training.accuracy

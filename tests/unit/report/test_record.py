@@ -3,10 +3,15 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
+from trainings import synthetic
 
+from taylorglo.data.dataset import Split
 from taylorglo.loss.filters import Verdict
 from taylorglo.report.record import GenerationRecord, SweepRecord, sweep_record
 from taylorglo.results import (
@@ -21,6 +26,7 @@ from taylorglo.results import (
     StandingChampion,
     Training,
 )
+from taylorglo.scores import worst
 from taylorglo.settings import SweepSettings
 from taylorglo.stats import paired, welch
 
@@ -209,6 +215,16 @@ def test_the_standing_champion_is_tested_in_pairs() -> None:
     assert len(values.comparison) == 2
 
 
+def test_a_seed_without_a_score_is_left_out_of_the_pairs() -> None:
+    accuracies = (0.7, worst("log likelihood"), 0.77)
+    standing = [full_training("standing champion", accuracy) for accuracy in accuracies]
+    compared = comparison(TRAININGS, standing=standing)
+    values = record(comparison=compared, standing=STANDING).standing
+    assert values is not None
+    assert values.p_value == paired([0.8, 0.85], [0.7, 0.77])
+    assert math.isnan(values.accuracies[1])
+
+
 def test_a_standing_champion_that_was_not_trained_is_left_out() -> None:
     assert record(standing=STANDING).standing is None
     assert record().standing is None
@@ -301,7 +317,8 @@ def test_guessing_is_right_in_one_class_by_the_balanced_accuracy() -> None:
 @pytest.mark.parametrize(
     ("score", "words", "accuracy"),
     [
-        ("macro-f1", "macro F1", 0.1),
+        # The F1 of the class is 2 x 0.4 / (1 + 0.4), and that of nine others is 0.
+        ("macro-f1", "macro F1", pytest.approx(0.8 / 1.4 / 10)),
         ("negative-log-likelihood", "likelihood exp(−NLL)", 0.4),
         ("ece", "calibration 1 − ECE", 0.4),
     ],
@@ -310,6 +327,34 @@ def test_guessing_by_the_other_scores(score: str, words: str, accuracy: float) -
     settings = SweepSettings.model_validate({"evaluation": {"score": score}})
     guessed = record(guessing=Guessing(accuracy=0.4, images=360), settings=settings)
     assert (guessed.score, guessed.guessing.accuracy) == (words, accuracy)
+
+
+def test_guessing_reaches_what_is_measured_of_a_network_that_names_one_class() -> None:
+    """The truth is what scikit-learn says of its answers; one class has no test image."""
+    labels = torch.tensor([0] * 12 + [1] * 5 + [3] * 3)
+    whole = synthetic((1, 4, 4))
+    test = Split(torch.zeros(20, 1, 4, 4, dtype=torch.uint8), labels)
+    guessing = replace(whole, test=test).guessing
+    answers = [0] * 20
+    classes = [0, 1, 3]
+    f1 = f1_score(labels, answers, labels=classes, average="macro", zero_division=0)
+    for score, expected in (
+        ("accuracy", accuracy_score(labels, answers)),
+        ("balanced-accuracy", balanced_accuracy_score(labels, answers)),
+        ("macro-f1", f1),
+    ):
+        settings = SweepSettings.model_validate({"evaluation": {"score": score}})
+        guessed = record(guessing=guessing, settings=settings, num_classes=4).guessing
+        assert guessed is not None
+        assert (guessed.accuracy, guessed.majority) == (pytest.approx(expected), 0.6)
+        # By the macro F1, drawing classes by their shares is better than naming one, up to 1/n.
+        to_beat = 1 / 3 if score == "macro-f1" else expected
+        assert guessed.to_beat == pytest.approx(to_beat)
+    drawn = labels[torch.randint(20, (300, 20), generator=torch.Generator().manual_seed(1))]
+    draws = [
+        f1_score(labels, row, labels=classes, average="macro", zero_division=0) for row in drawn
+    ]
+    assert f1 < sum(draws) / len(draws) < 1 / 3
 
 
 @pytest.mark.parametrize("score", ["accuracy", "ece", "log likelihood"])

@@ -110,6 +110,20 @@ def test_a_champion_has_to_beat_guessing(
         assert verdict(values).partition(above)[2] in comparison
 
 
+def test_a_champion_has_to_beat_the_best_guesses_of_macro_f1() -> None:
+    """They are better than naming one class, which is what the last row of the table says."""
+    guessing = Guessing(accuracy=0.0571, images=360, share=0.4, highest=0.1)
+    macro = {"evaluation_score": "macro-f1"}
+    lost = record(accuracy=0.11, guessing=guessing, settings=macro)
+    assert not beats_guessing(lost)
+    assert beats_guessing(record(accuracy=0.15, guessing=guessing, settings=macro))
+    assert verdict(lost).startswith(
+        "The champion learned nothing: its test macro F1 of 11.00 ± 0.16 % is not significantly "
+        "above the 10.00 % that a network can expect which looks at no image. "
+    )
+    assert table(lost).splitlines()[-1].split()[5:8] == ["-", "5.71", "-"]
+
+
 def test_a_champion_without_an_accuracy_does_not_beat_guessing() -> None:
     assert not beats_guessing(record(comparison=[]))
 
@@ -188,6 +202,29 @@ def test_the_standing_champion_is_beaten_by_a_significant_gain_alone(
     )
     assert f"0.50 points {side} it (paired t-test, p = 0.0" in sentence
     assert "n = 5 seeds" in sentence
+
+
+@pytest.mark.filterwarnings("error")
+def test_seeds_without_both_scores_do_not_count_against_the_standing_champion() -> None:
+    values = record()
+    new = [0.2, 0.9, 0.92, 0.91]
+    first = dataclasses.replace(values.comparison[0], accuracies=new)
+
+    def against(former: list[float], p: float) -> SweepRecord:
+        standing = StandingRecord("3", "digits.2", former, p)
+        return dataclasses.replace(values, comparison=[first], standing=standing)
+
+    # With the first seed the new champion would have the lower mean.
+    beaten = against([NAN, 0.88, 0.91, 0.9], 0.01)
+    assert beats_standing(beaten)
+    assert "it is 1.33 points above it" in standing_verdict(beaten)
+    assert "n = 3 of 4 seeds)" in standing_verdict(beaten)
+    untested = against([NAN] * 4, NAN)
+    assert not beats_standing(untested)
+    assert standing_verdict(untested) == (
+        "The new champion does not beat the standing one (version 3, of search 'digits.2'): "
+        "no test was possible, because from no seed both have a score."
+    )
 
 
 def test_there_is_no_verdict_without_a_standing_champion() -> None:

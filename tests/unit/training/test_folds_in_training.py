@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from engine_runs import assert_same, results
 from test_stacked import LOSSES, assert_alike, recipe, trained_alone
-from trainings import BACKWARDS, GOOD, OTHER, sweep, untimed_network
+from trainings import BACKWARDS, GOOD, OTHER, score_and_entropy, sweep, untimed_network
 
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import MOST_VIEWS, Fold, fold_of
@@ -18,7 +18,7 @@ from taylorglo.settings import SweepSettings
 from taylorglo.training import engine as engines
 from taylorglo.training import memory
 from taylorglo.training.engine import Engine
-from taylorglo.training.loop import Recipe, TrainedNetwork, build_network, train_network, validate
+from taylorglo.training.loop import Recipe, TrainedNetwork, build_network, train_network
 from taylorglo.training.plan import plan
 from taylorglo.training.stacked import train_stack
 from taylorglo.variables import CPUS
@@ -50,9 +50,9 @@ def test_a_fold_is_validated_on_and_the_others_are_trained_on(digits: Dataset) -
     # The same on a data set that has the fold as its validation split.
     by_hand = train_network(other, recipe(LOSSES[0]), view, settings_of())
     assert untimed_network(result) == untimed_network(by_hand)
-    assert result.training.accuracy == validate(network, view.validation, 16)[0]
+    assert result.training.accuracy == score_and_entropy(network, view.validation, 16)[0]
     assert digits.test is not None
-    assert result.training.test_accuracy == validate(network, digits.test, 16)[0]
+    assert result.training.test_accuracy == score_and_entropy(network, digits.test, 16)[0]
     plain = trained_alone([recipe(LOSSES[0])], digits, settings_of())
     assert plain[0].weights != result.weights
 

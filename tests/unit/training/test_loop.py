@@ -8,7 +8,7 @@ import pytest
 import torch
 from schedules import rate_at
 from torch import nn
-from trainings import EXTREME, GOOD, evaluated, steps_counted, sweep
+from trainings import EXTREME, GOOD, evaluated, score_and_entropy, steps_counted, sweep
 from user_networks import Record
 
 from taylorglo.data.batches import scaled
@@ -18,7 +18,7 @@ from taylorglo.loss.classic import CrossEntropy
 from taylorglo.results import Training
 from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.devices import device_of
-from taylorglo.training.loop import Recipe, build_network, resident, train_network, validate
+from taylorglo.training.loop import Recipe, build_network, resident, train_network
 
 Rates = list[tuple[float, float]]
 
@@ -46,7 +46,9 @@ def test_cross_entropy_learns_the_digits(search_digits: Dataset) -> None:
     assert result.status == "ok"
     assert result.accuracy > 0.93
     assert not network.training
-    assert (result.accuracy, result.curve[-1][2]) == validate(network, search_digits.validation, 64)
+    assert (result.accuracy, result.curve[-1][2]) == score_and_entropy(
+        network, search_digits.validation, 64
+    )
     assert [step for step, _, _ in result.curve] == list(range(20, 201, 20))
     assert result.curve[-1][2] < result.curve[0][2] < math.log(10)
     assert result.started <= result.ended
@@ -162,7 +164,7 @@ def test_resident_keeps_the_data(digits: Dataset, search_digits: Dataset) -> Non
     assert resident(search_digits, torch.device("cpu")).test is None
 
 
-def test_validate_agrees_with_scikit_learn(search_digits: Dataset) -> None:
+def test_score_and_cross_entropy_agree_with_scikit_learn(search_digits: Dataset) -> None:
     from sklearn.metrics import accuracy_score, log_loss
 
     _, network = trained(search_digits, TrainingSettings(), 30)
@@ -170,7 +172,7 @@ def test_validate_agrees_with_scikit_learn(search_digits: Dataset) -> None:
     # This is more than one batch of the evaluation, and the last batch is shorter.
     assert len(split) > 1000
     network.train()
-    accuracy, cross_entropy = validate(network, split, 64)
+    accuracy, cross_entropy = score_and_entropy(network, split, 64)
     assert not network.training
     with torch.no_grad():
         probabilities = network(scaled(split.images)).double().softmax(dim=1).numpy()

@@ -11,20 +11,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss
 from torch import nn
-from trainings import GOOD, OTHER, sweep
+from trainings import EXTREME, GOOD, OTHER, score_and_entropy, sweep
 
 from taylorglo.attacks import fgsm
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.results import Training
+from taylorglo.scores import SCORES
 from taylorglo.settings import SweepSettings
 from taylorglo.training.loop import (
     Recipe,
     accuracy_under_fgsm,
     build_network,
     train_network,
-    validate,
 )
 from taylorglo.training.scores import Tally, calibration_error, scores
 from taylorglo.training.stacked import train_stack
@@ -75,7 +75,7 @@ def test_every_score_of_a_training_agrees_with_scikit_learn(
     assert len(split) > 32
     expected = metric(split.labels, answers(network, scaled(split.images)))
     assert result.accuracy == result.curve[-1][1] == pytest.approx(expected, abs=1e-7)
-    assert validate(network, split, 32, score)[0] == result.accuracy
+    assert score_and_entropy(network, split, 32, score)[0] == result.accuracy
     tested = metric(test.labels, answers(network, scaled(test.images)))
     assert result.test_accuracy == pytest.approx(tested, abs=1e-7)
     attacked = fgsm(network, scaled(split.images), split.labels, 0.03)
@@ -88,8 +88,8 @@ def test_every_score_of_a_training_agrees_with_scikit_learn(
 def test_the_two_scores_differ(dataset: Dataset) -> None:
     network = build_network(settings_of(), dataset, 1)
     train_network(network, recipe(GOOD), dataset, settings_of())
-    accuracy, entropy = validate(network, dataset.validation, 32)
-    balanced, same_entropy = validate(network, dataset.validation, 32, "balanced-accuracy")
+    accuracy, entropy = score_and_entropy(network, dataset.validation, 32)
+    balanced, same_entropy = score_and_entropy(network, dataset.validation, 32, "balanced-accuracy")
     assert accuracy != pytest.approx(balanced, abs=1e-3)
     assert entropy == same_entropy
 
@@ -126,7 +126,7 @@ def test_a_stack_has_the_scores_of_single_trainings(dataset: Dataset) -> None:
 def test_a_training_is_given_up_by_its_score(dataset: Dataset) -> None:
     network = build_network(settings_of(), dataset, 1)
     train_network(network, recipe(GOOD, steps=5), dataset, settings_of())
-    reached = validate(network, dataset.validation, 32, "balanced-accuracy")[0]
+    reached = score_and_entropy(network, dataset.validation, 32, "balanced-accuracy")[0]
 
     def status(least: float) -> str:
         fresh = build_network(settings_of(), dataset, 1)
@@ -201,15 +201,15 @@ def test_the_new_scores_agree_with_scikit_learn_and_with_a_loop(
     robust = of(attacked, split.labels)
     assert result.robust_accuracy == pytest.approx(robust, abs=1e-6)
     assert 0 < expected < 1
-    assert expected != pytest.approx(validate(network, split, 32)[0], abs=1e-3)
+    assert expected != pytest.approx(score_and_entropy(network, split, 32)[0], abs=1e-3)
 
 
 def test_the_test_split_is_measured_beside_the_score(dataset: Dataset) -> None:
     assert dataset.test is not None
     network = build_network(settings_of(), dataset, 1)
     result = train_network(network, recipe(GOOD), dataset, settings_of()).training
-    accuracy, entropy = validate(network, dataset.test, 32)
-    calibrated = validate(network, dataset.test, 32, "ece")[0]
+    accuracy, entropy = score_and_entropy(network, dataset.test, 32)
+    calibrated = score_and_entropy(network, dataset.test, 32, "ece")[0]
     expected = {"accuracy": accuracy, "cross_entropy": entropy, "calibration_error": 1 - calibrated}
     assert result.test_measures == pytest.approx(expected, abs=1e-12)
     unkept = build_network(settings_of(), dataset, 1)
@@ -246,6 +246,49 @@ def test_numbers_that_are_not_finite_have_the_lowest_score(value: float) -> None
     assert [tally.scores(score) for score in BESIDE] == [[0.0], [0.0]]
 
 
+def tally_of(logits: torch.Tensor, labels: torch.Tensor) -> Tally:
+    """Return what networks with these logits (M, B, n) answer, for all scores."""
+    split = Split(torch.zeros(len(labels), 1, 1, 1, dtype=torch.uint8), labels)
+    tally = Tally(split, len(logits), SCORES)
+    entropy = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), labels.repeat(len(logits)), reduction="none"
+    )
+    tally.add(logits, labels, entropy.view(len(logits), -1).sum(1))
+    return tally
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_network_that_answers_nan_has_0_by_every_score(score: str) -> None:
+    """It does not have the share of the class that argmax finds NaN at."""
+    labels = torch.tensor([0, 0, 0, 1])
+    logits = torch.full((2, 4, 2), math.nan)
+    logits[1] = 60 * torch.nn.functional.one_hot(labels)
+    assert tally_of(logits, labels).scores(score) == [0.0, pytest.approx(1.0)]
+
+
+def test_an_answer_of_nan_is_wrong_and_leaves_the_others_as_they_are() -> None:
+    labels = torch.tensor([0, 0, 0, 1, 1, 2])
+    logits = torch.nn.functional.one_hot(torch.tensor([0, 0, 1, 1, 1, 2])).float()[None]
+    logits[0, 0, 2] = math.nan
+    tally = tally_of(logits, labels)
+    assert tally.scores("accuracy") == pytest.approx([4 / 6])
+    assert tally.scores("balanced-accuracy") == pytest.approx([(1 / 3 + 1 + 1) / 3])
+    # One of three images of class 0 is named so, and one of another class is named 1.
+    assert tally.scores("macro-f1") == pytest.approx([(2 / 4 + 4 / 5 + 1) / 3])
+    assert [tally.scores(score) for score in BESIDE] == [[0.0], [0.0]]
+
+
+def test_a_diverged_network_has_no_test_score_in_any_engine(dataset: Dataset) -> None:
+    for score in ("accuracy", "balanced-accuracy", "macro-f1"):
+        chosen, diverging = settings_of(score), recipe(EXTREME, epsilon=0.03)
+        alone = train_network(build_network(chosen, dataset, 1), diverging, dataset, chosen)
+        stack = train_stack([diverging, recipe(GOOD, epsilon=0.03)], dataset, chosen)
+        for training in (alone.training, stack[0].training):
+            assert (training.status, training.test_accuracy) == ("diverged", 0.0)
+            assert training.robust_accuracy == training.test_measures["accuracy"] == 0.0
+        assert stack[1].training.test_accuracy
+
+
 @pytest.mark.parametrize("score", BESIDE)
 def test_a_training_is_given_up_by_its_accuracy_if_the_score_does_not_tell(
     dataset: Dataset, score: str
@@ -254,8 +297,8 @@ def test_a_training_is_given_up_by_its_accuracy_if_the_score_does_not_tell(
     chosen = settings_of(score, give_up_step=1)
     one = build_network(chosen, dataset, 1)
     train_network(one, recipe(GOOD, steps=5), dataset, chosen)
-    accuracy = validate(one, dataset.validation, 32)[0]
-    found = validate(one, dataset.validation, 32, chosen.evaluation.score)[0]
+    accuracy = score_and_entropy(one, dataset.validation, 32)[0]
+    found = score_and_entropy(one, dataset.validation, 32, chosen.evaluation.score)[0]
 
     def training(least: float) -> Training:
         fresh = build_network(chosen, dataset, 1)

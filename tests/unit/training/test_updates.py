@@ -12,7 +12,7 @@ from safetensors.torch import load
 from schedules import rate_at
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
-from trainings import GOOD, sweep
+from trainings import GOOD, score_and_entropy, sweep
 
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
@@ -22,7 +22,7 @@ from taylorglo.loss.coordinates import point_of, theta_at
 from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.members import member
 from taylorglo.settings import SweepSettings, TrainingSettings
-from taylorglo.training.loop import Recipe, TrainedNetwork, build_network, train_network, validate
+from taylorglo.training.loop import Recipe, TrainedNetwork, build_network, train_network
 from taylorglo.training.updates import Average, by_decay
 
 WHOLE = 1077  # images of the digits' training split: every batch has the same images
@@ -224,7 +224,7 @@ def test_the_average_of_the_weights_is_what_is_kept_and_measured(search_digits: 
         assert not torch.allclose(value, course[-1][name], atol=1e-4)
     kept = start(search_digits)
     kept.load_state_dict(load(result.weights))
-    accuracy, entropy = validate(kept, search_digits.validation, WHOLE)
+    accuracy, entropy = score_and_entropy(kept, search_digits.validation, WHOLE)
     assert (result.training.accuracy, result.training.curve[-1][2]) == (accuracy, entropy)
 
 

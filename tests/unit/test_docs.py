@@ -217,9 +217,12 @@ class TestReadme:
         long = [line for line in text.splitlines() if len(line) > 120 and line[0] != "|"]
         assert long == []
 
-    def test_the_python_code_uses_a_found_loss(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_python_code_uses_a_found_loss(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         import torch
 
+        monkeypatch.chdir(tmp_path)
         network = torch.nn.Linear(4, 10)
         names = {
             "network": network,

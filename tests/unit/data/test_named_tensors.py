@@ -116,12 +116,47 @@ def test_other_images_of_floats_have_no_pixels(tmp_path: Path) -> None:
     assert "images of 2 channels of 5x4, floats from" in remarks.lines(dataset.provenance)[0]
 
 
-def test_a_single_value_beyond_1_in_the_test_split_makes_no_pixels(tmp_path: Path) -> None:
-    images = RNG.random((60, 4, 5))
-    test = images[:4].copy()
-    test[0, 0, 0] = 1.5
-    arrays = {"images": images, "labels": LABELS, "test_images": test, "test_labels": LABELS[:4]}
-    assert not of_npz(tmp_path, **arrays).pixels
+@pytest.mark.parametrize(
+    ("arrays", "place"),
+    [
+        ({"features": FEATURES * [1, 1, 1e-43]}, r"features\[:, 2\]"),
+        ({"images": RNG.normal(size=(60, 2, 4, 4)) * [[[1]], [[1e-43]]]}, r"images\[:, 1\]"),
+    ],
+)
+def test_a_deviation_that_float32_does_not_hold_is_refused(
+    tmp_path: Path, arrays: dict[str, Array], place: str
+) -> None:
+    with pytest.raises(
+        InputError, match=f"{place} have the standard deviation .* at least 1.2e-38"
+    ):
+        of_npz(tmp_path, labels=LABELS, **arrays)
+
+
+def with_splits(**values: float) -> dict[str, Array]:
+    """Return images in [0, 1] in three splits, with another value in one place of some."""
+    arrays: dict[str, Array] = {}
+    for split, number in (("train", 40), ("validation", 8), ("test", 6)):
+        images = RNG.random((number, 4, 5))
+        images[0, 0, 0] = values.get(split, 0.5)
+        arrays |= {f"{split}_images": images, f"{split}_labels": LABELS[:number]}
+    return arrays
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_single_value_beyond_1_that_the_search_sees_makes_no_pixels(
+    tmp_path: Path, split: str
+) -> None:
+    assert of_npz(tmp_path, **with_splits()).pixels
+    assert not of_npz(tmp_path, **with_splits(**{split: 1.5})).pixels
+    assert not of_npz(tmp_path, **with_splits(**{split: 1.5, "test": 2.5})).pixels
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1.5, "to 1.5"), (-0.5, "from -0.5 to")])
+def test_a_test_split_that_would_change_what_the_search_sees_is_refused(
+    tmp_path: Path, value: float, shown: str
+) -> None:
+    with pytest.raises(InputError, match=f"test images are .*{shown}.*: should be scaled in the"):
+        of_npz(tmp_path, **with_splits(test=value))
 
 
 def test_a_constant_feature_is_counted_and_has_the_deviation_1(tmp_path: Path) -> None:
@@ -131,6 +166,15 @@ def test_a_constant_feature_is_counted_and_has_the_deviation_1(tmp_path: Path) -
     assert dataset.std[1] == 1
     said = "features that are constant in the training split: 1"
     assert said in remarks.lines(dataset.provenance)
+
+
+def test_the_test_split_decides_nothing_that_the_search_sees(tmp_path: Path) -> None:
+    arrays = with_splits(train=1.5)
+    dataset = of_npz(tmp_path, **arrays)
+    arrays["test_images"] = arrays["test_images"] / 2
+    other = of_npz(tmp_path, **arrays)
+    assert (other.fingerprint, other.std) == (dataset.fingerprint, dataset.std)
+    assert torch.equal(other.unit, dataset.unit)
 
 
 def with_value(value: float) -> Array:

@@ -39,6 +39,7 @@ __all__ = ["Dataset", "Split", "load", "read", "save", "without_test"]
 # Of images of 8 bits, as every version wrote and reads it, and of floats.
 _FORMAT = "taylorglo data set 1"
 _FORMAT_OF_FLOATS = "taylorglo data set 2"
+_LEAST_DEVIATION = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +139,7 @@ def load(settings: DataSettings, seed: int, root: Path | None = None) -> Dataset
 
     Raises:
         InputError: the source is missing, damaged, not the expected one, or too small to be split;
-            or the flaws are too many for it.
+            or the flaws are too many for it; or its test split is of other numbers than the rest.
         ServiceError: a download still fails after a few tries.
     """
     if root is None:
@@ -302,7 +303,14 @@ def _split(source: Source, settings: DataSettings, num_classes: int, seed: int) 
         train = with_noise(train, rate, kind, num_classes, draws)
         validation = with_noise(validation, rate, kind, num_classes, other_draws)
     noisy = {"training": train, "validation": validation}
-    pixels = all(_are_pixels(split.images) for split in (train, validation, test))
+    # The test split decides nothing of what the search sees.
+    pixels = _are_pixels(train.images) and _are_pixels(validation.images)
+    if pixels and not _are_pixels(test.images):
+        raise InputError(
+            f"data.root: {settings.root}: test images are from {float(test.images.min()):g} to "
+            f"{float(test.images.max()):g}, but training and validation images within [0, 1], "
+            "which are pixels: should be scaled in the same way"
+        )
     mean, std = _statistics(train.images, pixels, standardised=bool(encoding))
     every = {**clean, "test": test}
     provenance = {
@@ -378,6 +386,9 @@ def _statistics(
         images: of the training split; levels of 8 bits count as values in [0, 1].
         pixels: whether they are pixels.
         standardised: whether they are the features of a table, which need no normalisation.
+
+    Raises:
+        InputError: a deviation is above 0, and too small for float32, in which it is divided by.
     """
     if images.dtype == torch.uint8:
         return _statistics_of_levels(images)
@@ -389,6 +400,12 @@ def _statistics(
         # NumPy's sums are the same for any number of threads.
         values = images[:, channel].double().numpy()
         deviation = 0.0 if values.min() == values.max() else float(values.std())
+        if not pixels and 0 < deviation < _LEAST_DEVIATION:
+            noun = "features" if images.ndim == 2 else "images"
+            raise InputError(
+                f"{noun}[:, {channel}] have the standard deviation {deviation:g} in the training "
+                f"split: should be at least {_LEAST_DEVIATION:.2g}, or 0; scale them"
+            )
         means.append(float(np.mean(values)))
         deviations.append(max(deviation, 1 / 255) if pixels else deviation or 1.0)
     return tuple(means), tuple(deviations)

@@ -5,13 +5,16 @@ The name of a tensor has a word for what it is, and may have one for its split: 
 """
 
 import hashlib
+import math
 import zipfile
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -29,7 +32,8 @@ _EXPECTED = (
     "should have the tensors images and labels (or features and labels), and if there are such "
     "splits validation_images and validation_labels, test_images and test_labels"
 )
-_UNREADABLE = (ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError, NotImplementedError)
+# The most bytes that a byte of an archive becomes. NumPy knows no other ways of packing.
+_MOST_UNPACKED = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: 1032}
 
 
 def read_safetensors(path: Path) -> Source:
@@ -56,7 +60,7 @@ def read_numpy(path: Path) -> Source:
     """
     if path.is_dir():
         files = sorted(file for file in path.glob("*.npy") if not file.name.startswith("."))
-        return _source(path, {file.stem: _tensor(_array(file), file) for file in files}, None)
+        return _source(path, {file.stem: _of_file(file) for file in files}, None)
     if path.suffix != ".npz" or not path.is_file():
         raise InputError(
             f"data.root: {path} should be an .npz file, or a folder with images.npy (or "
@@ -64,12 +68,7 @@ def read_numpy(path: Path) -> Source:
         )
     check_regular(path)
     sha256 = _sha256(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            tensors = {name: _tensor(arrays[name], path, name) for name in arrays.files}
-    except _UNREADABLE as error:
-        raise _damaged(path, error) from error
-    return _source(path, tensors, sha256)
+    return _source(path, _of_archive(path), sha256)
 
 
 def open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -94,30 +93,99 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _array(path: Path) -> "np.ndarray[tuple[int, ...], np.dtype[np.generic]]":
+def _of_file(path: Path) -> Tensor:
+    """Return the array of an .npy file."""
     check_regular(path)
+    with _whole(path), path.open("rb") as file:
+        return _tensor(file, path.stat().st_size, f"{path}: ")
+
+
+def _of_archive(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of an .npz file by their names."""
+    tensors = {}
+    with _whole(path), zipfile.ZipFile(path) as archive:
+        for packed in archive.infolist():
+            name = packed.filename.removesuffix(".npy")
+            # The size of an unpacked file is a claim of the archive, too.
+            most = packed.compress_size * _MOST_UNPACKED.get(packed.compress_type, math.inf)
+            with archive.open(packed) as file:
+                size = int(min(packed.file_size, most))
+                tensors[name] = _tensor(file, size, f"{path}: {name}: ")
+    return tensors
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Turn what the readers raise for a damaged file into an error for a user.
+
+    Raises:
+        InputError: the block raised an error that is about the content of the file.
+        OSError: the file cannot be read.
+    """
     try:
-        array: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
+        yield
+    except (InputError, MemoryError):
+        raise
+    # The readers of zip files and of headers raise errors of many kinds if a file is damaged.
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         raise _damaged(path, error) from error
-    return array
 
 
 def _damaged(path: Path, error: Exception) -> InputError:
-    # NumPy takes any file that it does not know for a pickle, and advises to load it as one.
-    unknown = "pickle" in str(error)
-    reason = "it has Python objects, or is another file" if unknown else described(error)
-    return InputError(f"{path}: should be a whole {path.suffix} file of numbers: {reason}")
+    return InputError(f"{path}: should be a whole {path.suffix} file of numbers: {_reason(error)}")
 
 
-def _tensor(array: object, path: Path, name: str = "") -> Tensor:
-    """Return an array as a tensor, whatever its byte order."""
-    place = f"{path}: {name}: " if name else f"{path}: "
-    if not isinstance(array, np.ndarray):
-        raise InputError(f"{place}should be an .npy array")
-    if array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
-        raise InputError(f"{place}should be an array of numbers, and is of {array.dtype}")
+def _reason(error: Exception) -> str:
+    # NumPy advises to trust a file of objects, and with it the code that is in the file.
+    return "it has Python objects" if "pickle" in str(error) else described(error)
+
+
+def _tensor(file: IO[bytes], size: int, place: str) -> Tensor:
+    """Read an array as a tensor, whatever its byte order.
+
+    Args:
+        file: of the format .npy.
+        size: the largest number of bytes that can be in it.
+        place: of the array, for an error.
+
+    Raises:
+        InputError: the array is not of numbers, or is larger than the file.
+        ValueError: the file is damaged.
+    """
+    shape, dtype = _header(file)
+    if dtype.hasobject:
+        raise ValueError("no pickle is read")
+    if dtype.kind not in "biuf" or dtype.itemsize > 8:
+        raise InputError(f"{place}should be an array of numbers, and is of {dtype}")
+    # Memory is taken for all of the array before any of it is read.
+    claimed, there = math.prod(shape) * dtype.itemsize, size - file.tell()
+    if min(shape, default=0) < 0 or claimed > there:
+        raise InputError(
+            f"{place}should be a whole array: {shape} of {dtype} are {claimed} bytes, and the file "
+            f"has {there} at most"
+        )
+    file.seek(0)
+    array = npy.read_array(file)
     return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")))
+
+
+def _header(file: IO[bytes]) -> tuple[tuple[int, ...], "np.dtype[np.generic]"]:
+    """Return the shape and the type that an .npy file has by its header.
+
+    Raises:
+        ValueError: there is no such header.
+    """
+    # Later versions differ from the second in the names of fields, which numbers do not have.
+    first = npy.read_magic(file) == (1, 0)
+    read = npy.read_array_header_1_0 if first else npy.read_array_header_2_0
+    try:
+        shape, _, dtype = read(file)
+    # NumPy parses the header as Python, and Python's parser has no memory for a deep nesting.
+    except MemoryError:
+        raise ValueError("the header is nested too deeply") from None
+    return shape, dtype
 
 
 def _source(path: Path, tensors: Mapping[str, Tensor], sha256: str | None) -> Source:

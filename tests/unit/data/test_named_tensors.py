@@ -1,5 +1,9 @@
 """Named tensors: features and images of floats, from .safetensors, .npz and .npy files."""
 
+import io
+import math
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +116,47 @@ def test_other_images_of_floats_have_no_pixels(tmp_path: Path) -> None:
     assert "images of 2 channels of 5x4, floats from" in remarks.lines(dataset.provenance)[0]
 
 
-def test_a_single_value_beyond_1_in_the_test_split_makes_no_pixels(tmp_path: Path) -> None:
-    images = RNG.random((60, 4, 5))
-    test = images[:4].copy()
-    test[0, 0, 0] = 1.5
-    arrays = {"images": images, "labels": LABELS, "test_images": test, "test_labels": LABELS[:4]}
-    assert not of_npz(tmp_path, **arrays).pixels
+@pytest.mark.parametrize(
+    ("arrays", "place"),
+    [
+        ({"features": FEATURES * [1, 1, 1e-43]}, r"features\[:, 2\]"),
+        ({"images": RNG.normal(size=(60, 2, 4, 4)) * [[[1]], [[1e-43]]]}, r"images\[:, 1\]"),
+    ],
+)
+def test_a_deviation_that_float32_does_not_hold_is_refused(
+    tmp_path: Path, arrays: dict[str, Array], place: str
+) -> None:
+    with pytest.raises(
+        InputError, match=f"{place} have the standard deviation .* at least 1.2e-38"
+    ):
+        of_npz(tmp_path, labels=LABELS, **arrays)
+
+
+def with_splits(**values: float) -> dict[str, Array]:
+    """Return images in [0, 1] in three splits, with another value in one place of some."""
+    arrays: dict[str, Array] = {}
+    for split, number in (("train", 40), ("validation", 8), ("test", 6)):
+        images = RNG.random((number, 4, 5))
+        images[0, 0, 0] = values.get(split, 0.5)
+        arrays |= {f"{split}_images": images, f"{split}_labels": LABELS[:number]}
+    return arrays
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_a_single_value_beyond_1_that_the_search_sees_makes_no_pixels(
+    tmp_path: Path, split: str
+) -> None:
+    assert of_npz(tmp_path, **with_splits()).pixels
+    assert not of_npz(tmp_path, **with_splits(**{split: 1.5})).pixels
+    assert not of_npz(tmp_path, **with_splits(**{split: 1.5, "test": 2.5})).pixels
+
+
+@pytest.mark.parametrize(("value", "shown"), [(1.5, "to 1.5"), (-0.5, "from -0.5 to")])
+def test_a_test_split_that_would_change_what_the_search_sees_is_refused(
+    tmp_path: Path, value: float, shown: str
+) -> None:
+    with pytest.raises(InputError, match=f"test images are .*{shown}.*: should be scaled in the"):
+        of_npz(tmp_path, **with_splits(test=value))
 
 
 def test_a_constant_feature_is_counted_and_has_the_deviation_1(tmp_path: Path) -> None:
@@ -127,6 +166,15 @@ def test_a_constant_feature_is_counted_and_has_the_deviation_1(tmp_path: Path) -
     assert dataset.std[1] == 1
     said = "features that are constant in the training split: 1"
     assert said in remarks.lines(dataset.provenance)
+
+
+def test_the_test_split_decides_nothing_that_the_search_sees(tmp_path: Path) -> None:
+    arrays = with_splits(train=1.5)
+    dataset = of_npz(tmp_path, **arrays)
+    arrays["test_images"] = arrays["test_images"] / 2
+    other = of_npz(tmp_path, **arrays)
+    assert (other.fingerprint, other.std) == (dataset.fingerprint, dataset.std)
+    assert torch.equal(other.unit, dataset.unit)
 
 
 def with_value(value: float) -> Array:
@@ -177,6 +225,100 @@ def test_damaged_files_are_refused(tmp_path: Path, content: bytes) -> None:
     for root, name in ((tmp_path / "x.npz", "x.npz"), (tmp_path, "features.npy")):
         with pytest.raises(InputError, match=f"{name}: should be a whole .np[zy] file of numbers"):
             load(root)
+
+
+def with_header(header: str, data: bytes = b"") -> bytes:
+    """Return an .npy file with any header."""
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode() + data
+
+
+def of_shape(shape: tuple[int, ...], data: bytes = b"", kind: str = "'<f8'") -> bytes:
+    head = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}}}"
+    return with_header(head, data)
+
+
+def write_both(folder: Path, content: bytes, method: int = zipfile.ZIP_STORED) -> tuple[Path, Path]:
+    """Write an array into an .npz file and as a file of a folder, and return what to read."""
+    (folder / "features.npy").write_bytes(content)
+    with zipfile.ZipFile(folder / "x.npz", "w", method) as archive:
+        archive.writestr("features.npy", content)
+    return folder, folder / "x.npz"
+
+
+HEADERS = [
+    (with_header("{'descr': '<f8', 'shape': ("), "TokenError"),
+    (of_shape((1,), kind="()"), "IndexError"),
+    (with_header("-" * 9000 + "1"), "the header is nested too deeply"),
+    (of_shape((2, 3), bytes(40)), r"\(2, 3\) of float64 are 48 bytes, and the file has 40 at most"),
+    (of_shape((-1, 3), bytes(48)), r"should be a whole array: \(-1, 3\) of float64"),
+    (of_shape((2**50, 1)), r"are 9007199254740992 bytes, and the file has 0 at most"),
+    (of_shape((2**62, 4)), r"are 147573952589676412928 bytes, and the file has 0 at most"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), HEADERS, ids=range(len(HEADERS)))
+def test_headers_that_are_cut_odd_or_too_large_are_refused(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    for root in write_both(tmp_path, content):
+        with pytest.raises(InputError, match=message) as caught:
+            load(root)
+        assert "\n" not in str(caught.value)
+        assert str(tmp_path) in str(caught.value)
+
+
+def test_an_archive_that_lies_about_a_size_is_refused(tmp_path: Path) -> None:
+    content = of_shape((2**50, 1))
+    _, path = write_both(tmp_path, content, zipfile.ZIP_DEFLATED)
+    # Both headers of the file in the archive claim 4 GB.
+    real = struct.pack("<L", len(content))
+    packed = path.read_bytes()
+    assert packed.count(real) == 2
+    path.write_bytes(packed.replace(real, struct.pack("<L", 2**32 - 2)))
+    with pytest.raises(InputError, match=r"are 9007199254740992 bytes, and the file has \d{5} at"):
+        load(path)
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.npz", features=FEATURES, labels=LABELS)
+    content = bytearray((tmp_path / "x.npz").read_bytes())
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        places = [(info.header_offset + 6) for info in archive.infolist()]
+    entry = content.find(b"PK\x01\x02")
+    while entry >= 0:
+        places.append(entry + 8)
+        entry = content.find(b"PK\x01\x02", entry + 1)
+    for place in places:
+        content[place] |= 1  # the flag of encryption
+    (tmp_path / "x.npz").write_bytes(content)
+    with pytest.raises(InputError, match=r"x.npz: should be a whole .npz file .*is encrypted"):
+        load(tmp_path / "x.npz")
+
+
+def test_one_kind_of_file_under_the_name_of_the_other_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", FEATURES)
+    (tmp_path / "x.npy").rename(tmp_path / "x.npz")
+    with pytest.raises(InputError, match=r"x.npz: should be a whole .npz .*not a zip file"):
+        load(tmp_path / "x.npz")
+    np.savez(tmp_path / "y.npz", features=FEATURES)
+    (tmp_path / "y.npz").rename(tmp_path / "features.npy")
+    with pytest.raises(InputError, match=r"features.npy: should be a whole .npy .*magic string"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_arrays_that_are_packed_tightly_are_read(tmp_path: Path, method: int) -> None:
+    features = np.zeros((2000, 50))
+    features[::2] = 1
+    with zipfile.ZipFile(tmp_path / "x.npz", "w", method, compresslevel=9) as archive:
+        for name, array in (("features", features), ("labels", np.arange(2000) % 2)):
+            file = io.BytesIO()
+            np.save(file, array)
+            archive.writestr(f"{name}.npy", file.getvalue())
+        ratio = max(info.file_size / info.compress_size for info in archive.infolist())
+    assert ratio > 100
+    dataset = load(tmp_path / "x.npz")
+    assert math.isclose(dataset.mean[0], 0.5, abs_tol=0.01)
 
 
 def test_no_code_in_a_file_is_run(tmp_path: Path) -> None:

@@ -62,8 +62,9 @@ def read_numpy(path: Path) -> Source:
         files = sorted(file for file in path.glob("*.npy") if not file.name.startswith("."))
         return _source(path, {file.stem: _of_file(file) for file in files}, None)
     if path.suffix != ".npz" or not path.is_file():
+        missing = "" if path.exists() else "does not exist; it "
         raise InputError(
-            f"data.root: {path} should be an .npz file, or a folder with images.npy (or "
+            f"data.root: {path} {missing}should be an .npz file, or a folder with images.npy (or "
             "features.npy) and labels.npy"
         )
     check_regular(path)

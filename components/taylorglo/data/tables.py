@@ -168,7 +168,10 @@ def _files(root: Path) -> tuple[dict[str, list[Path]], str]:
     if root.is_file():
         return {TRAIN: [root]}, ""
     if not root.is_dir():
-        raise InputError(f"data.root: {root} should be a {_kinds()} file, or a folder with some")
+        missing = "" if root.exists() else "does not exist; it "
+        raise InputError(
+            f"data.root: {root} {missing}should be a {_kinds()} file, or a folder with some"
+        )
     tables = sorted(
         path
         for path in root.iterdir()

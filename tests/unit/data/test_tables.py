@@ -225,6 +225,47 @@ def test_a_column_that_is_constant_in_the_training_split_alone_becomes_zero() ->
     assert unknown == 1
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-140, 1e-150, 1e-160, 1e-200, 1e-300])
+def test_a_tiny_column_is_standardised_as_any_other(scale: float) -> None:
+    columns = [Column("x", None)]
+    values = torch.arange(40.0, dtype=torch.float64).view(-1, 1)
+
+    def standardised(codes: torch.Tensor) -> torch.Tensor:
+        return encoded(encoding_of(columns, codes), columns, codes)[0]
+
+    torch.testing.assert_close(standardised(values * scale), standardised(values))
+    # One number is another than the rest, and its square is spread over many.
+    values = torch.zeros(10_000, 1, dtype=torch.float64)
+    values[7] = 1
+    torch.testing.assert_close(standardised(values * scale), standardised(values))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("number", [2, 3, 40])
+def test_the_smallest_numbers_give_finite_features(number: int) -> None:
+    columns = [Column("x", None)]
+    codes = torch.zeros(number, 1, dtype=torch.float64)
+    codes[-1] = 5e-324
+    encoding = encoding_of(columns, codes)
+    assert encoding[0]["std"] > 0
+    assert encoded(encoding, columns, codes)[0].isfinite().all()
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e-200, 1e-300, 1e-10])
+def test_a_number_too_far_from_the_training_split_is_refused(tmp_path: Path, scale: float) -> None:
+    content = [(index * scale, index % 7, "ab"[index % 2]) for index in range(40)]
+    head = ("x", "y", "label")
+    write_csv(tmp_path / "train.csv", content, head)
+    write_csv(tmp_path / "test.csv", content[:4], head)
+    assert load(tmp_path).train.images.isfinite().all()
+    write_csv(tmp_path / "test.csv", [*content[:4], (3e38, 1, "a")], head)
+    assert "column 'x' has the number 3e+38, but in the training split the mean" in error_of(
+        tmp_path
+    )
+
+
 def changed(row: int, column: int, value: object) -> list[Row]:
     """Return the rows with another value in one place."""
     content = [list(each) for each in rows()]

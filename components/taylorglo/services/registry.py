@@ -60,8 +60,10 @@ def load_network(source: str | os.PathLike[str], model: str | None = None) -> "n
             somebody's own, ``package.module:factory``: a file must not choose the code that is run.
 
     Returns:
-        From samples to logits (N, n). Images (N, C, H, W) are in [0, 1], and features (N, F) as
-        they were read; the network normalises them itself.
+        From samples to logits (N, n). Images (N, C, H, W) are in [0, 1], or as they were read if
+        they have no pixels. Features (N, F) of tensors are as they were read. The network
+        normalises all of these itself. Features of a table are as the prepared data set has them,
+        standardised and one-hot: the network does not encode columns.
 
     Raises:
         InputError: there are no such weights, they are damaged, or they do not fit the network.

@@ -6,6 +6,7 @@ columns. A folder of several splits has a folder for each. Arrow's own library r
 other data are a table.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 _SPLITS, _STATE, _INFO = "dataset_dict.json", "state.json", "dataset_info.json"
 _LARGEST_JSON = 2**26  # bytes
+_HALF = re.compile("[\ud800-\udfff]")  # of a character, in UTF-16
 
 
 def read_hugging_face(root: Path, settings: DataSettings) -> Source:
@@ -45,12 +47,14 @@ def read_hugging_face(root: Path, settings: DataSettings) -> Source:
     except ModuleNotFoundError as error:
         raise missing("data.name hugging-face", error) from error
     folders, left_out = _folders(root)
-    features = _features(folders[TRAIN])
+    # Each split numbers its classes by its own description: the order of names may differ.
+    described = {split: _features(folder) for split, folder in folders.items()}
     parts = {
-        split: Part(_named(_rows(folder), features, folder), str(folder))
+        split: Part(_named(_rows(folder), described[split], folder), str(folder))
         for split, folder in folders.items()
     }
-    order = features.get(settings.label, {}).get("names") or ()
+    features = described[TRAIN]
+    order = _names_of(features.get(settings.label, {}))
     images = [name for name, kind in features.items() if kind.get("_type") == "Image"]
     if images:
         return _images(parts, images, settings, order, left_out)
@@ -110,7 +114,33 @@ def _features(folder: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(features, dict) or not features:
         raise _damaged(folder / _INFO, "it should describe the columns under features")
     # A list of a column's type is described by a list in older versions.
-    return {name: kind if isinstance(kind, dict) else {} for name, kind in features.items()}
+    kinds = {name: kind if isinstance(kind, dict) else {} for name, kind in features.items()}
+    for name, kind in kinds.items():
+        _check_names(kind, name, folder)
+    return kinds
+
+
+def _names_of(kind: Mapping[str, Any]) -> Sequence[str]:
+    """Return the names of the classes that the numbers of a column stand for; it may have none."""
+    return (kind.get("names") or ()) if kind.get("_type") == "ClassLabel" else ()
+
+
+def _check_names(kind: Mapping[str, Any], column: str, folder: Path) -> None:
+    """Refuse names of classes that are no different texts."""
+    names: object = _names_of(kind)
+    if not isinstance(names, list | tuple) or not all(map(_is_text, names)):
+        raise _damaged(folder / _INFO, f"the names of column {quoted(column)} should be texts")
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise _damaged(
+            folder / _INFO,
+            f"the names of column {quoted(column)} should be different, and {quoted(twice[0])} is "
+            "there twice",
+        )
+
+
+def _is_text(value: object) -> bool:
+    """Return whether this is a text that UTF-8 can write: JSON may have halves of characters."""
+    return isinstance(value, str) and not _HALF.search(value)
 
 
 def _rows(folder: Path) -> "pa.Table":
@@ -129,7 +159,10 @@ def _rows(folder: Path) -> "pa.Table":
         with whole(path, "Arrow file"), pa.ipc.open_stream(path.read_bytes()) as reader:
             tables.append(checked(reader.read_all()))
     with whole(folder, "split, with the same columns in all of its files"):
-        return pa.concat_tables(tables)
+        rows = pa.concat_tables(tables)
+    if not rows.num_rows:
+        raise InputError(f"{folder}: has no rows: should have some, or be left out of the splits")
+    return rows
 
 
 def _named(
@@ -137,13 +170,18 @@ def _named(
 ) -> "pa.Table":
     """Return a table with the names of classes in place of their numbers."""
     import pyarrow as pa
-    from pyarrow import compute
+    from pyarrow import compute, types
 
     for name, kind in features.items():
-        names = kind.get("names")
+        names = _names_of(kind)
         if not names or name not in table.column_names:
             continue
         column = table[name]
+        if not types.is_integer(column.type):
+            raise InputError(
+                f"{folder}: column {quoted(name)} should have the numbers of classes, as {_INFO} "
+                f"says, and is of the type {column.type}"
+            )
         bounds = compute.min_max(column).as_py()
         if column.null_count or not 0 <= bounds["min"] <= bounds["max"] < len(names):
             raise InputError(
@@ -169,14 +207,20 @@ def _images(
         raise InputError(
             f"{place}: has several columns of images, {', '.join(columns)}: should have one"
         )
-    classes, labels = labels_of(parts, settings.label, order)
+    for part in parts.values():
+        if columns[0] not in part.table.column_names:
+            raise InputError(
+                f"{part.place}: should have the column {quoted(columns[0])}, which has the images "
+                f"by the {_INFO} of {place}"
+            )
+    classes, labels, merged = labels_of(parts, settings.label, order)
     conversions: Counter[str] = Counter()
     splits, largest = {}, None
     for split, part in parts.items():
         stack = Stack()
         for index, cell in enumerate(part.table[columns[0]].to_pylist()):
             content = cell.get("bytes") if isinstance(cell, dict) else None
-            if not content:
+            if not isinstance(content, bytes) or not content:
                 raise InputError(
                     f"{part.row(index)}: column {quoted(columns[0])} has no image in the file: "
                     "should be saved with the images in it"
@@ -193,6 +237,7 @@ def _images(
     unread = [left_out, f"columns beside image and label: {', '.join(others)}" if others else ""]
     remarks = {
         "conversions": said_of(conversions, largest),
+        "spellings": merged,
         "left_out": "; ".join(filter(None, unread)),
     }
     return Source.of_tensors(

@@ -17,6 +17,7 @@ _MOST_CLASSES = 12  # that are named with their sizes, each
 NAMES = (
     "read",
     "conversions",
+    "spellings",
     "unknown_categories",
     "constant",
     "levels",

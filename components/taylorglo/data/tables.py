@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,11 +30,14 @@ if TYPE_CHECKING:
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _SUFFIXES = (*_SEPARATORS, ".parquet")
-_SHARD = re.compile(r"-\d+-of-\d+$")
+_SHARD = re.compile(r"-(\d+)-of-(\d+)$")
+# How a whole number is written. With zeros before it, as in 007, it is a name.
+_WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]{0,99})(\.[0-9]{0,99})?([eE][+-]?[0-9]{1,2})?")
 # How a missing number is written.
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 _MOST_CATEGORIES = 1000
 _MOST_CLASSES = 10_000
+_MOST_NAMED = 5  # classes, and ways of writing one, that are named in a remark
 _LONGEST_HEADER = 2**20  # bytes
 
 
@@ -134,7 +138,7 @@ def source_of(
     for part in parts.values():
         _check_columns(part, train, label)
     features = [name for name in names if name != label]
-    classes, labels = labels_of(parts, label, order)
+    classes, labels, merged = labels_of(parts, label, order)
     columns, values = [], []
     for name in features:
         column, codes = _codes(parts, name)
@@ -147,12 +151,12 @@ def source_of(
         )
         for split in parts
     }
-    remarks = {"left_out": left_out} if left_out else {}
+    remarks = {"spellings": merged, "left_out": left_out}
     source = Source.of_tensors(
         splits[TRAIN],
         splits.get(VALIDATION),
         splits.get(TEST),
-        remarks=remarks,
+        remarks={name: text for name, text in remarks.items() if text},
         classes=classes,
         columns=columns,
     )
@@ -176,6 +180,7 @@ def _files(root: Path) -> tuple[dict[str, list[Path]], str]:
     for path in tables:
         stems.setdefault(_SHARD.sub("", path.stem), []).append(path)
     if len(stems) == 1:
+        _check_shards(tables, root)
         return {TRAIN: tables}, ""
     named = [stem for stem in stems if split_named(stem)]
     if not named:
@@ -186,7 +191,27 @@ def _files(root: Path) -> tuple[dict[str, list[Path]], str]:
     places = by_split(named, root, kind="file")
     others = [path.name for stem, paths in stems.items() if stem not in named for path in paths]
     left_out = f"tables that are no split by their names: {', '.join(others)}" if others else ""
+    for stem in named:
+        _check_shards(stems[stem], root)
     return {split: stems[stem] for split, stem in places.items()}, left_out
+
+
+def _check_shards(paths: Sequence[Path], root: Path) -> None:
+    """Refuse several files of one split that are not its parts, each there once."""
+    if len(paths) == 1:
+        return
+    found = [_SHARD.search(path.stem) for path in paths]
+    numbers = {int(shard[1]) for shard in found if shard}
+    # Of files in two formats, or of two numbers of parts, each may be the whole split.
+    wholes = {
+        (path.suffix, int(shard[2])) for path, shard in zip(paths, found, strict=True) if shard
+    }
+    if len(numbers) < len(paths) or len(wholes) > 1:
+        raise InputError(
+            f"data.root: {root} has the tables {', '.join(path.name for path in paths)} for one "
+            "split: should be one file, or its parts in one format, named as in "
+            "train-00000-of-00002.parquet"
+        )
 
 
 def _kinds() -> str:
@@ -345,38 +370,53 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _is_whole(text: str) -> bool:
-    return _is_number(text) and float(text).is_integer()
+def _whole_number(text: str) -> int | None:
+    """Return the whole number that a text writes, of any size; None if it writes none."""
+    if not _WHOLE.fullmatch(text):
+        return None
+    number = Decimal(text)
+    return int(number) if number == int(number) else None
 
 
-def labels_of(
-    parts: Mapping[str, Part], label: str, order: Sequence[str] = ()
-) -> tuple[tuple[str, ...], dict[str, NDArray[np.int64]]]:
-    """Return the names of the classes, and the labels of each split.
+class Labels(NamedTuple):
+    """The classes of the rows.
+
+    Attributes:
+        classes: their names in the order of the labels.
+        labels: int64 of shape (N,) by split.
+        merged: a remark on the classes that are written in several ways; empty if none is.
+    """
+
+    classes: tuple[str, ...]
+    labels: dict[str, NDArray[np.int64]]
+    merged: str
+
+
+def labels_of(parts: Mapping[str, Part], label: str, order: Sequence[str] = ()) -> Labels:
+    """Return the classes of the rows of each split.
+
+    Texts are classes without the spaces around them, and whole numbers are one class however they
+    are written, as 1 and 1.0 are. Numbers with zeros before them, such as 007, are texts.
 
     Args:
         parts: by split, the training split among them.
         label: name of the column with the classes.
-        order: names of the classes in their order, if it is known; else it is ascending.
+        order: names of the classes in their order, if they are known. They are taken as they are;
+            else the order is ascending.
 
     Raises:
         InputError: the column is missing, or has no classes.
     """
     for part in parts.values():
         _check_label(part, label)
-    values = {split: _texts_of(part, label) for split, part in parts.items()}
-    if all(_is_whole(text) for texts in values.values() for text in texts):
-        # The same number may be written in several ways, as 1 and as 1.0.
-        values = {
-            split: np.array([str(int(float(text))) for text in texts], object)
-            for split, texts in values.items()
-        }
+    written = {split: _texts_of(part, label) for split, part in parts.items()}
+    values = written if order else _as_classes(written)
     found = sorted(set(values[TRAIN].tolist()))
     place = parts[TRAIN].place
     rows = len(values[TRAIN])
-    if all(_is_number(text) for text in found):
+    if not order and all(_is_number(text) for text in found):
         found.sort(key=float)
-        if len(found) > max(2, rows // 2) or not all(map(_is_whole, found)):
+        if len(found) > max(2, rows // 2) or not all(float(text).is_integer() for text in found):
             raise InputError(
                 f"{place}: column {quoted(label)} has {len(found)} different numbers in {rows} "
                 "rows, such as "
@@ -390,7 +430,7 @@ def labels_of(
             "with several rows"
         )
     if order:
-        found.sort(key=order.index)
+        found.sort(key={text: number for number, text in enumerate(order)}.__getitem__)
     numbers = {text: number for number, text in enumerate(found)}
     labels = {}
     for split, texts in values.items():
@@ -401,17 +441,53 @@ def labels_of(
                 f"{quoted(texts[unknown[0]])}, of which {place} has no row"
             )
         labels[split] = np.array([numbers[text] for text in texts], np.int64)
-    return tuple(found), labels
+    return Labels(tuple(found), labels, _merged(written, values))
+
+
+def _as_classes(written: Mapping[str, NDArray[np.object_]]) -> dict[str, NDArray[np.object_]]:
+    """Return the names of classes for texts: whole numbers in one form, if all are such numbers."""
+    values = {split: _stripped(texts) for split, texts in written.items()}
+    numbers = {
+        text: _whole_number(text) for texts in values.values() for text in set(texts.tolist())
+    }
+    if None in numbers.values():
+        return values
+    return {
+        split: np.array([str(numbers[text]) for text in texts], object)
+        for split, texts in values.items()
+    }
+
+
+def _stripped(texts: NDArray[np.object_]) -> NDArray[np.object_]:
+    return np.array([text.strip() for text in texts], object)
+
+
+def _merged(
+    written: Mapping[str, NDArray[np.object_]], values: Mapping[str, NDArray[np.object_]]
+) -> str:
+    """Say which classes are written in several ways."""
+    ways: dict[str, set[str]] = {}
+    for split, texts in written.items():
+        for text, name in set(zip(texts.tolist(), values[split].tolist(), strict=True)):
+            ways.setdefault(name, set()).add(text)
+    several = [
+        " and ".join(map(quoted, sorted(same)[:_MOST_NAMED]))
+        for same in ways.values()
+        if len(same) > 1
+    ]
+    if not several:
+        return ""
+    more = f", ... ({len(several)} in all)" if len(several) > _MOST_NAMED else ""
+    return f"one class, written in several ways: {', '.join(sorted(several)[:_MOST_NAMED])}{more}"
 
 
 def _texts_of(part: Part, name: str) -> NDArray[np.object_]:
-    """Return the texts of a column; whole numbers and truth values are written out.
+    """Return the texts of a column as they are; whole numbers and truth values are written out.
 
     Raises:
         InputError: a value is missing, or of a kind that no class or category is of.
     """
-    import pyarrow as pa
-    from pyarrow import compute, types
+    from pyarrow import types
 
     column = part.table[name]
     kind = column.type
@@ -425,15 +501,13 @@ def _texts_of(part: Part, name: str) -> NDArray[np.object_]:
         or types.is_floating(kind)
     ):
         raise _unfit(part, name, kind)
-    if types.is_floating(kind) and not compute.any(compute.is_nan(column)).as_py():
-        whole = compute.all(compute.equal(compute.floor(column), column)).as_py()
-        column = column.cast(pa.int64(), safe=False) if whole else column
+    values = column.to_pylist()
+    if types.is_floating(kind) and all(value is None or value.is_integer() for value in values):
+        values = [None if value is None else int(value) for value in values]
     texts = np.array(
-        ["" if value is None or value != value else str(value) for value in column.to_pylist()],
-        object,
+        ["" if value is None or value != value else str(value) for value in values], object
     )
-    texts = np.array([text.strip() for text in texts], object)
-    empty = np.flatnonzero(texts == "")
+    empty = np.flatnonzero(_stripped(texts) == "")
     if empty.size:
         raise InputError(
             f"{part.row(int(empty[0]))}: column {quoted(name)} has no value, as in {empty.size} "
@@ -469,7 +543,7 @@ def _codes(parts: Mapping[str, Part], name: str) -> tuple[Column, dict[str, NDAr
                 f"{parts[split].place}: column {quoted(name)} has numbers, and that of {other} has "
                 "texts: should be of one kind"
             )
-    texts = {split: _texts_of(part, name) for split, part in parts.items()}
+    texts = {split: _stripped(_texts_of(part, name)) for split, part in parts.items()}
     _check_varies(parts[TRAIN], name, texts[TRAIN])
     categories = sorted({text for values in texts.values() for text in values.tolist()})
     rows = len(texts[TRAIN])

@@ -128,6 +128,112 @@ def test_columns_that_are_no_images_are_a_table(tmp_path: Path) -> None:
     assert torch.equal(source.train.labels, torch.arange(20) % 2)
 
 
+def class_label(*names: object) -> dict[str, Any]:
+    return {"label": {"names": list(names), "_type": "ClassLabel"}}
+
+
+def of_numbers(labels: Sequence[Any], kind: pa.DataType | None = None) -> pa.Table:
+    return pa.table({"x": np.arange(len(labels), dtype=float), "label": pa.array(labels, kind)})
+
+
+def write_splits(root: Path, **splits: tuple[pa.Table, Mapping[str, Any]]) -> Path:
+    for name, (table, features) in splits.items():
+        save_to_disk(root / name, table, features)
+    (root / "dataset_dict.json").write_text(json.dumps({"splits": list(splits)}))
+    return root
+
+
+@pytest.mark.parametrize("with_images", [False, True])
+def test_each_split_is_decoded_by_its_own_names(tmp_path: Path, with_images: bool) -> None:
+    def table(labels: Sequence[int]) -> pa.Table:
+        if not with_images:
+            return of_numbers(labels)
+        return of_images(IMAGES[: len(labels)]).set_column(1, "label", pa.array(labels))
+
+    image = {"image": {"_type": "Image"}} if with_images else {}
+    root = write_splits(
+        tmp_path / "x",
+        train=(table([0, 1] * 6), {**image, **class_label("cat", "dog")}),
+        validation=(table([1, 2, 2]), {**image, **class_label("bird", "cat", "dog")}),
+        test=(table([0, 0, 1]), {**image, **class_label("dog", "cat")}),
+    )
+    source = read_hugging_face(root, DataSettings())
+    assert source.classes == ("cat", "dog")
+    assert source.train.labels.tolist() == [0, 1] * 6
+    assert source.validation is not None
+    assert source.validation.labels.tolist() == [0, 1, 1]
+    assert source.test is not None
+    assert source.test.labels.tolist() == [1, 1, 0]
+
+
+def test_a_class_of_another_split_that_the_training_split_lacks_is_refused(tmp_path: Path) -> None:
+    root = write_splits(
+        tmp_path / "x",
+        train=(of_numbers([0, 1] * 6), class_label("cat", "dog")),
+        test=(of_numbers([0, 1, 1]), class_label("cat", "bird")),
+    )
+    with pytest.raises(InputError, match=r"test: row 2: column 'label' has the class 'bird', of"):
+        load(root)
+
+
+@pytest.mark.parametrize(
+    "names", [("0", "1", "2"), ("02", "00", "1"), (" cat", "cat", "dog "), ("1.5", "1.0", "1")]
+)
+def test_names_of_classes_are_taken_as_they_are(tmp_path: Path, names: Sequence[str]) -> None:
+    save_to_disk(tmp_path / "x", of_numbers([2, 1, 0] * 4), class_label(*names))
+    source = read_hugging_face(tmp_path / "x", DataSettings())
+    assert source.classes == names
+    assert source.train.labels.tolist() == [2, 1, 0] * 4
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "names", "message"),
+    [
+        ([], pa.int64(), ["a", "b"], r"train: has no rows: should have some, or be left out"),
+        (["a", "b"] * 6, None, ["a", "b"], r"'label' should have the numbers of .*type string"),
+        ([0.0, 1.0] * 6, None, ["a", "b"], r"'label' should have the numbers of .*type double"),
+        ([0, 1] * 6, None, [0, 1], r"info.json: .*names of column 'label' should be texts"),
+        ([0, 1] * 6, None, ["a", "\ud800"], r"the names of column 'label' should be texts"),
+        ([0, 1] * 6, None, ["a", "a"], r"should be different, and 'a' is there twice"),
+    ],
+)
+def test_unfit_classes_are_refused(
+    tmp_path: Path, labels: Sequence[Any], kind: Any, names: Sequence[Any], message: str
+) -> None:
+    fit = of_numbers([0, 1] * 6), class_label("a", "b")
+    unfit = of_numbers(labels, kind), class_label(*names)
+    root = write_splits(tmp_path / "x", train=unfit, test=fit)
+    with pytest.raises(InputError, match=message) as caught:
+        load(root)
+    assert "\n" not in str(caught.value)
+    root = write_splits(tmp_path / "y", train=fit, test=unfit)
+    with pytest.raises(InputError, match=message.replace("train", "test")):
+        load(root)
+
+
+def test_names_that_are_no_list_are_refused_unless_they_describe_a_group(tmp_path: Path) -> None:
+    kind = {"names": "ab", "_type": "ClassLabel"}
+    save_to_disk(tmp_path / "x", of_numbers([0, 1] * 6), {"label": kind})
+    with pytest.raises(InputError, match=r"names of column 'label' should be texts"):
+        load(tmp_path / "x")
+    group = pa.array([{"names": "a"}] * 12)
+    table = of_numbers([0, 1] * 6).append_column("y", group)
+    features = {"y": {"names": {"_type": "Value"}}, **class_label("a", "b")}
+    save_to_disk(tmp_path / "y", table, features)
+    with pytest.raises(InputError, match=r"column 'y' is of the type struct<names: string>"):
+        load(tmp_path / "y")
+
+
+def test_a_split_without_images_or_without_their_column_is_refused(tmp_path: Path) -> None:
+    fit = of_images(IMAGES), OF_IMAGES
+    root = write_splits(tmp_path / "x", train=fit, test=(of_images([]), OF_IMAGES))
+    with pytest.raises(InputError, match=r"test: has no rows: should have some, or be left out"):
+        load(root)
+    root = write_splits(tmp_path / "y", train=fit, test=(of_numbers([0, 1]), OF_IMAGES))
+    with pytest.raises(InputError, match=r"test: should have the column 'image', which has the im"):
+        load(root)
+
+
 def broken(root: Path, file: str, content: str | bytes) -> None:
     write_images(root)
     path = root / file
@@ -182,6 +288,10 @@ def test_images_that_are_not_in_the_files_are_refused(tmp_path: Path) -> None:
         save_to_disk(folder, pa.table({"image": cells, "label": [0, 1] * 4}), OF_IMAGES)
         with pytest.raises(InputError, match=message):
             load(folder)
+    texts = pa.array([{"bytes": "a text", "path": "/x.png"}] * 8)
+    save_to_disk(tmp_path / "x", pa.table({"image": texts, "label": [0, 1] * 4}), OF_IMAGES)
+    with pytest.raises(InputError, match=r"row 1: column 'image' has no image in the file"):
+        load(tmp_path / "x")
 
 
 def test_images_of_several_sizes_need_a_size(tmp_path: Path) -> None:

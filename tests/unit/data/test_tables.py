@@ -1,6 +1,7 @@
 """Tables: what becomes of their columns, and what is refused, with its place."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,29 @@ def test_parts_of_a_split_are_put_together(tmp_path: Path) -> None:
     assert load(parts).fingerprint == expected.fingerprint
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.csv", "train.tsv"),
+        ("train.csv", "train.CSV"),
+        ("train.csv", "train-00000-of-00001.csv"),
+        ("train-00000-of-00001.csv", "train-00000-of-00001.tsv"),
+        ("train-0-of-2.csv", "train-00-of-2.csv"),
+        ("train-0-of-2.csv", "train-1-of-3.csv"),
+    ],
+)
+@pytest.mark.parametrize("other", [None, "test.csv"])
+def test_several_files_of_a_split_that_are_not_its_parts_are_refused(
+    tmp_path: Path, names: Sequence[str], other: str | None
+) -> None:
+    for name in (*names, *([other] if other else [])):
+        write_csv(tmp_path / name, rows(40), separator="\t" if name.endswith("tsv") else ",")
+    assert error_of(tmp_path) == (
+        f"data.root: {tmp_path} has the tables {', '.join(sorted(names))} for one split: should be "
+        "one file, or its parts in one format, named as in train-00000-of-00002.parquet"
+    )
+
+
 def test_what_was_read_is_one_line(tmp_path: Path) -> None:
     write_csv(tmp_path / "train.csv", rows(40))
     write_csv(tmp_path / "test.csv", rows(8, seed=2))
@@ -168,6 +192,67 @@ def test_whole_numbers_are_classes_in_their_order(tmp_path: Path) -> None:
         "2",
         "9",
         "10",
+    )
+
+
+def of_labels(path: Path, labels: Sequence[object]) -> Dataset:
+    """Return the data set of a CSV file with these labels in turn."""
+    number = len(labels)
+    content = [(index, index % 5, labels[index % number]) for index in range(40 * number)]
+    return load(write_csv(path, content, ("a", "b", "label")))
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (("007", "7"), ("007", "7")),
+        (("007", "7", "08"), ("007", "7", "08")),
+        (("00", "01", "02"), ("00", "01", "02")),
+        (("1_0", "10"), ("10", "1_0")),
+        ((2**53, 2**53 + 1), (f"{2**53}", f"{2**53 + 1}")),
+        ((2**53, 2**53 + 1, 5), ("5", f"{2**53}", f"{2**53 + 1}")),
+        ((f"{10**19}.0", 10**19 + 1), (f"{10**19}", f"{10**19 + 1}")),
+        (("-1", "+1", "1e2"), ("-1", "1", "100")),
+    ],
+)
+def test_different_labels_stay_different_classes(
+    tmp_path: Path, labels: Sequence[object], classes: Sequence[str]
+) -> None:
+    dataset = of_labels(tmp_path / "x.csv", labels)
+    assert dataset.classes == tuple(classes)
+    assert torch.bincount(dataset.train.labels).min() > 0
+    assert "spellings" not in dataset.provenance
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64(), pa.float64()])
+def test_large_numbers_of_parquet_stay_different_classes(tmp_path: Path, kind: pa.DataType) -> None:
+    values = [2**62, 2**62 + 1 if kind == pa.int64() else 2**63, 7]
+    labels = pa.array(np.array(values * 20, kind.to_pandas_dtype()))
+    parquet.write_table(pa.table({"x": np.arange(60), "label": labels}), tmp_path / "x.parquet")
+    dataset = load(tmp_path / "x.parquet")
+    assert dataset.classes == ("7", f"{values[0]}", f"{values[1]}")
+
+
+def test_numbers_without_end_are_no_classes(tmp_path: Path) -> None:
+    labels = pa.array([1e300, math.inf, 7.0] * 20)
+    parquet.write_table(pa.table({"x": np.arange(60), "label": labels}), tmp_path / "x.parquet")
+    assert "should be classes, which are texts or whole numbers" in error_of(tmp_path / "x.parquet")
+
+
+def test_a_class_that_is_written_in_several_ways_is_said(tmp_path: Path) -> None:
+    dataset = of_labels(tmp_path / "x.csv", ("1", "1.0", "2", "2e0", "3"))
+    assert dataset.classes == ("1", "2", "3")
+    said = "one class, written in several ways: '1' and '1.0', '2' and '2e0'"
+    assert said in remarks.lines(dataset.provenance)
+    dataset = of_labels(tmp_path / "y.csv", ("cat", " cat", "dog"))
+    assert dataset.classes == ("cat", "dog")
+    said = "one class, written in several ways: ' cat' and 'cat'"
+    assert said in remarks.lines(dataset.provenance)
+    many = [f"{number}{end}" for number in range(9) for end in ("", ".0")]
+    assert (
+        of_labels(tmp_path / "z.csv", many)
+        .provenance["spellings"]
+        .endswith("'4' and '4.0', ... (9 in all)")
     )
 
 

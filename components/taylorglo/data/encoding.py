@@ -89,7 +89,7 @@ def encoded(
 def _standardised(values: NDArray[np.float64], described: Encoding) -> NDArray[np.float64]:
     # Numbers that are too large are refused below, in place of NumPy's warning.
     with np.errstate(over="ignore"):
-        features = (values - described["mean"]) / described["std"]
+        features: NDArray[np.float64] = (values - described["mean"]) / described["std"]
     if (far := np.flatnonzero(np.abs(features) > _LARGEST)).size:
         raise InputError(
             f"column {quoted(described['name'])} has the number {values[far[0]]:g}, but in the "

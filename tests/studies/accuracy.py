@@ -134,7 +134,7 @@ SWEEPS = {
     "noise-40": 3,
     "images-250": 3,
     "images-1000": 3,
-    "pair-flip-40": 1,
+    "pair-flip-40": 3,
     "noise-20": 1,
     "noise-60": 1,
     "noise-40-oracle": 1,

@@ -247,7 +247,8 @@ class Champion(Record):
         trainings: number of the trainings that have a score; 0 if there were none.
         generation: number of the generation that it comes from.
         trial: number of the candidate; None if it is the mean of the distribution that CMA-ES had
-            after this generation.
+            after this generation, or a baseline.
+        baseline: name of the tuned baseline that it is, if it is one.
     """
 
     theta: list[float]
@@ -257,6 +258,7 @@ class Champion(Record):
     trial: int | None
     interval: tuple[float, float] | None = None
     trainings: int = 0
+    baseline: str = ""
 
 
 class StandingChampion(Record):

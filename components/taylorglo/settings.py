@@ -890,7 +890,8 @@ class ChampionSettings(Section):
         le=100,
         description="Number of losses that are trained in full to choose the champion, "
         "`baselines.attempts` times each: the mean of the search's last distribution, and the best "
-        "candidates of the last generations. 1: the best candidate is the champion, as published.",
+        "candidates of the last generations. The best tuned baseline that is a Taylor loss, too, "
+        "is one more. 1: the best candidate is the champion, as published.",
     )
     seeds: int = Field(
         10,

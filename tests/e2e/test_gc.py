@@ -63,13 +63,13 @@ def test_a_finished_sweep_loses_nothing_that_it_needs(
     assert main([*words, "--older-than", "0d", "--delete"]) == 0
     deleted = capsys.readouterr().out.splitlines()
     assert deleted[1:-1] == shown[1:-1]
-    # The networks of six trainings that tuned the baselines, and of two finalists.
+    # The networks of six trainings that tuned the baselines, and of three finalists.
     gone = before.keys() - listed().keys()
-    assert len(gone) == 6 + 2
+    assert len(gone) == 6 + 3
     assert all(re.fullmatch(r"digits/trainings/\w+\.safetensors", key) for key in gone)
     weights = sum(before[key] for key in gone)
     assert {line.split()[1] for line in deleted if line.startswith("weights ")} == gone
-    assert deleted[-1] == f"deleted 9 items and {weights / 1e3:.3g} kB in the store"
+    assert deleted[-1] == f"deleted 10 items and {weights / 1e3:.3g} kB in the store"
     # Of the two pipeline runs in MLflow, the one with the champion is left.
     (parent,), nested = runs_of(mlflow_of(work))
     stages = [run.data.tags["taylorglo.stage"] for run in nested]

@@ -99,7 +99,7 @@ def test_it_goes_on_and_trains_nothing_again(work: Path) -> None:
     tuned_again = 0 if version("torch") == PYTORCH else 6
     for kind in (".json", ".safetensors"):
         trainings = [n for n in new if n.startswith("digits/trainings/") and n.endswith(kind)]
-        assert len(trainings) == 2 + 4 * 2 + tuned_again
+        assert len(trainings) == 3 + 4 * 2 + tuned_again
 
     (parent,), nested = runs_of(mlflow_of(work))
     assert (parent.info.run_id, parent.info.status) == (unfinished, "FINISHED")

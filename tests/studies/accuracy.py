@@ -34,6 +34,7 @@ from taylorglo.evaluation.comparison import (
     restore_network,
     train_finalists,
     tune_baselines,
+    tuned_member,
 )
 from taylorglo.evaluation.fitness import Assignment, evaluate
 from taylorglo.loss.functions import TaylorLoss
@@ -239,8 +240,8 @@ def compared(folder: Path, known: Mapping[str, Setting], effort: Effort, cell: C
     memo = FullTrainings(store, settings.name)
     with Engine.open(settings, without_test) as engine:
         search = searched(engine, effort.generations, work, ShortTrainings(store))
-        champion, finalists = chosen(search, engine, memo)
         tuning = tune_baselines(engine, memo)
+        champion, finalists = chosen(search, engine, memo, tuning)
     by_name = {
         name: [full for full in tuning if full.contender.name == name]
         for name in (NAMES[loss] for loss in settings.baselines.losses)
@@ -298,17 +299,21 @@ def searched(engine: Engine, generations: int, work: Path, cache: ShortTrainings
 
 
 def chosen(
-    search: Search, engine: Engine, memo: FullTrainings
+    search: Search, engine: Engine, memo: FullTrainings, tuning: Sequence[FullTraining]
 ) -> tuple[Contender, list[FullTraining]]:
     """Return the champion, and the trainings of all finalists, as the task ``champion`` does.
 
-    The finalists are the mean of the last distribution, and the best of the last generations.
+    The finalists are the mean of the last distribution, the best of the last generations, and the
+    best tuned baseline that is in the family of the search.
     """
     search.check_trained()
     number, mean = engine.settings.champion.finalists, search.mean()
     leaders = search.leaders(number if mean is None else number - 1)
     thetas = [] if mean is None else [mean]
-    finalists = train_finalists([*thetas, *(c.theta for c in leaders)], engine, memo)
+    thetas += [candidate.theta for candidate in leaders]
+    member = tuned_member(tuning, engine.settings, engine.dataset.num_classes)
+    thetas += [] if member is None else [member[1]]
+    finalists = train_finalists(thetas, engine, memo)
     best = best_contender(finalists)
     return best.model_copy(update={"name": CHAMPION}), finalists
 
@@ -578,4 +583,4 @@ def main(study: Study, full: bool) -> None:
 
 
 if __name__ == "__main__":
-    command("accuracy", 1, main)
+    command("accuracy", 2, main)

@@ -23,7 +23,8 @@ from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.evaluation.fitness import candidate_rate, measure
 from taylorglo.loss.classic import classic
 from taylorglo.loss.functions import Loss, TaylorLoss
-from taylorglo.loss.polynomial import checked_theta
+from taylorglo.loss.members import MEMBERS, member
+from taylorglo.loss.polynomial import checked_theta, length
 from taylorglo.networks.factory import revision
 from taylorglo.networks.weights import restored
 from taylorglo.results import NUMERICS, Contender, FullTraining, by_contender
@@ -42,6 +43,9 @@ NAMES = {
     "symmetric-cross-entropy": "symmetric cross-entropy",
     "mean-absolute-error": "mean absolute error",
 }
+
+
+_ORDER_OF_MEMBERS = 3
 
 
 class Entry(NamedTuple):
@@ -140,6 +144,42 @@ def _tuning_entries(contenders: Sequence[Contender], engine: Engine) -> list[Ent
         for attempt in range(settings.baselines.attempts)
     ]
     return [Entry(contender, seed, fold) for contender in contenders for seed, fold in attempts]
+
+
+def tuned_member(
+    tuning: Sequence[FullTraining], settings: SweepSettings, num_classes: int
+) -> tuple[str, list[float]] | None:
+    """Return the best tuned baseline that the search could have found, as a loss of its family.
+
+    Its scale stands for the learning rate that was tuned, so that it is trained as a candidate is.
+
+    Args:
+        tuning: the trainings that tuned the baselines.
+        settings: of the sweep.
+        num_classes: n.
+
+    Returns:
+        Its name and its theta; None if no baseline is in the family, or the training is a function
+        of a user, which knows alone what becomes of a scale.
+    """
+    search, training = settings.search, settings.training
+    own = [t for t in tuning if _is_member(t.contender, search.family)]
+    if not own or search.order != _ORDER_OF_MEMBERS or training.function:
+        return None
+    best = best_contender(own)
+    theta = member(best.loss)
+    if search.family == "taylor-log" and len(theta) == length(_ORDER_OF_MEMBERS):
+        theta.append(0.0)
+    # The rate of this theta itself.
+    rate = candidate_rate(theta, training, num_classes)
+    return best.name, [value * best.learning_rate / rate for value in theta]
+
+
+def _is_member(contender: Contender, family: str) -> bool:
+    """Return whether a baseline is a loss of a family of the search."""
+    if contender.label_smoothing or contender.loss not in MEMBERS:
+        return False
+    return family == "taylor-log" or len(member(contender.loss)) == length(_ORDER_OF_MEMBERS)
 
 
 def best_contender(trainings: Sequence[FullTraining]) -> Contender:

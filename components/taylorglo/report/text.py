@@ -94,6 +94,8 @@ def duration(value: float) -> str:
 
 def origin(champion: Champion) -> str:
     """Return where a champion comes from, in words."""
+    if champion.baseline:
+        return f"{champion.baseline} with its tuned learning rate, which is a Taylor loss, too"
     if champion.trial is None:
         return f"the mean of the search's distribution after generation {champion.generation}"
     return f"candidate {champion.trial} of generation {champion.generation}"

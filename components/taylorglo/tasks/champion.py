@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from taylorglo.evaluation.comparison import best_contender, compare, found, train_finalists
+from taylorglo.evaluation.comparison import (
+    best_contender,
+    compare,
+    found,
+    train_finalists,
+    tuned_member,
+)
 from taylorglo.loss.functions import TaylorLoss
 from taylorglo.report.text import expectation, origin
 from taylorglo.results import (
@@ -105,7 +111,7 @@ def crown(
         InputError: no candidate was trained to the end.
     """
     complete = sweep.complete
-    champion, finalists = choose_champion(sweep, search_data)
+    champion, finalists = choose_champion(sweep, search_data, tuning)
     winner = found("champion", champion.theta, sweep.settings.training, sweep.num_classes)
     contenders = [
         winner,
@@ -146,15 +152,19 @@ def _standing_contender(standing: StandingChampion, sweep: Sweep) -> Contender:
     return contender.model_copy(update={"learning_rate": standing.learning_rate})
 
 
-def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[FullTraining]]:
+def choose_champion(
+    sweep: Sweep, search_data: str, tuning: Sequence[FullTraining] = ()
+) -> tuple[Champion, list[FullTraining]]:
     """Return what the search recommends, and the trainings in full that chose it.
 
     The fitness that the search measured is not what decides: the highest of many noisy measurements
-    is a lucky one.
+    is a lucky one. The best tuned baseline that is in the family of the search is one finalist
+    more, so that the search does not recommend a loss that is known to be worse.
 
     Args:
         sweep: the context of the sweep.
         search_data: path of the data without the test split.
+        tuning: the trainings that tuned the baselines, if there were any.
 
     Raises:
         InputError: no candidate was trained to the end.
@@ -172,6 +182,18 @@ def choose_champion(sweep: Sweep, search_data: str) -> tuple[Champion, list[Full
     if mean is not None:
         of_mean = Champion(theta=mean, order=order, fitness=0, generation=generations, trial=None)
         entrants.insert(0, of_mean)
+    tuned = tuned_member(tuning, sweep.settings, sweep.num_classes)
+    if tuned is not None:
+        entrants.append(
+            Champion(
+                theta=tuned[1],
+                order=order,
+                fitness=0,
+                generation=generations,
+                trial=None,
+                baseline=tuned[0],
+            )
+        )
     with Engine.open(sweep.settings, search_data) as engine:
         thetas = [entrant.theta for entrant in entrants]
         finalists = train_finalists(thetas, engine, sweep.full_trainings)
@@ -245,6 +267,7 @@ def loss_of_champion(champion: Champion, sweep: Sweep) -> TaylorLoss:
             "learning_rate": winner.learning_rate,
             "generation": champion.generation,
             "trial": champion.trial,
+            **({"baseline": champion.baseline} if champion.baseline else {}),
             "fitness": champion.fitness if is_known(champion.fitness) else None,
             "fitness_interval": list(champion.interval or ()),
             **software(),

@@ -22,6 +22,8 @@ RATES = {  # the worse learning rate of a baseline, and the better one
     "cross-entropy": (0.1, 0.3),
     "squared error": (0.3, 0.1),
 }
+# Cross-entropy, the first of the two that tuned best, at three times the candidates' rate.
+TUNED = [*[0.0] * 8, 0.3 / 0.1]
 
 
 @pytest.fixture
@@ -62,7 +64,7 @@ def rewrite(sweep: Sweep, finalists: list[FullTraining], accuracies: list[float]
         sweep.store.write(layout.training(sweep.settings.name, full.key), content.encode())
 
 
-def tested(full: FullTraining, accuracy: float) -> FullTraining:
+def on_test(full: FullTraining, accuracy: float) -> FullTraining:
     """Return a training in full with another test accuracy."""
     training = full.training.model_copy(update={"test_accuracy": accuracy})
     return full.model_copy(update={"training": training})
@@ -78,14 +80,15 @@ def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_mean(
 ) -> None:
     outcome = crown(sweep, work.search_data, work.full_data, tuning)
     finalists = outcome.comparison.finalists
-    thetas = [sweep.search.mean(), *(c.theta for c in candidates[:2])]
+    thetas = [sweep.search.mean(), *(c.theta for c in candidates[:2]), TUNED]
     assert [t.contender.theta for t in finalists] == thetas
     assert all(t.training.test_accuracy is None for t in finalists)
     for accuracies, winner in (
-        ([0.1, 0.2, 0.3], 2),
-        ([0.1, 0.3, 0.2], 1),
-        ([0.3, 0.3, 0.3], 0),
-        ([0.1, 0.3, 0.3], 1),
+        ([0.1, 0.2, 0.3, 0.1], 2),
+        ([0.1, 0.3, 0.2, 0.1], 1),
+        ([0.3, 0.3, 0.3, 0.3], 0),
+        ([0.1, 0.3, 0.3, 0.1], 1),
+        ([0.1, 0.2, 0.3, 0.4], 3),
     ):
         rewrite(sweep, finalists, accuracies)
         again = crown(sweep, work.search_data, work.full_data, tuning)
@@ -94,12 +97,14 @@ def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_mean(
             order=3,
             fitness=max(accuracies),
             generation=1,
-            trial=(None, candidates[0].trial, candidates[1].trial)[winner],
+            trial=(None, candidates[0].trial, candidates[1].trial, None)[winner],
             trainings=1,
+            baseline="cross-entropy" if winner == 3 else "",
         )
         assert again.loss.theta.tolist() == thetas[winner]
         saved = json.loads((work.folder / "store/digits/champion/loss.json").read_text())
         assert saved["theta"] == thetas[winner]
+        assert saved["provenance"].get("baseline") == ("cross-entropy" if winner == 3 else None)
         program = (work.folder / "store/digits/champion/loss.py").read_text()
         assert program == again.loss.source()
 
@@ -148,7 +153,9 @@ def test_with_adam_every_record_has_the_rate_of_the_loss_that_was_found(
     for full in comparison.finalists:
         found = full.contender
         assert found.learning_rate == pytest.approx(rate * scale(found.theta))
-    assert len({full.contender.learning_rate for full in comparison.finalists}) == 3
+    assert len({full.contender.learning_rate for full in comparison.finalists}) == 4
+    # Cross-entropy has the rate that it was tuned to.
+    assert comparison.finalists[-1].contender.learning_rate == pytest.approx(0.3)
     for full in comparison.trainings:
         if full.contender.name == "champion":
             assert full.contender.learning_rate == pytest.approx(rate * scale(champion))
@@ -168,7 +175,7 @@ def test_a_diverged_candidate_is_no_finalist(
     trials = begin_generation(sweep, 1, results)
     finalists = crown(sweep, work.search_data, work.full_data, tuning).comparison.finalists
     thetas = {c.trial: c.theta for c in sweep.search.candidates()}
-    order = [sweep.search.mean(), *(thetas[trials[index]] for index in (3, 2))]
+    order = [sweep.search.mean(), *(thetas[trials[index]] for index in (3, 2)), TUNED]
     assert [full.contender.theta for full in finalists] == order
 
 
@@ -178,7 +185,7 @@ def test_the_expected_fitness_has_the_interval_of_its_trainings(
     settings = small_settings(baselines={"attempts": 3}, champion={"finalists": 2})
     several = changed(sweep, settings=settings)
     finalists = crown(several, work.search_data, work.full_data, tuning).comparison.finalists
-    rewrite(several, finalists, [0.6, 0.5, 0.7, 0.1, 0.2, 0.3])
+    rewrite(several, finalists, [0.6, 0.5, 0.7, 0.1, 0.2, 0.3, 0.1, 0.1, 0.1])
     champion = crown(several, work.search_data, work.full_data, tuning).comparison.champion
     assert (champion.trial, champion.trainings) == (None, 3)
     assert champion.fitness == pytest.approx(0.6)
@@ -194,7 +201,8 @@ def test_a_training_without_a_score_counts_in_the_choice_and_in_no_figure(
     settings = small_settings(baselines={"attempts": 3}, champion={"finalists": 2, "seeds": 3})
     several = changed(sweep, settings=settings)
     outcome = crown(several, work.search_data, work.full_data, tuning)
-    finalists = outcome.comparison.finalists
+    # Without the baseline, which choose_champion is not told of.
+    finalists = outcome.comparison.finalists[:-3]
 
     def champion(accuracies: list[float]) -> Champion:
         rewrite(several, finalists, accuracies)
@@ -215,7 +223,7 @@ def test_a_training_without_a_score_counts_in_the_choice_and_in_no_figure(
     def mean(*accuracies: float) -> float | None:
         scored = iter(accuracies)
         trainings = [
-            tested(full, next(scored)) if full.contender.name == "champion" else full
+            on_test(full, next(scored)) if full.contender.name == "champion" else full
             for full in outcome.comparison.trainings
         ]
         compared = outcome.comparison.model_copy(update={"trainings": trainings})

@@ -1,5 +1,7 @@
 """The comparison: the contenders, and the seeds that they are compared from."""
 
+from typing import Any
+
 import pytest
 from comparisons import CROSS_ENTROPY, Memory, changed, engine_on, settings_of, trained
 from trainings import GOOD, score_and_entropy
@@ -14,11 +16,13 @@ from taylorglo.evaluation.comparison import (
     restore_network,
     train_finalists,
     tune_baselines,
+    tuned_member,
 )
 from taylorglo.evaluation.fitness import short_training
 from taylorglo.loss.classic import CrossEntropy, SquaredError
 from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.functions import TaylorLoss
+from taylorglo.loss.members import MEMBERS
 from taylorglo.results import Contender, FullTraining, Training
 from taylorglo.settings import SweepSettings
 
@@ -114,6 +118,58 @@ def test_finalists_are_trained_from_the_seeds_of_the_tuning(search_digits: Datas
     assert loss.theta.tolist() == GOOD
     assert loss.order == 3
     assert finalists[0].training.accuracy != finalists[2].training.accuracy
+
+
+def tuned(loss: str, rate: float, accuracy: float, alpha: float = 0.0) -> FullTraining:
+    """Return a training of the tuning of a baseline."""
+    contender = Contender(name=f"the {loss}", loss=loss, learning_rate=rate, label_smoothing=alpha)
+    training = Training(
+        status="ok", accuracy=accuracy, curve=[], started=0.0, ended=1.0, seconds=1.0
+    )
+    return FullTraining(contender=contender, seed=1, key="key", training=training)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("loss", MEMBERS)
+def test_a_tuned_member_is_trained_as_the_baseline_is(
+    loss: str, optimizer: str, search_digits: Dataset
+) -> None:
+    rate = 0.02 if optimizer == "sgd" else 0.002
+    sections = {
+        "training": {"steps": 40, "optimizer": optimizer, "learning_rate": 3 * rate},
+        "baselines": {"losses": [loss], "learning_rates": [rate], "attempts": 1},
+    }
+    with engine_on(search_digits, **sections) as engine:
+        (baseline,) = tune_baselines(engine, Memory())
+        member = tuned_member([baseline], engine.settings, 10)
+        assert member is not None
+        (finalist,) = train_finalists([member[1]], engine, Memory())
+    assert member[0] == baseline.contender.name
+    assert baseline.training.accuracy > 0.2
+    ours, theirs = finalist.training.curve, baseline.training.curve
+    assert [step for step, *_ in ours] == [step for step, *_ in theirs]
+    for (_, accuracy, _), (_, expected, _) in zip(ours, theirs, strict=True):
+        assert accuracy == pytest.approx(expected, abs=0.01)
+
+
+def test_the_member_is_the_best_of_those_in_the_family_of_the_search() -> None:
+    tuning = [
+        tuned("cross-entropy", 0.3, 0.8),
+        tuned("cross-entropy", 0.3, 0.99, alpha=0.1),
+        tuned("squared-error", 0.2, 0.7),
+        tuned("generalised-cross-entropy", 0.2, 0.95),
+    ]
+
+    def name(**sections: Any) -> str | None:
+        member = tuned_member(tuning, SweepSettings.model_validate(sections), 10)
+        return None if member is None else member[0]
+
+    assert name() == "the cross-entropy"
+    assert name(search={"family": "taylor"}) == "the squared-error"
+    assert name(search={"order": 4, "coordinates": "theta"}) is None
+    own = {"data": {"name": "own", "classes": 10}, "training": {"function": "a:b"}}
+    assert name(**own) is None
+    assert tuned_member(tuning[1:2], SweepSettings(), 10) is None
 
 
 def test_with_adam_a_finalist_has_the_rate_that_it_had_as_a_candidate(

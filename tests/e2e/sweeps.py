@@ -40,6 +40,16 @@ SMALL = (
     "attack.pgd_restarts=1",
     "attack.seeds=1",
 )
+# Of docs/examples/own_training.yaml.
+SMALL_OF_OWN_TRAINING = (
+    "pipeline.generations=1",
+    "search.popsize=2",
+    "training.steps=20",
+    "evaluation.steps=20",
+    "baselines.learning_rates=[0.003]",
+    "champion.finalists=1",
+    "champion.seeds=2",
+)
 LOSSES = ["champion", "cross-entropy", "label-smoothed cross-entropy", "squared error"]
 TIMEOUT = 240  # seconds, for a sweep that takes 40 on an idle machine
 

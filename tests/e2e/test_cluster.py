@@ -29,7 +29,7 @@ from cluster import Cluster, Object, program, reason_for_none
 from jobs import RESTRICTED, Jobs
 from manifests import K8S, PIPELINES, SERVICES, containers, pods, render
 from mlflow import MlflowClient
-from sweeps import CONFIG, SMALL, merged
+from sweeps import CONFIG, SMALL, SMALL_OF_OWN_TRAINING, merged
 
 from taylorglo.components import IMAGE as DEFAULT_IMAGE
 from taylorglo_pipelines.config import load
@@ -498,13 +498,7 @@ def test_a_training_of_ones_own_comes_in_an_image(installed: Installed, tmp_path
         (
             f"pipeline.image={tag}",
             f"pipeline.service_account={ACCOUNT}",
-            "pipeline.generations=1",
-            "search.popsize=2",
-            "training.steps=20",
-            "evaluation.steps=20",
-            "baselines.learning_rates=[0.003]",
-            "champion.finalists=1",
-            "champion.seeds=2",
+            *SMALL_OF_OWN_TRAINING,
         ),
     )
     compile_sweep(config, tmp_path / "own.yaml")

@@ -17,7 +17,7 @@ from typing import Any
 import docker
 import pytest
 from docker.errors import APIError, DockerException, ImageNotFound
-from sweeps import Sweeps, final_table, study_of, wait_until
+from sweeps import SMALL_OF_OWN_TRAINING, Sweeps, final_table, study_of, wait_until
 
 from taylorglo.components import IMAGE
 from taylorglo.loss.functions import TaylorLoss
@@ -170,13 +170,7 @@ def test_a_training_of_ones_own_comes_in_an_image(
     engine.images.build(path=str(examples), tag=tag, rm=True, buildargs={"TAYLORGLO": base})
     settings = (
         f"pipeline.image={tag}",
-        "pipeline.generations=1",
-        "search.popsize=2",
-        "training.steps=20",
-        "evaluation.steps=20",
-        "baselines.learning_rates=[0.003]",
-        "champion.finalists=1",
-        "champion.seeds=2",
+        *SMALL_OF_OWN_TRAINING,
         f"services.work_dir={tmp_path}",
     )
     command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", "--runner", "docker"]

@@ -131,12 +131,12 @@ def test_starts_are_compared_on_the_same_seeds_and_folds(tmp_path: Path) -> None
 
 def test_a_rejected_candidate_of_a_start_is_replaced_at_a_random_scale() -> None:
     """The others keep their places in the even spread, in both generations."""
-    search = in_memory(popsize=4, **{**DYNAMICS, "filters": ["stable"]}, sigma=4.0, max_draws=999)
+    search = in_memory(popsize=4, **{**DYNAMICS, "filters": ["stable"]}, sigma=8.0, max_draws=999)
     centre, replaced = -0.6, 0
     for generation, width in ((1, 1.3), (2, 0.8)):
         drawn = run_generation(search, generation, near({**MEAN, "scale": 0.0}))
         scales = [point(candidate.theta)[0] for candidate in drawn]
-        spread = NormalDist(centre, 4.0 * width)
+        spread = NormalDist(centre, 8.0 * width)
         even = [spread.inv_cdf((k + 0.5) / 4) for k in range(4)]
         assert scales[:4] == pytest.approx(even)
         assert not set(scales[4:]) & set(even)

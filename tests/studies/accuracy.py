@@ -173,11 +173,13 @@ class Effort:
     def tuning_attempts(self, losses: Sequence[str]) -> int:
         """Return the attempts with which the tuning has as many trainings as the search, or more.
 
-        Finalists, which have the same number of attempts, count as trainings of the search.
+        Finalists, which have the same number of attempts, count as trainings of the search. A
+        tuned baseline is one of them.
         """
         contenders = len(losses) + (len(self.alphas) - 1) * ("label-smoothing" in losses)
         grid = contenders * len(self.rates)
-        return math.ceil(self.generations * self.popsize * self.attempts / (grid - self.finalists))
+        searched = self.generations * self.popsize * self.attempts
+        return math.ceil(searched / (grid - self.finalists - 1))
 
     def trainings(self, losses: Sequence[str]) -> int:
         """Return the number of trainings of a sweep, about."""

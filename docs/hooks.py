@@ -1,4 +1,7 @@
-"""Write the formulas of the site as MathML, which browsers draw without a program: for mkdocs."""
+"""Finish the pages of the site: mkdocs calls this.
+
+Formulas become MathML, which browsers draw by themselves, without a script.
+"""
 
 import html
 import re
@@ -12,11 +15,13 @@ _FORMULA = re.compile(
     r"\s*</(?P=tag)>",
     re.DOTALL,
 )
+# A role of Sphinx in a docstring, such as :func:`fgsm`.
+_ROLE = re.compile(r":(?:class|data|func):(?=<code>)")
 
 
 def on_page_content(content: str, **_: Any) -> str:
-    """Return the HTML of a page with its formulas as MathML."""
-    return _FORMULA.sub(_mathml, content)
+    """Return the HTML of a page with its formulas as MathML, and without the roles of Sphinx."""
+    return _ROLE.sub("", _FORMULA.sub(_mathml, content))
 
 
 def _mathml(formula: re.Match[str]) -> str:

@@ -155,8 +155,10 @@ def _flow(record: SweepRecord) -> list[_Step]:
         ),
         ("trained to the end", ended, others),
         ("finalists", finalists, ""),
-        ("champion", fates.count("champion"), ""),
     ]
+    # A champion that is no candidate is named in a sentence below the flow.
+    if "champion" in fates:
+        steps.append(("champion", 1, ""))
     return [_Step(name, n, 100 * n / len(fates), gone) for name, n, gone in steps]
 
 

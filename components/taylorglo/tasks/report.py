@@ -20,6 +20,7 @@ from taylorglo.report.verdict import (
 )
 from taylorglo.results import (
     Comparison,
+    Counts,
     FullTraining,
     Robustness,
     by_contender,
@@ -82,6 +83,14 @@ def run(
     }
     Path(summary_path).write_text(markdown(record, links))
     return headline(record)
+
+
+def answers_of(comparison_path: str, loss: str) -> Counts | None:
+    """Return the answers of a loss to the test split over all seeds; None if not all are known."""
+    trainings = read_json(comparison_path, Passed[Comparison]).content.trainings
+    counts = [t.training.test_counts for t in trainings if t.contender.name == loss]
+    known = [count for count in counts if count is not None]
+    return Counts.total(known) if known and len(known) == len(counts) else None
 
 
 def program_of(path: Path) -> str:

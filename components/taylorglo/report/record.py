@@ -441,7 +441,7 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
             p_value=None if group is champion else welch(reference, accuracies),
             label_smoothing=contender.label_smoothing,
             measures=_measures(group),
-            counts=_counts(group),
+            counts=answers(group),
         )
         rows.append(row)
     return rows
@@ -454,7 +454,7 @@ def _measures(group: Sequence[FullTraining]) -> dict[str, list[float]]:
     return {name: [m.get(name, math.nan) for m in by_seed] for name in sorted(names)}
 
 
-def _counts(group: Sequence[FullTraining]) -> Counts | None:
+def answers(group: Sequence[FullTraining]) -> Counts | None:
     """Return the answers of all networks of a loss; None if those of one are not known."""
     counts = [full.training.test_counts for full in group]
     known = [count for count in counts if count is not None]

@@ -8,7 +8,7 @@ from statistics import fmean
 from taylorglo.loss.source import python_source
 from taylorglo.reading import parse_json
 from taylorglo.report.page import render
-from taylorglo.report.record import SweepRecord, sweep_record
+from taylorglo.report.record import SweepRecord, answers, sweep_record
 from taylorglo.report.verdict import (
     beats_guessing,
     beats_standing,
@@ -88,9 +88,7 @@ def run(
 def answers_of(comparison_path: str, loss: str) -> Counts | None:
     """Return the answers of a loss to the test split over all seeds; None if not all are known."""
     trainings = read_json(comparison_path, Passed[Comparison]).content.trainings
-    counts = [t.training.test_counts for t in trainings if t.contender.name == loss]
-    known = [count for count in counts if count is not None]
-    return Counts.total(known) if known and len(known) == len(counts) else None
+    return answers([training for training in trainings if training.contender.name == loss])
 
 
 def program_of(path: Path) -> str:

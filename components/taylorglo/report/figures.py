@@ -316,6 +316,30 @@ def confusion_figure(tables: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
     return figure
 
 
+def roc_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw ROC curves, with a logarithmic axis for the false positive rate.
+
+    Good classifiers differ where that rate is small, which a linear axis does not show.
+
+    Args:
+        curves: false and true positive rates by loss, ascending.
+    """
+    with _style():
+        figure = _figure(2.6)
+        axes = figure.subplots()
+        for index, (loss, (false, true)) in enumerate(curves.items()):
+            shown = [(100 * x, 100 * y) for x, y in zip(false, true, strict=True) if x > 0]
+            axes.plot(*zip(*shown, strict=True), color=_series(index), linewidth=1.1, label=loss)
+        axes.set_xscale("log")
+        axes.set_xticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="false positive rate (%)", ylabel="true positive rate (%)")
+        axes.set(xlim=(0.01, 100), ylim=(None, 100.5))
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
 def _scaled(scores: Accuracies, share: bool) -> list[float]:
     """Return scores as they are drawn."""
     return [_shown(score, share) for score in scores]

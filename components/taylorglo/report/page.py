@@ -20,6 +20,7 @@ from taylorglo.report.figures import (
     confusion_figure,
     loss_figure,
     plane_figure,
+    roc_figure,
     search_figure,
     seeds_figure,
     svg,
@@ -65,6 +66,7 @@ def render(record: SweepRecord) -> str:
             plane=_plane(record),
             calibration=_calibration(record),
             confusion=_confusion(record),
+            roc=_roc(record),
             tuning=_tuning(record),
             stages=_stages(record),
             significance=SIGNIFICANCE,
@@ -201,6 +203,20 @@ def _confusion(record: SweepRecord) -> Markup | None:
         return None
     label = f"Confusion matrices on the test split: {', '.join(tables)}"
     return svg(confusion_figure(tables), "confusion", label)
+
+
+def _roc(record: SweepRecord) -> Markup | None:
+    """Return the ROC curves of all losses; None if none is known."""
+    curves, areas = {}, []
+    for row in record.comparison:
+        if row.counts is not None:
+            false, true, _ = row.counts.roc()
+            curves[row.loss] = (false, true)
+            areas.append(f"{row.loss} {row.counts.area():.4f}")
+    if not curves:
+        return None
+    label = f"ROC over all classes (micro-average); area under the curve: {', '.join(areas)}"
+    return svg(roc_figure(curves), "roc", label)
 
 
 def _champion(record: SweepRecord) -> dict[str, object]:

@@ -96,7 +96,7 @@ def test_a_loss_is_drawn_with_its_equilibrium(tmp_path: Path, scripts: Scripts) 
     text = drawing.read_text()
     assert "<svg" in text
     # One polyline for each loss, in the colours of the report.
-    for color in ("#b3392c", "#2f6690"):
+    for color in ("#b84a00", "#0067a5"):
         assert f"stroke: {color}" in text
 
 

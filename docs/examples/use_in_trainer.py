@@ -5,6 +5,7 @@ python docs/examples/use_in_trainer.py [LOSS]
 
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -41,13 +42,19 @@ class Sentences(Dataset[dict[str, Tensor]]):
         return {"input_ids": self.words[index], "labels": self.words[index, 0]}
 
 
-def trainer_with(source: str, folder: str) -> Trainer:
-    """Return a Trainer of a tiny BERT from scratch that trains with a found loss."""
+def loss_for_trainer(source: str) -> Callable[..., Tensor]:
+    """Return a found loss as the function that the Trainer calls."""
     loss = taylorglo.load_loss(source)
 
     def compute_loss(outputs: Any, labels: Tensor, **_: Any) -> Tensor:
         return loss(outputs.logits, labels)
 
+    return compute_loss
+
+
+def trainer_with(source: str, folder: str) -> Trainer:
+    """Return a Trainer of a tiny BERT from scratch that trains with a found loss."""
+    compute_loss = loss_for_trainer(source)
     arguments = TrainingArguments(
         folder,
         max_steps=300,

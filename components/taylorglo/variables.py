@@ -24,6 +24,8 @@ LOCAL_RUN = "TAYLORGLO_LOCAL_RUN"
 STARTED = "TAYLORGLO_STARTED"
 # The number of CPUs that a task may use, if something else shares the machine.
 CPUS = "TAYLORGLO_CPUS"
+# Set if somebody watches the run: tasks print how far they are (tasks.console.Progress).
+WATCHED = "TAYLORGLO_WATCHED"
 # How long a task waits for a service that fails, in seconds.
 SERVICE_TIMEOUT = "TAYLORGLO_SERVICE_TIMEOUT"
 

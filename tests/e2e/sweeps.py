@@ -75,17 +75,20 @@ class Sweeps:
     env: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
-    @contextmanager
-    def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-        """Start the command in a process group of its own; it is killed at the end of the block."""
+    def command(self, *overrides: str) -> list[str]:
+        """Return the words of the command."""
         work = f"services.work_dir={self.work}"
         settings = merged(work, *SMALL, *self.overrides, *overrides)
         command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG), *self.words]
-        command += [word for setting in settings for word in ("--set", setting)]
+        return command + [word for setting in settings for word in ("--set", setting)]
+
+    @contextmanager
+    def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+        """Start the command in a process group of its own; it is killed at the end of the block."""
         ours = ("TAYLORGLO_", "MLFLOW_", "AWS_", "PG")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         process = subprocess.Popen(
-            command,
+            self.command(*overrides),
             env={**inherited, **self.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

@@ -16,6 +16,9 @@ from kfp.local import subprocess_task_handler
 
 from taylorglo.tasks import console
 
+# A locale without the signs of our texts is that of the terminal, and not of a task.
+_OF_A_TASK = {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
+
 
 class Processes:
     """The task processes of this process that are running."""
@@ -35,13 +38,13 @@ class Processes:
             env_vars: variables of the task besides those of this process; kfp names it so.
         """
         # The user's own random.py or statistics.py in the current folder is not Python's.
-        environment = {**os.environ, **(env_vars or {}), "PYTHONSAFEPATH": "1"}
+        environment = {**os.environ, **(env_vars or {}), **_OF_A_TASK}
         with subprocess.Popen(
             full_command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
+            encoding="utf-8",
             errors="backslashreplace",
             bufsize=1,
             env=environment,

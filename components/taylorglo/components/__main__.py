@@ -14,7 +14,11 @@ from threading import Event
 from taylorglo.components import EXECUTOR
 from taylorglo.errors import InputError
 from taylorglo.tasks.console import say_warnings, task
+from taylorglo.training import server
 from taylorglo.variables import adopt
+
+# The components that train, in processes of their own.
+TRAINING = {"evaluate_baselines", "evaluate_candidates", "search_candidates", "train_champion"}
 
 
 @task
@@ -34,6 +38,8 @@ def main() -> None:
     os.environ["_KFP_RUNTIME"] = "true"
     adopt()
     say_warnings()
+    if name in TRAINING:
+        server.start()
     # The user's own networks, after everything else: a random.py there is not Python's.
     sys.path.append("")
     sys.argv = [program, "--component_module_path", str(path), *arguments]

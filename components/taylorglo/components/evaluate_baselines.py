@@ -10,9 +10,6 @@ def evaluate_baselines(
     sweep: Input[Artifact], search_data: Input[Dataset], tuning: Output[Artifact]
 ) -> None:
     """Write the trainings of all baselines with all learning rates (tuning)."""
-    from taylorglo.training import server
-
-    server.start()
     from taylorglo.tasks import baselines
 
     baselines.run(sweep.path, search_data.path, tuning.path)

@@ -8,9 +8,6 @@ from taylorglo.components import component
 @component
 def evaluate_candidates(screened: Input[Artifact], shard: int) -> None:
     """Evaluate the accepted candidates of a shard."""
-    from taylorglo.training import server
-
-    server.start()
     from taylorglo.tasks import evaluate
 
     evaluate.run(screened.path, shard)

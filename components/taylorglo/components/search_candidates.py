@@ -8,9 +8,6 @@ from taylorglo.components import component
 @component
 def search_candidates(sweep: Input[Artifact], worker: int, metrics: Output[Metrics]) -> None:
     """Draw, filter and evaluate candidates until the last generation is complete."""
-    from taylorglo.training import server
-
-    server.start()
     from taylorglo.tasks import search
 
     counts = search.run(sweep.path, worker)

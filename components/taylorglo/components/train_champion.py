@@ -16,9 +16,6 @@ def train_champion(
     metrics: Output[Metrics],
 ) -> None:
     """Write all trainings (comparison), the champion's loss as JSON and one network (model)."""
-    from taylorglo.training import server
-
-    server.start()
     from taylorglo.tasks import champion
 
     scores = champion.run(

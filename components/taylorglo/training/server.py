@@ -9,11 +9,12 @@ from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
-from taylorglo.training.machine import cpus
+from taylorglo.training.machine import cpus, free_host_memory
 
 # PyTorch's optimizers import torch._dynamo at their first step, which takes seconds.
 _IMPORTS = ["taylorglo.training.engine", "torch._dynamo"]
-_GPUS = ("/dev/nvidiactl", "/dev/kfd")  # the files of NVIDIA's and AMD's drivers
+_LEAST_MEMORY = 3 * 2**30  # bytes; with less, a task hardly has room for workers
+GPUS = ("/dev/nvidiactl", "/dev/kfd")  # the files of NVIDIA's and AMD's drivers
 
 
 def context() -> ForkServerContext:
@@ -26,8 +27,10 @@ def start() -> None:
     """Start the server if this task probably trains in workers.
 
     Its imports then take place beside those of the task, and not after them. On one CPU this would
-    save nothing, and on a GPU most tasks train in their own process.
+    save nothing, on a GPU most tasks train in their own process, and with little memory the room
+    for PyTorch's code in another process is better left to a training.
     """
-    if cpus() > 1 and not any(Path(file).exists() for file in _GPUS):
+    has_gpu = any(Path(file).exists() for file in GPUS)
+    if cpus() > 1 and free_host_memory() >= _LEAST_MEMORY and not has_gpu:
         context()
         forkserver.ensure_running()

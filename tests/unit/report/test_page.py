@@ -417,7 +417,7 @@ def test_the_flow_counts_who_is_left_and_who_left() -> None:
     assert "2 rejected" in flow
     assert "1 diverged" in flow
     assert "1 not among the best" in flow
-    assert "The filters saved about 30.0 s" in one_line(page)
+    assert "The filters saved about 30.0 s, if each" in one_line(page)
 
 
 def test_confusion_and_roc_are_drawn_if_the_answers_are_known() -> None:

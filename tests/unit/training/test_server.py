@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from taylorglo.training.server import _GPUS
+from taylorglo.training.server import GPUS
 from taylorglo.variables import CPUS
 
 EARLY = """
@@ -29,13 +29,12 @@ def children_after_start(cpus: int) -> int:
         env={**os.environ, CPUS: str(cpus)},
         capture_output=True,
         text=True,
-        timeout=100,
     )
     assert process.returncode == 0, process.stderr
     return int(process.stdout)
 
 
-@pytest.mark.skipif(any(Path(file).exists() for file in _GPUS), reason="there is a GPU")
+@pytest.mark.skipif(any(Path(file).exists() for file in GPUS), reason="there is a GPU")
 def test_the_server_is_started_before_torch_is_imported_if_there_are_cpus_for_it() -> None:
     started = children_after_start(2)
     # The server, and Python's tracker of shared resources.

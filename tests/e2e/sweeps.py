@@ -49,6 +49,7 @@ SMALL_OF_OWN_TRAINING = (
     "baselines.learning_rates=[0.003]",
     "champion.finalists=1",
     "champion.seeds=2",
+    "attack.seeds=2",
 )
 LOSSES = ["champion", "cross-entropy", "label-smoothed cross-entropy", "squared error"]
 TIMEOUT = 240  # seconds, for a sweep that takes 40 on an idle machine

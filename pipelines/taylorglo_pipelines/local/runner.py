@@ -81,9 +81,11 @@ def run(config: Config, runner: Runner = "subprocess", terminal: TextIO | None =
         _live_view(config, terminal) as live,
         _environment({**variables, **({WATCHED: "1"} if live else {})}),
         _kfp_runner(runner, config, work) as (kfp_runner, prepared),
-        _processes(config, places.log, live),
+        _processes(config, places.log, live) as processes,
     ):
         output = _TaskOutput(log, live.write if live else _writer(terminal), live)
+        if runner == "subprocess":
+            processes.warm_up()
         try:
             _run_pipeline(prepared, kfp_runner, work / "pipeline" / config.name, output)
         except Exception as error:
@@ -299,7 +301,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _processes(config: Config, log: Path, live: Live | None = None) -> Iterator[None]:
+def _processes(config: Config, log: Path, live: Live | None) -> Iterator[Processes]:
     """Let kfp start tasks by a class of ours, and end them all if a signal ends this process.
 
     On Ctrl-C, on a termination signal, or when the terminal is closed, the MLflow run is closed,
@@ -334,8 +336,9 @@ def _processes(config: Config, log: Path, live: Live | None = None) -> Iterator[
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with started_by(processes):
-            yield
+            yield processes
     finally:
+        processes.end()
         for interrupt, handler in previous.items():
             signal.signal(interrupt, handler)
 

@@ -58,6 +58,9 @@ bench-growth: $(VENV)/.installed-dev ## measure time and memory against populati
 bench-layouts: $(VENV)/.installed-dev ## run a small sweep in both layouts of the search, side by side
 	@$(BIN)/python -W ignore tests/benchmarks/layouts.py
 
+bench-sweep: $(VENV)/.installed-dev ## time whole sweeps beside those of another revision: AGAINST=REVISION
+	@$(BIN)/python -W ignore tests/benchmarks/sweep_time.py --against $(or $(AGAINST),HEAD~1)
+
 bench-losses: $(VENV)/.installed-dev ## time a Taylor loss beside PyTorch's cross-entropy, eager and compiled
 	@$(BIN)/python -W ignore tests/benchmarks/losses.py
 
@@ -136,4 +139,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

@@ -4,6 +4,7 @@ import json
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -214,11 +215,15 @@ def test_ctrl_c_leaves_the_terminal_sane_and_the_sweep_interrupted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = tmp_path / "runs of mine"
+    interrupted = threading.Event()
 
     def interrupt(
         screen: Screen, process: "subprocess.Popen[bytes]", _: Callable[[int], None]
     ) -> None:
-        if re.search(r"^generation 1/2 .* [2-9] of 16", screen.text, re.M):
+        # A second signal would end it at once.
+        is_due = re.search(r"^generation 1/2 .* [2-9] of 16", screen.text, re.M)
+        if is_due and not interrupted.is_set():
+            interrupted.set()
             text = said(capsys, "status", "--folder", str(work))
             assert text.startswith("sweep       digits: running\n")
             process.send_signal(signal.SIGINT)

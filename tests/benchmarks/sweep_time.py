@@ -44,7 +44,8 @@ def run(tree: Path, config: Path, settings: list[str]) -> Sweep:
         )
         seconds = time.monotonic() - started
     share, table = SHARE.search(process.stdout), TABLE.search(process.stdout)
-    assert share is not None and table is not None
+    assert share is not None
+    assert table is not None
     return Sweep(seconds, int(share[1]), table[0])
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -57,7 +58,9 @@ def echo_json(document: Any) -> None:
 
 
 def _finite(value: Any) -> Any:
-    """Return a JSON value without numbers that are not finite."""
+    """Return a JSON value without numbers that are not finite, and with times as text."""
+    if isinstance(value, datetime):
+        return value.isoformat()
     if isinstance(value, Mapping):
         return {str(key): _finite(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

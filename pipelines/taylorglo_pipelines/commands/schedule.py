@@ -25,9 +25,17 @@ def command() -> None:
 
 
 def _schedule_options(function: Function) -> Function:
-    """Add the argument NAME and the options of the access to a command about one schedule."""
-    with_access = access_options(experiment="any")(function)
+    """Add the argument NAME and the common options to a command about one schedule."""
+    with_access = access_options(experiment="any")(json_option(function))
     return click.argument("name", metavar="NAME")(with_access)
+
+
+def _say(name: str, outcome: str, lines: Sequence[str], *, as_json: bool) -> None:
+    """Print what became of a schedule, and lines that describe it."""
+    if as_json:
+        echo_json({"schedule": name, "outcome": outcome, "lines": list(lines)})
+    else:
+        echo("\n".join([f"schedule {name!r} {outcome}", *lines]))
 
 
 @command.command("create")
@@ -47,6 +55,7 @@ def _schedule_options(function: Function) -> Function:
 )
 @click.option("--every", metavar="TIME", help="Time between firings, such as 30m, 12h or 2d.")
 @access_options(experiment="the sweep's name")
+@json_option
 def create(
     path: Path,
     overrides: Sequence[str],
@@ -55,6 +64,7 @@ def create(
     cron: str | None,
     every: str | None,
     experiment: str,
+    as_json: bool,
     **access: Any,
 ) -> None:
     """Let a sweep recur, or change the schedule of this name.
@@ -75,8 +85,7 @@ def create(
         raise click.UsageError("either --cron or --every is needed, and not both")
     settings = config.load(path, overrides)
     change, lines = schedules.create(settings, connect(access), name, experiment, trigger)
-    echo(f"schedule {name or settings.name!r} {change}")
-    echo("\n".join(lines))
+    _say(name or settings.name, change, lines, as_json=as_json)
 
 
 @command.command("list")
@@ -87,56 +96,67 @@ def list_schedules(experiment: str, *, as_json: bool, **access: Any) -> None:
     from taylorglo_pipelines.kubeflow import schedules
 
     if as_json:
-        listed = map(asdict, schedules.listed(connect(access), experiment))
-        echo_json([{**one, "next": one["next"] and one["next"].isoformat()} for one in listed])
+        echo_json([asdict(one) for one in schedules.listed(connect(access), experiment)])
         return
     echo("\n".join(schedules.listing(connect(access), experiment)))
 
 
 @command.command("show")
 @_schedule_options
-def show(name: str, experiment: str, **access: Any) -> None:
+def show(name: str, experiment: str, *, as_json: bool, **access: Any) -> None:
     """Show a schedule, its next firings and its last runs."""
     from taylorglo_pipelines.kubeflow import schedules
 
+    if as_json:
+        shown = schedules.shown(connect(access), name, experiment)
+        echo_json({**asdict(shown.schedule), "page": shown.page, "runs": shown.runs})
+        return
     echo("\n".join(schedules.show(connect(access), name, experiment)))
 
 
 @command.command("pause")
 @_schedule_options
-def pause(name: str, experiment: str, **access: Any) -> None:
+def pause(name: str, experiment: str, *, as_json: bool, **access: Any) -> None:
     """Stop firing until resumed; a run that has begun goes on."""
     from taylorglo_pipelines.kubeflow import schedules
 
     lines = schedules.pause(connect(access), name, experiment)
-    echo("\n".join([f"schedule {name!r} is paused", *lines]))
+    _say(name, "is paused", lines, as_json=as_json)
 
 
 @command.command("resume")
 @_schedule_options
-def resume(name: str, experiment: str, **access: Any) -> None:
+def resume(name: str, experiment: str, *, as_json: bool, **access: Any) -> None:
     """Fire again from the next time on, without the firings that were missed."""
     from taylorglo_pipelines.kubeflow import schedules
 
-    echo("\n".join(schedules.resume(connect(access), name, experiment)))
+    lines = schedules.resume(connect(access), name, experiment)
+    if as_json:
+        _say(name, "is active", lines, as_json=True)
+    else:
+        echo("\n".join(lines))
 
 
 @command.command("delete")
 @_schedule_options
-def delete(name: str, experiment: str, **access: Any) -> None:
+def delete(name: str, experiment: str, *, as_json: bool, **access: Any) -> None:
     """Delete a schedule; its runs stay, and one that has begun goes on."""
     from taylorglo_pipelines.kubeflow import schedules
 
     lines = schedules.delete(connect(access), name, experiment)
-    echo("\n".join([f"schedule {name!r} is deleted", *lines]))
+    _say(name, "is deleted", lines, as_json=as_json)
 
 
 @command.command("run-now")
 @_schedule_options
-def run_now(name: str, experiment: str, **access: Any) -> None:
+def run_now(name: str, experiment: str, *, as_json: bool, **access: Any) -> None:
     """Start a run now, in addition to the schedule's own runs."""
     from taylorglo_pipelines.kubeflow import schedules
 
     connection = connect(access)
     run = schedules.run_now(connection, name, experiment)
-    echo(connection.link(f"runs/details/{run.run_id}"))
+    link = connection.link(f"runs/details/{run.run_id}")
+    if as_json:
+        echo_json({"schedule": name, "run": run.run_id, "page": link})
+    else:
+        echo(link)

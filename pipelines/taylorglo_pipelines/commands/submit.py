@@ -41,8 +41,6 @@ def command(
     from taylorglo_pipelines import config
     from taylorglo_pipelines.kubeflow.runs import submit
 
-    if as_json and not waiting:
-        raise click.UsageError("--json is only for --wait", click.get_current_context())
     with errors_as_events(as_json):
         settings = config.load(path, overrides)
         connection = connect(access)

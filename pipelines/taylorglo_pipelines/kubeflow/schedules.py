@@ -197,6 +197,44 @@ def _listed(firings: Firings, schedule: Any) -> Listed:
     )
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A schedule with its last runs.
+
+    Attributes:
+        schedule: the schedule as a list has it.
+        page: address of its page.
+        runs: of its last runs: id, name, state, and when it was created, the newest first.
+    """
+
+    schedule: Listed
+    page: str
+    runs: list[dict[str, Any]]
+
+
+def shown(connection: Connection, name: str, experiment: str) -> Shown:
+    """Return a schedule of a name with its last runs."""
+    schedule = recurring.find(connection, name, experiment)[0]
+    firings = Firings(connection)
+    return Shown(
+        schedule=_listed(firings, schedule),
+        page=_page(connection, schedule),
+        runs=[
+            {
+                "run": run.run_id,
+                "name": run.display_name,
+                "state": (run.state or "unknown").lower(),
+                "created": run.created_at,
+            }
+            for run in firings.runs(schedule)[:_SHOWN_RUNS]
+        ],
+    )
+
+
+def _page(connection: Connection, schedule: Any) -> str:
+    return connection.link(f"recurringrun/details/{schedule.recurring_run_id}")
+
+
 def listing(connection: Connection, experiment: str) -> list[str]:
     """Return all schedules as a table, a line each, and remarks on them; as :func:`listed`."""
     schedules = listed(connection, experiment)
@@ -289,7 +327,7 @@ def _described(connection: Connection, firings: Firings, schedule: Any) -> list[
         f"state     {recurring.state(schedule)}",
         f"when      {recurring.when(schedule)}",
         f"pipeline  version {schedule.pipeline_version_reference.pipeline_version_id}",
-        f"page      {connection.link(f'recurringrun/details/{schedule.recurring_run_id}')}",
+        f"page      {_page(connection, schedule)}",
         *_labelled("next", times),
     ]
 

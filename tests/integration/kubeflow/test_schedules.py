@@ -513,3 +513,33 @@ def test_the_list_as_a_json_document(
         "when": "0 0 3 * * *",
     }
     assert datetime.fromisoformat(listed["next"]).hour == 3
+
+
+def test_what_becomes_of_a_schedule_as_json_documents(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    def document(*words: object) -> dict[str, Any]:
+        status, out, err = schedule(*words, "--json")
+        assert (status, err) == (0, "")
+        return dict(json.loads(out))
+
+    created = document("create", config_path, "--every", "2d")
+    assert (created["schedule"], created["outcome"]) == ("tiny", "created")
+    assert "when      every 2d" in created["lines"]
+    assert document("create", config_path, "--every", "2d")["outcome"] == "unchanged"
+    assert document("pause", "tiny") == {
+        "schedule": "tiny",
+        "outcome": "is paused",
+        "lines": [],
+    }
+    assert document("show", "tiny")["state"] == "paused"
+    assert document("resume", "tiny")["outcome"] == "is active"
+    run = document("run-now", "tiny")
+    assert run["run"] in run["page"]
+    shown = document("show", "tiny")
+    assert (shown["name"], shown["state"], shown["when"]) == ("tiny", "active", "every 2d")
+    (only,) = shown["runs"]
+    assert only["run"] == run["run"]
+    assert datetime.fromisoformat(only["created"]).tzinfo is not None
+    assert document("delete", "tiny")["outcome"] == "is deleted"
+    assert schedule("show", "tiny", "--json")[0] == 2

@@ -126,9 +126,11 @@ def test_errors_for_programs(cli: Cli, server: KubeflowServer, config_path: Path
 
 
 def test_json_without_wait(cli: Cli, server: KubeflowServer, config_path: Path) -> None:
-    status, _, err = cli("submit", config_path, "--host", server.url, "--json")
-    assert (status, server.requests) == (2, [])
-    assert err == "taylorglo: error: --json is only for --wait (see taylorglo submit --help)\n"
+    status, out, err = cli("submit", config_path, "--host", server.url, "--json")
+    assert (status, err) == (0, "")
+    (event,) = events(out)
+    assert event["event"] == "submitted"
+    assert event["run"] in event["message"]
 
 
 def test_ctrl_c(cli: Cli, server: KubeflowServer, monkeypatch: pytest.MonkeyPatch) -> None:

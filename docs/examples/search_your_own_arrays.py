@@ -50,7 +50,7 @@ def search(
         "services": {"work_dir": str(folder / "runs")},
     }
     # After an interruption, the same call goes on with the search.
-    places = runner.run(validated(Config, settings, "bars"))
+    places = runner.run(validated(Config, settings, "bars"), terminal=sys.stdout)
     return taylorglo.load_loss(f"{places.store}/bars/champion/loss.json")
 
 

@@ -511,7 +511,9 @@ def test_a_task_that_dies_is_named_with_its_log(
     )
     process = Sweeps(tmp_path / "work", ("model.name=my_network:build",)).run()
     assert process.returncode == 2
-    (line,) = problems(process.stderr)
+    shown, _, rest = process.stderr.partition("\n")
+    assert shown == "  | last words"
+    (line,) = problems(rest)
     log = tmp_path / "work" / "logs" / "digits.log"
     assert line == (
         "unexpected end: the task prepare_dataset ended with exit status 9; the last that it "

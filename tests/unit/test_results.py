@@ -22,11 +22,13 @@ from taylorglo.results import (
     FullTraining,
     GenerationSummary,
     Guessing,
+    LossResult,
     MemoryNeed,
     Record,
     Robustness,
     RobustnessRow,
     StandingChampion,
+    SweepResult,
     Training,
     by_contender,
     mean_curve,
@@ -101,6 +103,9 @@ def evaluated(trial: int, fitness: float, status: str = "ok") -> Candidate:
     return candidate(trial, verdict=accepted, result=result, fitness=fitness, finished=True)
 
 
+LOSS_RESULT = LossResult(
+    loss="champion", learning_rate=0.1, label_smoothing=0.0, scores=[0.5, None]
+)
 RECORDS: list[Record] = [
     Counts(confusion=[[3, 1], [0, 2]], reliability=[(6, 5, 4.5)], scores=[(1, 5), (5, 1)]),
     TRAINING,
@@ -126,6 +131,23 @@ RECORDS: list[Record] = [
         guessing=GUESSING,
     ),
     GUESSING,
+    LOSS_RESULT,
+    SweepResult(
+        sweep="digits",
+        study="digits",
+        created="2026-01-01T00:00:00+00:00",
+        complete=True,
+        seed=0,
+        seeds=[1, 2],
+        data="digits",
+        fingerprint="abc",
+        score="accuracy",
+        table="loss  accuracy",
+        verdict="The champion is ahead.",
+        champion=CHAMPION,
+        losses=[LOSS_RESULT],
+        seconds=1.5,
+    ),
 ]
 
 

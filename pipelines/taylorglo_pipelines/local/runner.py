@@ -38,7 +38,9 @@ Runner = Literal["subprocess", "docker"]
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAREWELL = 10.0  # seconds that MLflow has to note the end of a run
 _COLOUR = re.compile(r"\x1b\[\d*m")
-_LAST_LINES = 12  # of the log, which are shown if a task fails unexpectedly
+# Lines of kfp's own: its messages, and the input of a task as JSON.
+_OF_KFP = re.compile(r"\d\d:\d\d:\d\d\.\d+ - |-+$|\[KFP Executor|[][{}\"]")
+_LAST_LINES = 12  # of the tasks' output in the log, which are shown if a task fails unexpectedly
 
 
 @dataclass(frozen=True)
@@ -255,7 +257,7 @@ class _TaskOutput:
 
     def _note(self, line: str) -> None:
         """Note a line that is not for a person."""
-        if line:
+        if line and not _OF_KFP.match(line):
             self.last_lines.append(printable(line))
         if self._live and (task := task_of(line)):
             self._live.begin_task(task)

@@ -183,7 +183,7 @@ from taylorglo_pipelines.local.runner import _processes
 # The tests may run under nohup.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 task = "import os, time; print('task', os.getpid(), flush=True); time.sleep(600)"
-with _processes(Config(), Path("log")):
+with _processes(Config(), Path("log"), None):
     command = [sys.executable, "-c", task]
     subprocess_task_handler.run_local_subprocess(full_command=command)
 """

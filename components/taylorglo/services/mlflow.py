@@ -34,6 +34,11 @@ from taylorglo.retries import retry, waiting
 if TYPE_CHECKING:
     from mlflow.entities import Run
 
+# The tag that decides which menu MLflow shows for an experiment, and the menu of trained models.
+_KIND = "mlflow.experimentKind"
+_TRAINING = "custom_model_development"
+NOTE = "mlflow.note.content"
+
 _MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
 _P = ParamSpec("_P")
@@ -198,21 +203,28 @@ class Connection:
             )
         return run
 
-    def experiment(self, name: str, artifact_location: str | None) -> str:
+    def experiment(self, name: str, artifact_location: str | None, *, note: str = "") -> str:
         """Return the id of an experiment, and create the experiment if there is none.
+
+        MLflow shows it with the menu of trained models, unless somebody chose another one.
 
         Args:
             name: name of the experiment.
             artifact_location: where a new experiment keeps its artifacts; None: MLflow's choice.
+            note: its description in Markdown, unless it has one.
 
         Raises:
             InputError: the experiment was deleted.
         """
+        tags = {_KIND: _TRAINING, NOTE: note} if note else {_KIND: _TRAINING}
         experiment = self.call(self.client.get_experiment_by_name, name)
         if experiment is None:
             try:
                 return self.call(
-                    self.client.create_experiment, name, artifact_location=artifact_location
+                    self.client.create_experiment,
+                    name,
+                    artifact_location=artifact_location,
+                    tags=tags,
                 )
             except InputError:
                 # Another process may have created it in between.
@@ -224,7 +236,12 @@ class Connection:
                 f"experiment {name!r}: was deleted in MLflow at {self.name}; restore it or rename "
                 "the sweep"
             )
-        return str(experiment.experiment_id)
+        experiment_id = str(experiment.experiment_id)
+        for key, value in tags.items():
+            # MLflow itself guesses a kind from the first runs, and marks it as a guess.
+            if experiment.tags.get(key, "_inferred").endswith("_inferred"):
+                self.call(self.client.set_experiment_tag, experiment_id, key, value)
+        return experiment_id
 
     def download(self, uri: str, file: str, folder: Path) -> Path:
         """Copy a file of a model version into a folder, and return its path.
@@ -280,11 +297,19 @@ class Connection:
         if not files:
             return
         with _staged(files) as folder:
-            waiting(lambda: self._upload(run_id, folder))
+            waiting(lambda: self._store(self.client.log_artifacts, run_id, folder))
 
-    def _upload(self, run_id: str, folder: Path) -> None:
+    def upload_model(self, model_id: str, folder: Path) -> None:
+        """Store the files of a folder as artifacts of a logged model.
+
+        Raises:
+            ServiceError: the artifact store fails.
+        """
+        waiting(lambda: self._store(self.client.log_model_artifacts, model_id, folder))
+
+    def _store(self, method: Callable[[str, str], None], owner: str, folder: Path) -> None:
         try:
-            self.client.log_artifacts(run_id, str(folder))
+            method(owner, str(folder))
         except Exception as error:
             # Every artifact store (S3, ...) raises the errors of another library.
             raise self.error(error) from None

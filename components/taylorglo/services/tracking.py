@@ -12,10 +12,11 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import quote
 
 from taylorglo.errors import InputError, one_line
 from taylorglo.loss.polynomial import MOST_BYTES, checked_theta
@@ -24,6 +25,7 @@ from taylorglo.results import Candidate, DatasetDescription, Evaluation, Standin
 from taylorglo.scores import is_known
 from taylorglo.services import layout
 from taylorglo.services.mlflow import Connection, redacted
+from taylorglo.services.models import Models
 from taylorglo.settings import HIGHEST_RATE
 
 if TYPE_CHECKING:
@@ -67,6 +69,7 @@ class Tracker:
         run_name: str,
         artifact_location: str | None = None,
         resume_run_id: str | None = None,
+        note: str = "",
     ) -> "Tracker":
         """Find or create the parent run, at the start of a pipeline run.
 
@@ -80,6 +83,7 @@ class Tracker:
             artifact_location: folder or URI for the artifacts of a new experiment; None: the
                 server's choice.
             resume_run_id: parent run of a pipeline run that was interrupted.
+            note: description of the experiment in Markdown, unless it has one.
 
         Raises:
             InputError: the URI is malformed or is no database of MLflow, or the run or the
@@ -92,7 +96,7 @@ class Tracker:
         elif resume_run_id:
             run = connection.run(resume_run_id, "run to resume")
         else:
-            experiment_id = connection.experiment(experiment, artifact_location)
+            experiment_id = connection.experiment(experiment, artifact_location, note=note)
             run = connection.call(connection.client.create_run, experiment_id, run_name=run_name)
         tracker = cls(connection, run.info.experiment_id, run.info.run_id)
         if run.info.status != "RUNNING" and tracker._owns_run:
@@ -118,6 +122,33 @@ class Tracker:
         if not name.startswith("http"):
             return name
         return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+
+    def links(self, champion: str) -> dict[str, str]:
+        """Return pages of MLflow by what they show, as places on the page of the run.
+
+        Args:
+            champion: id of the champion's run.
+        """
+        runs = f"#/experiments/{self.experiment_id}/runs"
+        query = (
+            f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`taylorglo.stage` = 'candidate'"
+        )
+        order = f"orderByKey={quote('metrics.`fitness`')}&orderByAsc=false"
+        return {
+            "report": f"{runs}/{self.run_id}/artifacts/report.html",
+            "champion": f"{runs}/{champion}",
+            "candidates by fitness": f"{runs}?searchFilter={quote(query)}&{order}",
+            "models": f"#/experiments/{self.experiment_id}/models",
+        }
+
+    @property
+    def models(self) -> Models:
+        """The logged models of the run, and their versions in the registry."""
+        return Models(self._connection, self.experiment_id, self.run_id)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the parent, cut to 5000 characters and without the credentials of URIs."""
+        self._connection.call(self._client.log_batch, self.run_id, tags=_tags(tags))
 
     @property
     def _owns_run(self) -> bool:
@@ -173,9 +204,42 @@ class Tracker:
         ]
         self._connection.call(self._client.log_inputs, self.run_id, datasets=inputs)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics on the parent, except for those that are not finite."""
-        batch = _metrics(metrics, _milliseconds(time.time()), step)
+    def log_metrics(self, metrics: Mapping[str, float], *, once: Collection[str] = ()) -> None:
+        """Log metrics on the parent that it does not have yet with this value.
+
+        Numbers that are not finite are left out.
+
+        Args:
+            metrics: value by name.
+            once: names of the metrics that keep their first value, such as times.
+        """
+        run = self._connection.call(self._client.get_run, self.run_id)
+        logged = run.data.metrics
+        news = {
+            name: value
+            for name, value in metrics.items()
+            if name not in logged or (logged[name] != value and name not in once)
+        }
+        batch = _metrics(news, _milliseconds(time.time()))
+        self._connection.call(self._client.log_batch, self.run_id, metrics=batch)
+
+    def log_curves(self, curves: Mapping[str, Iterable[tuple[int, float]]], ended: float) -> None:
+        """Log metrics by step, as (step, value), on the parent.
+
+        Points that are not finite are left out. A point that is logged again with the same time is
+        stored once.
+
+        Args:
+            curves: points by name of the metric.
+            ended: when the points were measured, in seconds since the epoch.
+        """
+        time_stamp = _milliseconds(ended)
+        batch = [
+            metric
+            for name, points in curves.items()
+            for step, value in points
+            for metric in _metrics({name: value}, time_stamp, step)
+        ]
         self._connection.call(self._client.log_batch, self.run_id, metrics=batch)
 
     def log_candidates(
@@ -206,7 +270,8 @@ class Tracker:
                 run_id = run.info.run_id
             else:
                 run_id = self._create_nested(
-                    f"g{generation:02d}-c{candidate.trial:03d}",
+                    # The names sort in the order of the search.
+                    f"g{generation:03d}-c{candidate.trial:05d}",
                     {**tags, "taylorglo.trial": str(candidate.trial)},
                     _milliseconds(result.started),
                 )
@@ -224,12 +289,15 @@ class Tracker:
         # The time stamps are the candidate's, so that MLflow stores a metric once that is logged
         # twice.
         ended = _milliseconds(result.ended)
-        params = {
-            "theta": ", ".join(repr(value) for value in candidate.theta),
-            **{f"theta_{index}": value for index, value in enumerate(candidate.theta)},
-            **{f"coefficient_{name}": value for name, value in coefficients.items()},
-        }
-        metrics = _metrics({"fitness": candidate.fitness, "seconds": result.seconds}, ended)
+        params = {"theta": ", ".join(repr(value) for value in candidate.theta)}
+        metrics = _metrics(
+            {
+                "fitness": candidate.fitness,
+                "seconds": result.seconds,
+                **{f"coefficient_{name}": value for name, value in coefficients.items()},
+            },
+            ended,
+        )
         for attempt, accuracy in enumerate(result.accuracies):
             metrics += _metrics({f"attempt_{metric}": accuracy}, ended, attempt)
         for step, accuracy, loss in result.curve:
@@ -355,7 +423,16 @@ class Tracker:
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{uri}: is not a saved loss: {one_line(error)}") from None
 
-    def register_loss(self, name: str, run_id: str, study: str, theta: Sequence[float]) -> str:
+    def register_loss(
+        self,
+        name: str,
+        run_id: str,
+        study: str,
+        theta: Sequence[float],
+        *,
+        model_id: str | None = None,
+        description: str = "",
+    ) -> str:
         """Register the loss of a nested run as a version of a model.
 
         If there is a version of the same study with the same theta, and neither its run nor its
@@ -366,23 +443,37 @@ class Tracker:
             run_id: the nested run, which has the loss among its artifacts.
             study: name of the study that found the loss.
             theta: the coefficients of the loss.
+            model_id: the logged model with the files of the loss; None: those of the nested run.
+            description: of a new version, in Markdown.
 
         Returns:
             The version.
         """
         call, client = self._connection.call, self._client
-        try:
-            call(client.create_registered_model, name)
-        except InputError:
-            # The model may exist already. If there is another reason, this call fails for it, too.
-            call(client.get_registered_model, name)
+        self.models.create(name)
         tags = {"taylorglo.study": study, "taylorglo.theta": json.dumps(list(theta))[:_MAX_TAG]}
         for version in call(client.search_model_versions, f"name = '{name}'"):
             known = tags.items() <= version.tags.items() and self._is_active(version.run_id)
             if known and self._has_loss(f"models:/{name}/{version.version}"):
                 return str(version.version)
-        source = call(client.get_run, run_id).info.artifact_uri
-        return str(call(client.create_model_version, name, source, run_id, tags=tags).version)
+        if model_id is not None:
+            source = f"models:/{model_id}"
+        else:
+            source = call(client.get_run, run_id).info.artifact_uri
+        version = call(
+            client.create_model_version,
+            name,
+            source,
+            run_id,
+            tags=tags,
+            description=description or None,
+            model_id=model_id,
+        )
+        return str(version.version)
+
+    def set_champion(self, name: str, version: str) -> None:
+        """Give the alias ``champion`` to a version, whichever version has it now."""
+        self._connection.call(self._client.set_registered_model_alias, name, CHAMPION, version)
 
     def move_champion(self, name: str, version: str, *, standing: str | None) -> bool:
         """Give the alias ``champion`` to a version.

@@ -20,6 +20,7 @@ from taylorglo.services.tracking import Tracker
 from taylorglo.settings import Identity, SweepSettings
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Sweep
+from taylorglo.tasks.origin import EXPERIMENT_NOTE, origin_tags
 from taylorglo.variables import (
     LOCAL_RUN,
     STARTED,
@@ -104,6 +105,7 @@ def open_sweep(
     store.upload(Path(data.search), layout.search_data(settings.name, description.fingerprint))
     tracker = open_tracker(store, settings.name, search.study)
     tracker.log_settings({**settings.flat(), "study": search.study, "generations": total})
+    tracker.log_tags(origin_tags(settings, search.study, description.name))
     tracker.log_dataset(description)
     _announce(settings, description, search, range(first, last + 1), total)
     return Sweep(
@@ -174,6 +176,7 @@ def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
             run_name=f"{study} {time.strftime('%Y-%m-%d %H:%M')}",
             artifact_location=location,
             resume_run_id=resume,
+            note=EXPERIMENT_NOTE,
         )
 
     try:

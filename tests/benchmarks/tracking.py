@@ -15,7 +15,7 @@ from statistics import fmean, stdev
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from servers import mlflow_server
+from servers import mlflow_server  # type: ignore[import-not-found]
 
 from taylorglo.results import Candidate, Evaluation
 from taylorglo.services.tracking import Tracker

@@ -113,26 +113,36 @@ class Models:
         Args:
             name: name of the registered model.
             model_id: id of the logged model.
-            run_id: the nested run that the version stands for.
+            run_id: the run on whose page the version is linked.
             tags: of the version.
             description: Markdown for its page.
         """
         call, client = self._connection.call, self._client
         self.create(name)
+        place = self.place(model_id)
+        # By the source: a server does not tell the id of a version's model.
         for version in call(client.search_model_versions, f"name = '{name}'"):
-            if version.model_id == model_id:
+            if version.source == place:
                 return str(version.version)
-        source = f"models:/{model_id}"
         version = call(
             client.create_model_version,
             name,
-            source,
+            place,
             run_id,
             tags=dict(tags),
             description=description,
             model_id=model_id,
         )
         return str(version.version)
+
+    def place(self, model_id: str) -> str:
+        """Return where the files of a logged model are.
+
+        A version has this for its source. A registry in a file would look for ``models:/ID`` in the
+        MLflow that the process names, which may be another one.
+        """
+        model = self._connection.call(self._client.get_logged_model, model_id)
+        return str(model.artifact_location)
 
     def create(self, name: str) -> None:
         """Create a registered model, if there is none of this name."""

@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 # The alias, in MLflow's model registry, of the version to use.
 CHAMPION = "champion"
 
+# The part of an address that has MLflow show its menu of trained models. Without it, MLflow shows
+# the menu that was used last in the browser, and at first the one of language models.
+_TRAINING_MENU = "workflowType=machine_learning"
+
 # The most characters that MLflow accepts.
 _MAX_PARAM = 6000
 _MAX_TAG = 5000
@@ -121,7 +125,7 @@ class Tracker:
         name = self._connection.name.rstrip("/")
         if not name.startswith("http"):
             return name
-        return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{_TRAINING_MENU}"
 
     def links(self, champion: str) -> dict[str, str]:
         """Return pages of MLflow by what they show, as places on the page of the run.
@@ -135,10 +139,12 @@ class Tracker:
         )
         order = f"orderByKey={quote('metrics.`fitness`')}&orderByAsc=false"
         return {
-            "report": f"{runs}/{self.run_id}/artifacts/report.html",
-            "champion": f"{runs}/{champion}",
-            "candidates by fitness": f"{runs}?searchFilter={quote(query)}&{order}",
-            "models": f"#/experiments/{self.experiment_id}/models",
+            "report": f"{runs}/{self.run_id}/artifacts/report.html?{_TRAINING_MENU}",
+            "champion": f"{runs}/{champion}?{_TRAINING_MENU}",
+            "candidates by fitness": (
+                f"{runs}?{_TRAINING_MENU}&searchFilter={quote(query)}&{order}"
+            ),
+            "models": f"#/experiments/{self.experiment_id}/models?{_TRAINING_MENU}",
         }
 
     @property
@@ -433,17 +439,17 @@ class Tracker:
         model_id: str | None = None,
         description: str = "",
     ) -> str:
-        """Register the loss of a nested run as a version of a model.
+        """Register the loss of a run as a version of a model.
 
         If there is a version of the same study with the same theta, and neither its run nor its
         file was deleted, no other one is registered.
 
         Args:
             name: name of the model.
-            run_id: the nested run, which has the loss among its artifacts.
+            run_id: the run on whose page the version is linked.
             study: name of the study that found the loss.
             theta: the coefficients of the loss.
-            model_id: the logged model with the files of the loss; None: those of the nested run.
+            model_id: the logged model with the files of the loss; None: those of the run.
             description: of a new version, in Markdown.
 
         Returns:
@@ -457,7 +463,7 @@ class Tracker:
             if known and self._has_loss(f"models:/{name}/{version.version}"):
                 return str(version.version)
         if model_id is not None:
-            source = f"models:/{model_id}"
+            source = self.models.place(model_id)
         else:
             source = call(client.get_run, run_id).info.artifact_uri
         version = call(

@@ -38,7 +38,8 @@ def origin_tags(settings: SweepSettings, study: str, data: str) -> dict[str, str
         "taylorglo.sweep": settings.name,
         "taylorglo.data": data,
         "taylorglo.network": network,
-        "taylorglo.image": variable(IMAGE, ""),
+        # On a machine, the tasks are usually processes and not containers of the image.
+        "taylorglo.image": "" if is_local else variable(IMAGE, ""),
         "taylorglo.kfp_run": kfp_run,
         "taylorglo.kfp_page": f"{pages}/#/runs/details/{kfp_run}" if kfp_run and pages else "",
     }

@@ -35,8 +35,8 @@ class Outcome:
     attacked: float
     champion: Mapping[str, Path]
 
-    def log(self, sweep: Sweep, page: Path) -> str:
-        """Log page, contenders, metrics, curves and figures; return the id of the champion's run.
+    def log(self, sweep: Sweep, page: Path) -> None:
+        """Log page, contenders, metrics, curves and figures.
 
         Args:
             sweep: the context of the sweep.
@@ -58,17 +58,16 @@ class Outcome:
             tracker.log_files(files)
         description = run_page.description(self.record, sweep.tracker.links(champion=run_id))
         tracker.log_tags({NOTE: description, "taylorglo.outcome": run_page.outcome(self.record)})
-        return run_id
 
-    def register(self, sweep: Sweep, run_id: str) -> str:
+    def register(self, sweep: Sweep) -> str:
         """Register the champion, and return in a sentence whether it is the standing one.
 
         It becomes the standing champion if there is none that can be loaded, or if it beats the one
-        there is. Its network gets the alias together with its loss.
+        there is. Its network gets the alias together with its loss. The versions are linked from
+        the parent run, whose page has the verdict.
 
         Args:
             sweep: the context of the sweep.
-            run_id: id of the champion's run.
 
         Raises:
             ServiceError: the server, the database or the artifact store fails.
@@ -84,13 +83,13 @@ class Outcome:
         tags = {"taylorglo.sweep": sweep.settings.name, "taylorglo.theta": theta}
         version = sweep.tracker.register_loss(
             name,
-            run_id,
+            sweep.run_id,
             sweep.study,
             self.record.champion.theta,
             model_id=sweep.tracker.models.log_loss(self.champion, digest=digest, tags=tags),
             description=self._note(sweep, f'taylorglo.load_loss("models:/{name}@champion")'),
         )
-        number = self._register_network(sweep, run_id)
+        number = self._register_network(sweep)
         sentence, is_champion = self._compare_with_standing(sweep, name, version)
         if is_champion and number is not None:
             sweep.tracker.set_champion(layout.registered_network(sweep.settings.name), number)
@@ -119,7 +118,7 @@ class Outcome:
             )
         return runs["champion"]
 
-    def _register_network(self, sweep: Sweep, run_id: str) -> str | None:
+    def _register_network(self, sweep: Sweep) -> str | None:
         """Register the champion's network, and return its version; None if none was logged."""
         model_id = sweep.tracker.models.find(NETWORK)
         if model_id is None:
@@ -128,7 +127,7 @@ class Outcome:
         return sweep.tracker.models.register(
             name,
             model_id,
-            run_id,
+            sweep.run_id,
             tags={"taylorglo.study": sweep.study},
             description=self._note(sweep, f'mlflow.pytorch.load_model("models:/{name}@champion")'),
         )

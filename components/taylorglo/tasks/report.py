@@ -131,20 +131,20 @@ def write_report(
     track_generations(sweep, sweep.generations)
     with sweep.search.exclusively():
         outcome = Outcome(record, comparison, robustness.ended, champion)
-        run_id = outcome.log(sweep, page)
-        ending = _ending(sweep, outcome, run_id)
+        outcome.log(sweep, page)
+        ending = _ending(sweep, outcome)
     sweep.finish(search=comparison.complete)
     say("\n" + "\n\n".join([table(record), verdict(record), ending]))
     say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
     return record
 
 
-def _ending(sweep: Sweep, outcome: Outcome, run_id: str) -> str:
+def _ending(sweep: Sweep, outcome: Outcome) -> str:
     """Register the champion of a complete search; return what the search has come to."""
     if not outcome.comparison.complete:
         done = sweep.search.complete_generations()
         return (
             f"The search goes on: {done} of {sweep.generations} generations are done; run it again."
         )
-    sentences = (standing_verdict(outcome.record), outcome.register(sweep, run_id))
+    sentences = (standing_verdict(outcome.record), outcome.register(sweep))
     return "\n".join(filter(None, sentences))

@@ -159,7 +159,8 @@ class LoggedSweep:
         page = self.folder / "report.html"
         page.write_text("<h1>report</h1>")
         outcome = Outcome(self.record(), comparison(), robustness().ended, files)
-        sentence = outcome.register(self.sweep, outcome.log(self.sweep, page))
+        outcome.log(self.sweep, page)
+        sentence = outcome.register(self.sweep)
         self.sweep.tracker.finish()
         return sentence
 

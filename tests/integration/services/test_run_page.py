@@ -85,7 +85,7 @@ def test_the_tags_tell_where_the_run_comes_from(server: str, parent: Any) -> Non
         "mlflow.source.type": "JOB",
         "taylorglo.sweep": "digits",
         "taylorglo.data": "digits",
-        "taylorglo.network": "cnn",
+        "taylorglo.network": "mlp",
         "taylorglo.image": "https://registry/taylorglo@sha256:00ff",
         "taylorglo.kfp_run": "5f0c",
         "taylorglo.kfp_page": "https://kubeflow.example/#/runs/details/5f0c",
@@ -136,10 +136,12 @@ def test_the_models_are_linked_once(server: str, parent: Any) -> None:
     assert {output.model_id for output in parent.outputs.model_outputs} == {
         model.model_id for model in models
     }
-    by_name = {model.name: model.model_id for model in models}
+    places = {model.name: model.artifact_location for model in models}
     for name, model in (("digits-loss", "loss"), ("digits-network", "network")):
         (version,) = client.search_model_versions(f"name = '{name}'")
-        assert version.model_id == by_name[model]
+        version = client.get_model_version(name, version.version)
+        assert version.source == places[model]
+        assert version.run_id == parent.info.run_id
         assert version.aliases == ["champion"]
         assert version.description.startswith("The champion is ahead of")
 
@@ -164,8 +166,10 @@ def test_the_network_is_loaded_without_this_package(
     )
 
 
-def test_the_signature_names_samples_and_logits(server: str, logged: LoggedSweep) -> None:
-    mlflow.set_tracking_uri(server)
+def test_the_signature_names_samples_and_logits(
+    server: str, logged: LoggedSweep, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
     info = mlflow.models.get_model_info("models:/digits-network@champion")
     assert info.signature.inputs.inputs[0].shape == (-1, 1, 8, 8)
     assert info.signature.outputs.inputs[0].shape == (-1, 10)

@@ -1,8 +1,7 @@
 """What logging to MLflow costs a search, against a real tracking server: ``make bench-tracking``.
 
-Generations of candidates are logged as the task of the search logs them, and the network is logged
-as the task of the champion logs it. The share of the wall time is against a given time of a
-candidate's training, because that depends on the network and the machine.
+Generations of candidates are logged as a task of the search logs them. The share of the wall time
+is against a given time of a candidate's training, which depends on the network and the machine.
 """
 
 import argparse
@@ -66,12 +65,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--generations", type=int, default=5)
     parser.add_argument("--popsize", type=int, default=40)
+    parser.add_argument("--workers", type=int, default=4, help="processes of the server")
     parser.add_argument("--training", type=float, default=10.0, help="seconds of a candidate")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="taylorglo-") as name:
         folder = Path(name)
         database = f"sqlite:///{folder / 'mlflow.db'}"
-        with mlflow_server(database, str(folder / "files"), folder / "log") as server:
+        options = [f"--workers={arguments.workers}"]
+        with mlflow_server(
+            database, str(folder / "files"), folder / "log", options=options
+        ) as server:
             seconds = measure(server.uri, arguments.generations, arguments.popsize)
     spread = stdev(seconds) if len(seconds) > 1 else 0.0
     mean = fmean(seconds)

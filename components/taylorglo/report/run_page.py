@@ -55,13 +55,16 @@ def formula(record: SweepRecord) -> list[str]:
     """Return the champion's loss as lines of text, multiplied out in powers of t and h."""
     theta, order = checked_theta(record.champion.theta, record.champion.order)
     terms = [term for term in expanded(theta, order) if term.coefficient and not term.idle]
-    products = [f"{_signed(term.coefficient)} {_factors(term)}" for term in terms]
-    # A few terms a line: the formula of a high order is long.
-    lines = ["  ".join(products[start : start + 4]) for start in range(0, len(products), 4)]
-    if not lines:
+    if not terms:
         return ["loss = 0"]
-    first = "loss = −Σₖ  "
-    return [(first if index == 0 else " " * len(first)) + line for index, line in enumerate(lines)]
+    products = [f"{_signed(term.coefficient)} {_factors(term)}" for term in terms]
+    products[0] = products[0].removeprefix("+ ")
+    # A few terms a line: the formula of a high order is long.
+    lines = ["  ".join(products[first : first + 4]) for first in range(0, len(products), 4)]
+    lines[-1] += " )"
+    opening = "loss = −Σₖ ( "
+    margins = [opening, *(" " * len(opening) for _ in lines[1:])]
+    return [margin + line for margin, line in zip(margins, lines, strict=True)]
 
 
 def _signed(coefficient: float) -> str:

@@ -11,8 +11,10 @@ import os
 import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -46,6 +48,7 @@ _T = TypeVar("_T")
 
 # Seconds between the tries to use an SQLite file. In each try MLflow waits 20 s for a lock.
 _PAUSES = (0.5, 1.0, 2.0)
+_AT_ONCE = 4  # calls to a server at a time
 _BUSY_SECONDS = 20  # how long a file that is checked may be locked
 
 # MLflow's own 7 retries of 120 s each could take a quarter of an hour.
@@ -179,6 +182,28 @@ class Connection:
         if code in _REFUSALS:
             return InputError(message)
         return ServiceError(message)
+
+    def each(self, action: Callable[[_T], None], items: Iterable[_T]) -> None:
+        """Do something for each item that needs calls of its own, some at a time over http.
+
+        A server has several processes. An SQLite file has one writer at a time, so that nothing
+        would be gained.
+
+        Raises:
+            TaylorgloError: an action failed; no further one is begun.
+        """
+        if not self.name.startswith("http"):
+            for item in items:
+                action(item)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            # A thread does not inherit whether to wait for a service that fails.
+            futures = [pool.submit(copy_context().run, action, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def run(self, run_id: str, origin: str) -> "Run":
         """Return the run of an id.

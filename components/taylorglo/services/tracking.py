@@ -265,13 +265,14 @@ class Tracker:
         """
         tags = {"taylorglo.stage": "candidate", "taylorglo.generation": str(generation)}
         runs = {int(run.data.tags["taylorglo.trial"]): run for run in self._nested(tags)}
-        for candidate in candidates:
+
+        def log(candidate: Candidate) -> None:
             result = candidate.result
             run = runs.get(candidate.trial)
             # A run that is RUNNING was cut off half-way. No other process logs this candidate, so
             # this one completes the run.
             if result is None or (run is not None and run.info.status != "RUNNING"):
-                continue
+                return
             if run is not None:
                 run_id = run.info.run_id
             else:
@@ -282,6 +283,8 @@ class Tracker:
                     _milliseconds(result.started),
                 )
             self._log_candidate(run_id, candidate, result, coefficients[candidate.trial], metric)
+
+        self._connection.each(log, candidates)
 
     def _log_candidate(
         self,

@@ -73,7 +73,7 @@ def test_the_description_begins_with_the_verdict(parent: Any) -> None:
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("**The champion is ahead of tuned cross-entropy, the best baseline, by")
     assert "| champion | 0.1 | 97.30 ± 0.26 |" in note
-    assert "loss = −Σₖ  " in note
+    assert "loss = −Σₖ ( " in note
     assert len(note) < 5000
 
 

@@ -93,6 +93,10 @@ golden: $(VENV)/.installed-dev ## write the compiled pipelines in tests/golden a
 docs: $(VENV)/.installed ## write the tables of the configuration in the documentation anew
 	@$(BIN)/python docs/generate.py
 
+site: $(VENV)/.installed-dev ## build the documentation as a site into build/site, without the network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "built: build/site/index.html"
+
 e2e-docker: $(VENV)/.installed-dev ## run a sweep in containers; skips where there is no engine
 	@$(BIN)/pytest -m docker
 
@@ -126,4 +130,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

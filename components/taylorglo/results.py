@@ -5,7 +5,9 @@ them. Nothing here needs PyTorch. Records that version 0.1.0 wrote are read too.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal, Self, TypeVar
@@ -92,6 +94,62 @@ class Execution(Record):
         return {key: value for key, value in values.items() if key != "method"} | parts
 
 
+class Counts(Record):
+    """How often a network answered what on the test split; the sum over networks likewise.
+
+    An image with NaN among its logits is counted nowhere.
+
+    Attributes:
+        confusion: number of images by their class (rows) and by the class that the network named
+            (columns); empty for more than 30 classes.
+        reliability: number of images, of right answers, and the sum of the confidences, by
+            confidence, in bins of equal width on [0, 1].
+        scores: number of pairs of an image and a class by the probability that the network gave to
+            the class, in bins of equal width on [0, 1]: first if it is the image's class, then if
+            it is another one. The ROC curve over all classes (micro-average) follows from it.
+    """
+
+    confusion: list[list[int]]
+    reliability: list[tuple[int, int, float]]
+    scores: list[tuple[int, int]]
+
+    @classmethod
+    def total(cls, counts: Sequence[Self]) -> Self:
+        """Return the sum over networks of the same classes, at least one."""
+
+        def added(tables: Iterable[Sequence[Sequence[float]]]) -> list[list[float]]:
+            return [[sum(c) for c in zip(*rows, strict=True)] for rows in zip(*tables, strict=True)]
+
+        return cls.model_validate(
+            {
+                "confusion": added(c.confusion for c in counts),
+                "reliability": added(c.reliability for c in counts),
+                "scores": added(c.scores for c in counts),
+            }
+        )
+
+    def roc(self) -> tuple[list[float], list[float], list[float]]:
+        """Return false positive rates, true positive rates and thresholds of the ROC curve.
+
+        It begins at (0, 0), above every probability, and ends at (1, 1).
+        """
+        right = sum(row[0] for row in self.scores) or 1
+        wrong = sum(row[1] for row in self.scores) or 1
+        points = [(0.0, 0.0, 1.0)]
+        above = [0, 0]
+        for index in range(len(self.scores) - 1, -1, -1):
+            above = [a + b for a, b in zip(above, self.scores[index], strict=True)]
+            points.append((above[1] / wrong, above[0] / right, index / len(self.scores)))
+        false, true, thresholds = zip(*points, strict=True)
+        return list(false), list(true), list(thresholds)
+
+    def area(self) -> float:
+        """Return the area under the ROC curve, by the trapezoidal rule."""
+        false, true, _ = self.roc()
+        points = list(zip(false, true, strict=True))
+        return math.fsum((c - a) * (b + d) / 2 for (a, b), (c, d) in pairwise(points))
+
+
 class Training(Execution):
     """The result of one training.
 
@@ -104,12 +162,15 @@ class Training(Execution):
         test_accuracy: accuracy (or score) on the test split, if it was measured.
         test_measures: ``accuracy``, ``calibration_error`` and ``cross_entropy`` (in nats) on the
             test split, as far as they were measured and are finite.
+        test_counts: the answers to the test split; None if they were not counted, as in records of
+            older versions.
     """
 
     accuracy: float
     robust_accuracy: float | None = None
     test_accuracy: float | None = None
     test_measures: dict[str, float] = {}
+    test_counts: Counts | None = None
 
 
 class Evaluation(Execution):

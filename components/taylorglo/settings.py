@@ -834,7 +834,7 @@ class BaselineSettings(Section):
         description="Learning rates that every baseline is tuned over, above 0 and ascending.",
     )
     attempts: int = Field(
-        2,
+        5,
         ge=1,
         le=100,
         description="Number of trainings in full for each learning rate, and for each finalist; "

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from taylorglo import components
 from taylorglo.addresses import sqlite_url
+from taylorglo.components.__main__ import TRAINING
 from taylorglo.settings import SweepSettings
 from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
 
@@ -88,3 +90,8 @@ def test_what_the_image_does_not_have_is_refused(words: tuple[str, ...]) -> None
         "this image has no such component; it should have the version of taylorglo that compiled "
         "the pipeline"
     )
+
+
+def test_the_components_for_which_workers_are_prepared_exist() -> None:
+    names = {path.stem for path in Path(components.__file__).parent.glob("*.py")}
+    assert names >= TRAINING

@@ -64,6 +64,19 @@ def test_a_network_that_is_trained_with_a_loss_classifies_held_out_digits(
     assert percentage("accuracy on held-out images", output) > 94
 
 
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("use_in_lightning", "pytorch_lightning"), ("use_in_trainer", "transformers")],
+)
+def test_a_found_loss_trains_in_another_framework(
+    name: str, package: str, scripts: Scripts
+) -> None:
+    pytest.importorskip(package, reason=f"needs {package}, of the extra dev")
+    for source in ("zoo:digits", "zoo:little-data"):
+        output = scripts.run(f"{name}.py", source)
+        assert percentage(re.findall(r"accuracy on held-out \w+", output)[0], output) > 94
+
+
 def test_the_worst_of_the_attacks_leaves_the_least_accuracy(scripts: Scripts) -> None:
     output = scripts.run("attack_a_network.py")
     clean, fgsm, pgd, worst = (
@@ -83,7 +96,7 @@ def test_a_loss_is_drawn_with_its_equilibrium(tmp_path: Path, scripts: Scripts) 
     text = drawing.read_text()
     assert "<svg" in text
     # One polyline for each loss, in the colours of the report.
-    for color in ("#b3392c", "#2f6690"):
+    for color in ("#b84a00", "#0067a5"):
         assert f"stroke: {color}" in text
 
 

@@ -21,7 +21,11 @@ SMALL: dict[str, Any] = {
     "generations": 2,
     "popsize": 4,
     "steps": 30,
-    "settings": {"champion": {"finalists": 2, "seeds": 2}, "training": {"workers": 1}},
+    "settings": {
+        "baselines": {"attempts": 2},
+        "champion": {"finalists": 2, "seeds": 2},
+        "training": {"workers": 1},
+    },
 }
 
 

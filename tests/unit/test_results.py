@@ -15,6 +15,7 @@ from taylorglo.results import (
     Champion,
     Comparison,
     Contender,
+    Counts,
     DatasetDescription,
     Evaluation,
     Execution,
@@ -101,6 +102,7 @@ def evaluated(trial: int, fitness: float, status: str = "ok") -> Candidate:
 
 
 RECORDS: list[Record] = [
+    Counts(confusion=[[3, 1], [0, 2]], reliability=[(6, 5, 4.5)], scores=[(1, 5), (5, 1)]),
     TRAINING,
     EVALUATION,
     CANDIDATE,

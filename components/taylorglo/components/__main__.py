@@ -4,15 +4,21 @@ This is kfp's own program for Python components, after it was told in which file
 and after the services' variables got the names that their clients read.
 """
 
+import atexit
 import os
 import runpy
 import sys
 from pathlib import Path
+from threading import Event
 
 from taylorglo.components import EXECUTOR
 from taylorglo.errors import InputError
 from taylorglo.tasks.console import say_warnings, task
+from taylorglo.training import server
 from taylorglo.variables import adopt
+
+# The components that train, in processes of their own.
+TRAINING = {"evaluate_baselines", "evaluate_candidates", "search_candidates", "train_champion"}
 
 
 @task
@@ -32,11 +38,25 @@ def main() -> None:
     os.environ["_KFP_RUNTIME"] = "true"
     adopt()
     say_warnings()
+    if name in TRAINING:
+        server.start()
     # The user's own networks, after everything else: a random.py there is not Python's.
     sys.path.append("")
     sys.argv = [program, "--component_module_path", str(path), *arguments]
     runpy.run_module(program, run_name="__main__")
 
 
+def _end(succeeded: Event) -> None:
+    """End a process whose task succeeded; to free its memory piece by piece takes seconds."""
+    if succeeded.is_set():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
+
+
 if __name__ == "__main__":
+    _succeeded = Event()
+    # Python calls last what was registered first: the task's libraries end in order before.
+    atexit.register(_end, _succeeded)
     main()
+    _succeeded.set()

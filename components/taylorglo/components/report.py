@@ -1,6 +1,6 @@
 """Reports what the sweep found: an HTML page, a table in the log, the end of the MLflow run."""
 
-from kfp.dsl import HTML, Artifact, Input, Markdown, Metrics, Model, Output
+from kfp.dsl import HTML, Artifact, ClassificationMetrics, Input, Markdown, Metrics, Model, Output
 
 from taylorglo.components import component
 
@@ -15,8 +15,14 @@ def report(
     page: Output[HTML],
     summary: Output[Markdown],
     metrics: Output[Metrics],
+    champion_answers: Output[ClassificationMetrics],
+    cross_entropy_answers: Output[ClassificationMetrics],
 ) -> None:
-    """Write the report (page), and what Kubeflow's pages show of it (summary, metrics)."""
+    """Write the report (page), and what Kubeflow's pages show of it.
+
+    These are a summary, metrics, and confusion matrix and ROC curve (over all classes,
+    micro-average) of champion and cross-entropy.
+    """
     from taylorglo.tasks import report
 
     outcome = report.run(
@@ -30,3 +36,12 @@ def report(
     )
     for name, value in outcome.items():
         metrics.log_metric(name, value)
+    answers = {"champion": champion_answers, "cross-entropy": cross_entropy_answers}
+    for loss, output in answers.items():
+        counts = report.answers_of(comparison.path, loss)
+        if counts is None:
+            continue
+        if counts.confusion:
+            classes = [str(index) for index in range(len(counts.confusion))]
+            output.log_confusion_matrix(classes, counts.confusion)
+        output.log_roc_curve(*counts.roc())

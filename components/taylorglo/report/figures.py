@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -32,14 +33,14 @@ MUTED = "#6a7078"
 RULE = "#d5d8dc"
 # One for the champion, and one for each baseline that the settings know.
 SERIES = (
-    "#b3392c",
-    "#2f6690",
-    "#4f8a4b",
-    "#8a6aa8",
-    "#b5862a",
-    "#4b8f92",
-    "#b0567f",
-    "#7a6a53",
+    "#b84a00",
+    "#0067a5",
+    "#00805e",
+    "#8a5fb0",
+    "#8a6d00",
+    "#2e7fae",
+    "#a8497f",
+    "#63666b",
 )
 _PROPERTIES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
     color: f"--series-{index}" for index, color in enumerate(SERIES)
@@ -178,6 +179,165 @@ def search_figure(
         margin = 0.08 * (high - low) or 1.0
         upper.set_ylim(low - margin, high + margin)
         figure.legend(*whole.get_legend_handles_labels(), loc="outside upper center", ncols=3)
+    return figure
+
+
+# Marker and index of the colour by fate: the shapes tell the fates apart without colours.
+_FATES = {
+    "rejected": ("x", 7),
+    "failed": ("+", 6),
+    "diverged": ("v", 4),
+    "stopped": ("s", 3),
+    "trained": ("o", 1),
+    "finalist": ("D", 2),
+    "champion": ("*", 0),
+}
+
+
+def plane_figure(points: Sequence[tuple[float, float, str]]) -> Figure:
+    """Draw each candidate by learning drive A and collapse rate B, with its fate.
+
+    The axes are linear around 0 and logarithmic beyond, because candidates differ by orders of
+    magnitude.
+
+    Args:
+        points: (A, B, fate), with finite A and B.
+    """
+    with _style():
+        figure = _figure(3.4)
+        axes = figure.subplots()
+        axes.axvline(0, color=MUTED, linewidth=0.7)
+        axes.axhline(0, color=MUTED, linewidth=0.7)
+        for fate, (marker, index) in _FATES.items():
+            drives = [drive for drive, _, own in points if own == fate]
+            rates = [rate for _, rate, own in points if own == fate]
+            if not drives:
+                continue
+            size = {"champion": 11.0, "rejected": 5.0}.get(fate, 5.5)
+            label = f"{fate} ({len(drives)})"
+            axes.plot(
+                drives, rates, marker, color=SERIES[index], markersize=size, label=label, alpha=0.85
+            )
+        _stretch(axes, "x", np.array([drive for drive, _, _ in points]))
+        _stretch(axes, "y", np.array([rate for _, rate, _ in points]))
+        axes.set(xlabel="learning drive A", ylabel="collapse rate B")
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=4)
+    return figure
+
+
+def _stretch(axes: Axes, axis: Literal["x", "y"], values: NDArray[np.float64]) -> None:
+    """Make an axis linear up to the typical size of the values, and logarithmic beyond."""
+    from matplotlib.ticker import FuncFormatter
+
+    sizes = np.abs(values[values != 0])
+    typical = float(np.median(sizes)) if sizes.size else 1.0
+    threshold = 10.0 ** round(math.log10(typical))
+    line = axes.xaxis if axis == "x" else axes.yaxis
+    (axes.set_xscale if axis == "x" else axes.set_yscale)("symlog", linthresh=threshold)
+    # The scale's own labels are formulas, which are not parsed here.
+    line.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}".replace("-", "−")))
+
+
+def calibration_figure(
+    rows: Sequence[tuple[str, Sequence[tuple[int, int, float]], Accuracies]],
+) -> Figure:
+    """Draw the reliability diagram of each loss, and its calibration error by seed.
+
+    Args:
+        rows: (loss, (images, right answers, sum of confidences) by bin, calibration errors). The
+            bins may be empty, if they are not known.
+    """
+    with _style():
+        binned = any(bins for _, bins, _ in rows)
+        figure = _figure(max(2.9 if binned else 1.5, 0.75 + 0.4 * len(rows)))
+        columns = 2 if binned else 1
+        grid = figure.subplots(1, columns, squeeze=False)
+        _plot_seeds(grid[0, 0], [(loss, _scaled(errors, True)) for loss, _, errors in rows])
+        grid[0, 0].set_xlabel("expected calibration error (%)")
+        if binned:
+            axes = grid[0, 1]
+            axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.7, dashes=(4, 2))
+            for index, (_, bins, _) in enumerate(rows):
+                known = [(n, right, total) for n, right, total in bins if n]
+                axes.plot(
+                    [100 * total / n for n, _, total in known],
+                    [100 * right / n for n, right, _ in known],
+                    "o-",
+                    color=_series(index),
+                    markersize=3,
+                    linewidth=1.1,
+                    zorder=3 - 0.1 * index,
+                )
+            axes.set(xlabel="confidence (%)", ylabel="accuracy (%)", xlim=(0, 102), ylim=(0, 102))
+            axes.grid()
+    return figure
+
+
+_MOST_WRITTEN = 12
+
+
+def confusion_figure(tables: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
+    """Draw confusion matrices side by side, each row in percent of its class.
+
+    The numbers are written for up to 12 classes.
+
+    Args:
+        tables: number of images by class (rows) and named class (columns), by loss.
+    """
+    from matplotlib.patches import Rectangle
+
+    with _style():
+        figure = _figure(0.7 + 3.4 * 2 / max(len(tables), 2))
+        panels = figure.subplots(1, max(len(tables), 2), squeeze=False)[0]
+        for axes in panels[len(tables) :]:
+            axes.set_visible(False)
+        for axes, (index, (loss, table)) in zip(panels, enumerate(tables.items()), strict=False):
+            size = len(table)
+            for row, counts in enumerate(table):
+                total = sum(counts) or 1
+                for column, count in enumerate(counts):
+                    share = count / total
+                    corner = (column - 0.5, row - 0.5)
+                    axes.add_patch(
+                        Rectangle(
+                            corner, 1, 1, color=_series(index), alpha=0.6 * share, linewidth=0
+                        )
+                    )
+                    if count and size <= _MOST_WRITTEN:
+                        written = f"{100 * share:.0f}" if share >= 0.005 else "<1"
+                        axes.text(column, row, written, ha="center", va="center", fontsize=7)
+            axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
+            if size <= _MOST_WRITTEN:
+                axes.set_xticks(range(size))
+                axes.set_yticks(range(size))
+            axes.set_title(loss)
+            axes.set_xlabel("named class")
+        panels[0].set_ylabel("class of the image")
+    return figure
+
+
+def roc_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:
+    """Draw ROC curves, with a logarithmic axis for the false positive rate.
+
+    Good classifiers differ where that rate is small, which a linear axis does not show.
+
+    Args:
+        curves: false and true positive rates by loss, ascending.
+    """
+    with _style():
+        figure = _figure(2.6)
+        axes = figure.subplots()
+        for index, (loss, (false, true)) in enumerate(curves.items()):
+            shown = [(100 * x, 100 * y) for x, y in zip(false, true, strict=True) if x > 0]
+            axes.plot(*zip(*shown, strict=True), color=_series(index), linewidth=1.1, label=loss)
+        axes.set_xscale("log")
+        axes.set_xticks([0.01, 0.1, 1, 10, 100], ["0.01", "0.1", "1", "10", "100"])
+        axes.set_xticks([], minor=True)
+        axes.set(xlabel="false positive rate (%)", ylabel="true positive rate (%)")
+        axes.set(xlim=(0.01, 100), ylim=(None, 100.5))
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=4)
     return figure
 
 

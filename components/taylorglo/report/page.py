@@ -9,11 +9,22 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from taylorglo.loss.dynamics import coefficients, dynamics
 from taylorglo.loss.polynomial import checked_theta, has_log
 from taylorglo.report import text
-from taylorglo.report.figures import attack_figure, loss_figure, search_figure, seeds_figure, svg
+from taylorglo.report.figures import (
+    attack_figure,
+    calibration_figure,
+    confusion_figure,
+    loss_figure,
+    plane_figure,
+    roc_figure,
+    search_figure,
+    seeds_figure,
+    svg,
+)
 from taylorglo.report.formula import centred, expanded
 from taylorglo.report.record import GenerationRecord, SweepRecord
 from taylorglo.report.verdict import (
@@ -51,6 +62,11 @@ def render(record: SweepRecord) -> str:
             champion=_champion(record),
             search=_search(record),
             attacks=_attacks(record),
+            flow=_flow(record),
+            plane=_plane(record),
+            calibration=_calibration(record),
+            confusion=_confusion(record),
+            roc=_roc(record),
             tuning=_tuning(record),
             stages=_stages(record),
             significance=SIGNIFICANCE,
@@ -97,8 +113,110 @@ def _comparison(record: SweepRecord) -> dict[str, object] | None:
         "header": header,
         "rows": rows,
         "with_curves": any(row.curve for row in record.comparison),
-        "figure": svg(figure, "seeds", f"Test {record.score} by seed"),
+        "figure": svg(figure, "seeds", _seeds_label(record)),
     }
+
+
+def _seeds_label(record: SweepRecord) -> str:
+    """Describe the test scores for a reader who does not see their figure."""
+    unit = " %" if record.share else ""
+    means = [
+        f"{row.loss} {text.mean_and_deviation(row.accuracies, record.share)}{unit}"
+        for row in record.comparison
+    ]
+    return f"Test {record.score} by seed: {'; '.join(means)}"
+
+
+class _Step(NamedTuple):
+    """A step of the flow of candidates: how many came so far, and who left before the next."""
+
+    name: str
+    number: int
+    percentage: float
+    left: str
+
+
+def _flow(record: SweepRecord) -> list[_Step]:
+    """Return how many candidates were drawn, accepted, trained to the end, and chosen."""
+    fates = [candidate.fate for candidate in record.candidates]
+    if not fates:
+        return []
+
+    def left(*names: str) -> str:
+        return ", ".join(f"{fates.count(name)} {name}" for name in names if name in fates)
+
+    finalists = fates.count("finalist") + fates.count("champion")
+    ended = fates.count("trained") + finalists
+    others = f"{ended - finalists} not among the best" if ended > finalists else ""
+    steps = [
+        ("proposed", len(fates), left("rejected")),
+        (
+            "accepted by the filters",
+            len(fates) - fates.count("rejected"),
+            left("failed", "diverged", "stopped"),
+        ),
+        ("trained to the end", ended, others),
+        ("finalists", finalists, ""),
+    ]
+    # A champion that is no candidate is named in a sentence below the flow.
+    if "champion" in fates:
+        steps.append(("champion", 1, ""))
+    return [_Step(name, n, 100 * n / len(fates), gone) for name, n, gone in steps]
+
+
+def _plane(record: SweepRecord) -> Markup | None:
+    """Return the figure of the candidates by their dynamics; None if there is none."""
+    points = [
+        (c.drive, c.collapse, c.fate)
+        for c in record.candidates
+        if math.isfinite(c.drive) and math.isfinite(c.collapse)
+    ]
+    if not points:
+        return None
+    ends = ", ".join(f"{step.number} {step.name}" for step in _flow(record))
+    label = f"Learning drive and collapse rate of each candidate, by fate: {ends}"
+    return svg(plane_figure(points), "plane", label)
+
+
+def _calibration(record: SweepRecord) -> Markup | None:
+    """Return the figure of the calibration; None if it was not measured."""
+    rows = [
+        (row.loss, row.counts.reliability if row.counts else [], errors)
+        for row in record.comparison
+        if finite(errors := row.measures.get("calibration_error", [])).size
+    ]
+    if not rows:
+        return None
+    means = [f"{loss} {text.mean_and_deviation(errors)} %" for loss, _, errors in rows]
+    label = f"Expected calibration error: {'; '.join(means)}"
+    return svg(calibration_figure(rows), "calibration", label)
+
+
+def _confusion(record: SweepRecord) -> Markup | None:
+    """Return the confusion matrices of champion and cross-entropy; None if they are not known."""
+    tables = {
+        row.loss: row.counts.confusion
+        for row in record.comparison
+        if row.loss in ("champion", "cross-entropy") and row.counts and row.counts.confusion
+    }
+    if not tables:
+        return None
+    label = f"Confusion matrices on the test split: {', '.join(tables)}"
+    return svg(confusion_figure(tables), "confusion", label)
+
+
+def _roc(record: SweepRecord) -> Markup | None:
+    """Return the ROC curves of all losses; None if none is known."""
+    curves, areas = {}, []
+    for row in record.comparison:
+        if row.counts is not None:
+            false, true, _ = row.counts.roc()
+            curves[row.loss] = (false, true)
+            areas.append(f"{row.loss} {row.counts.area():.4f}")
+    if not curves:
+        return None
+    label = f"ROC over all classes (micro-average); area under the curve: {', '.join(areas)}"
+    return svg(roc_figure(curves), "roc", label)
 
 
 def _champion(record: SweepRecord) -> dict[str, object]:
@@ -120,7 +238,11 @@ def _champion(record: SweepRecord) -> dict[str, object]:
         "collapse": collapse,
         "confidence": confidence,
         "smoothing": smoothing,
-        "figure": svg(figure, "loss", "Shape and net pull of the champion"),
+        "figure": svg(
+            figure,
+            "loss",
+            "Loss and net pull of the champion by probability of the target, beside cross-entropy",
+        ),
     }
 
 
@@ -155,7 +277,14 @@ def _search(record: SweepRecord) -> dict[str, object]:
     unknown = record.by_function or record.settings.get("evaluation_score") == "ece"
     classes = None if unknown else record.num_classes
     figure = search_figure(fitnesses, classes, record.score, record.share)
-    return {"total": total, "figure": svg(figure, "search", "Fitness by generation")}
+    return {
+        "total": total,
+        "figure": svg(
+            figure,
+            "search",
+            f"Fitness by generation; the best is {text.score(total.best, record.share)}",
+        ),
+    }
 
 
 def _attacks(record: SweepRecord) -> dict[str, object] | None:

@@ -1,18 +1,22 @@
 """The record of a sweep: all that its report says, built from the results of its tasks."""
 
+import json
 import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 import numpy as np
 
 from taylorglo import scores
+from taylorglo.loss.dynamics import collapse_rate, learning_drive
 from taylorglo.results import (
     Candidate,
     Champion,
     Comparison,
+    Counts,
     Evaluation,
     Execution,
     FullTraining,
@@ -29,6 +33,7 @@ from taylorglo.settings import Scalar, SweepSettings
 from taylorglo.stats import covered, finite, paired, welch
 
 Spans = list[tuple[float, float]]
+Fate = Literal["rejected", "failed", "diverged", "stopped", "trained", "finalist", "champion"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,30 @@ class GenerationRecord:
 
 
 @dataclass(frozen=True)
+class CandidateRecord:
+    """A candidate by its dynamics: learning drive A, collapse rate B, and what became of it."""
+
+    drive: float
+    collapse: float
+    fate: Fate
+
+
+@dataclass(frozen=True)
+class Savings:
+    """What was not computed, in seconds of training, if each candidate had cost the mean.
+
+    Attributes:
+        spent: seconds of all trainings of candidates.
+        rejected: seconds that the rejected candidates would have taken in addition.
+        stopped: seconds that the candidates which were stopped early would have taken in addition.
+    """
+
+    spent: float
+    rejected: float
+    stopped: float
+
+
+@dataclass(frozen=True)
 class TuningRow:
     """A baseline trained with one learning rate: validation accuracies in [0, 1] by attempt.
 
@@ -95,6 +124,7 @@ class ComparisonRow:
         label_smoothing: the alpha that it was trained with, 0 for a loss without.
         measures: other measures on the test split by name (see
             :class:`taylorglo.results.Training`), one for each seed; NaN if it was not measured.
+        counts: the answers to the test split, summed over the seeds; None if they are not known.
     """
 
     loss: str
@@ -104,6 +134,7 @@ class ComparisonRow:
     p_value: float | None
     label_smoothing: float = 0.0
     measures: Mapping[str, list[float]] = field(default_factory=dict)
+    counts: Counts | None = None
 
 
 @dataclass(frozen=True)
@@ -147,6 +178,9 @@ class SweepRecord:
         notes: facts that a reader needs to judge the numbers.
         standing: the champion of an earlier search, if there was one to compare with.
         not_attacked: why no network was attacked, if none was.
+        candidates: the candidates that have an end, by their dynamics.
+        savings: what filters and early stops saved; None if no candidate was trained to the end.
+        command: shell commands that repeat the sweep; empty if they are not known.
     """
 
     name: str
@@ -167,6 +201,9 @@ class SweepRecord:
     notes: list[str]
     standing: StandingRecord | None = None
     not_attacked: str = ""
+    candidates: list[CandidateRecord] = field(default_factory=list)
+    savings: Savings | None = None
+    command: str = ""
 
     @property
     def score(self) -> str:
@@ -258,7 +295,71 @@ def sweep_record(
         notes=_notes(settings, started, results, [*tuning, *_full_trainings(comparison)]),
         standing=_standing(standing, comparison),
         not_attacked=robustness.reason,
+        candidates=_fates(candidates, comparison, num_classes),
+        savings=_savings(candidates),
+        command=_command(settings, generations),
     )
+
+
+def _fates(
+    candidates: Sequence[Candidate], comparison: Comparison, num_classes: int
+) -> list[CandidateRecord]:
+    """Return the candidates that were rejected or evaluated, in the order of the search."""
+    finalists = {tuple(full.contender.theta) for full in comparison.finalists}
+    records = []
+    for candidate in candidates:
+        fate: Fate
+        if candidate.rejected:
+            fate = "rejected"
+        elif candidate.result is None or not candidate.finished:
+            continue
+        elif candidate.trial == comparison.champion.trial:
+            fate = "champion"
+        elif tuple(candidate.theta) in finalists:
+            fate = "finalist"
+        else:
+            fate = _ending(candidate.result)
+        drive = learning_drive(candidate.theta, num_classes)
+        collapse = collapse_rate(candidate.theta, num_classes)
+        records.append(CandidateRecord(drive, collapse, fate))
+    return records
+
+
+def _ending(result: Evaluation) -> Fate:
+    """Return how the training of a candidate ended."""
+    if result.status == "failed":
+        return "failed"
+    if result.status == "ok":
+        return "trained"
+    return "stopped" if result.reason.endswith("no learning") else "diverged"
+
+
+def _savings(candidates: Sequence[Candidate]) -> Savings | None:
+    """Return what the filters and the early stops saved, by the mean of the whole trainings."""
+    ended = [c.result for c in candidates if c.result is not None and c.finished]
+    whole = [result.seconds for result in ended if result.status == "ok"]
+    if not whole:
+        return None
+    mean = math.fsum(whole) / len(whole)
+    stopped = [result.seconds for result in ended if result.status == "diverged"]
+    return Savings(
+        spent=math.fsum(result.seconds for result in ended),
+        rejected=mean * sum(candidate.rejected for candidate in candidates),
+        stopped=math.fsum(max(mean - seconds, 0.0) for seconds in stopped),
+    )
+
+
+def _command(settings: SweepSettings, generations: int) -> str:
+    """Return shell commands that write the settings as a file and run the sweep again.
+
+    A value of JSON is one of YAML, too. Settings at their default are left out.
+    """
+    values = settings.model_dump(mode="json", exclude_defaults=True)
+    values |= {"name": settings.name, "seed": settings.seed}
+    values["pipeline"] = {"generations": generations}
+    lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
+    file = f"{settings.name}.yaml"
+    return "\n".join([f"cat > {file} <<'END'", *lines, "END", f"taylorglo run {file}"])
 
 
 def _guessing(
@@ -340,6 +441,7 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
             p_value=None if group is champion else welch(reference, accuracies),
             label_smoothing=contender.label_smoothing,
             measures=_measures(group),
+            counts=answers(group),
         )
         rows.append(row)
     return rows
@@ -350,6 +452,13 @@ def _measures(group: Sequence[FullTraining]) -> dict[str, list[float]]:
     by_seed = [full.training.test_measures for full in group]
     names = {name for measures in by_seed for name in measures}
     return {name: [m.get(name, math.nan) for m in by_seed] for name in sorted(names)}
+
+
+def answers(group: Sequence[FullTraining]) -> Counts | None:
+    """Return the answers of all networks of a loss; None if those of one are not known."""
+    counts = [full.training.test_counts for full in group]
+    known = [count for count in counts if count is not None]
+    return Counts.total(known) if known and len(known) == len(counts) else None
 
 
 def _known(values: Iterable[float]) -> list[float]:

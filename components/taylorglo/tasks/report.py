@@ -7,7 +7,7 @@ from pathlib import Path
 from taylorglo.loss.source import python_source
 from taylorglo.reading import parse_json
 from taylorglo.report.page import render
-from taylorglo.report.record import SweepRecord, sweep_record
+from taylorglo.report.record import SweepRecord, answers, sweep_record
 from taylorglo.report.verdict import (
     headline,
     markdown,
@@ -17,6 +17,7 @@ from taylorglo.report.verdict import (
 )
 from taylorglo.results import (
     Comparison,
+    Counts,
     FullTraining,
     Robustness,
     read_json,
@@ -77,6 +78,12 @@ def run(
     }
     Path(summary_path).write_text(markdown(record, links))
     return headline(record)
+
+
+def answers_of(comparison_path: str, loss: str) -> Counts | None:
+    """Return the answers of a loss to the test split over all seeds; None if not all are known."""
+    trainings = read_json(comparison_path, Passed[Comparison]).content.trainings
+    return answers([training for training in trainings if training.contender.name == loss])
 
 
 def program_of(path: Path) -> str:

@@ -6,7 +6,6 @@ soon as it is known.
 
 import contextlib
 import gc
-import multiprocessing
 import os
 import threading
 import time
@@ -17,7 +16,6 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from itertools import islice
-from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -33,6 +31,7 @@ from taylorglo.loss.functions import Loss
 from taylorglo.results import Training
 from taylorglo.scores import worst
 from taylorglo.settings import SweepSettings, TrainingSettings
+from taylorglo.training import server
 from taylorglo.training.devices import device_of, is_broken, is_out_of_memory, reuse_memory
 from taylorglo.training.function import train_by_function
 from taylorglo.training.loop import (
@@ -278,10 +277,7 @@ class Engine:
         if inline and not self._uses_processes:
             return _InlineExecutor(_Worker(self.settings, self.dataset, self.plan))
         self._uses_processes = True
-        # Not a fork of this process, which has threads, locks of the study, and perhaps a GPU.
-        context = multiprocessing.get_context("forkserver")
-        # PyTorch's optimizers import torch._dynamo at their first step, which takes seconds.
-        forkserver.set_forkserver_preload([__name__, "torch._dynamo"])
+        context = server.context()
         lifeline, self._lifeline = context.Pipe(duplex=False)
         arguments = (self.settings, self._read, self.plan, lifeline)
         if training.function:

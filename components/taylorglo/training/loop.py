@@ -18,7 +18,7 @@ from taylorglo.data.folds import Fold, fold_of
 from taylorglo.loss.functions import Loss
 from taylorglo.networks.factory import build
 from taylorglo.networks.weights import Origin, weights_of
-from taylorglo.results import Curve, Status, Training
+from taylorglo.results import Counts, Curve, Status, Training
 from taylorglo.scores import BESIDE_ACCURACY
 from taylorglo.settings import SweepSettings
 from taylorglo.training.devices import computing
@@ -288,6 +288,7 @@ def measured(
     robust, test, size = None, None, settings.training.batch_size
     score = settings.evaluation.score
     measures: dict[str, float] = {}
+    counts: Counts | None = None
     if recipe.epsilon:
         robust = 0.0
         if training.accuracy:
@@ -296,8 +297,9 @@ def measured(
             )
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
-            tally = tallied(network, dataset.test, size, {score, "ece"})
+            tally = tallied(network, dataset.test, size, {score, "ece", "counts"})
         test = tally.scores(score)[0]
+        counts = tally.counts()[0]
         measures = {
             "accuracy": tally.scores("accuracy")[0],
             "calibration_error": tally.calibration_errors[0],
@@ -309,6 +311,7 @@ def measured(
             "test_accuracy": test,
             # A record has finite numbers only.
             "test_measures": {k: v for k, v in measures.items() if math.isfinite(v)},
+            "test_counts": counts,
             "ended": time.time(),
         }
     )

@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from taylorglo.data.dataset import Split
+from taylorglo.results import Counts
 
 BINS = 15  # of the calibration error, as in Guo et al. 2017
+MOST_CLASSES = 30  # of which a confusion matrix is kept
+_SCORE_BINS = 100  # of the ROC curve
 
 
 class Tally:
@@ -18,7 +21,7 @@ class Tally:
     Args:
         split: its images have to be added, each once.
         networks: M.
-        wanted: the scores that will be asked for.
+        wanted: the scores that will be asked for; "counts" if :meth:`counts` will be.
     """
 
     def __init__(self, split: Split, networks: int, wanted: Collection[str]) -> None:
@@ -30,6 +33,7 @@ class Tally:
         self._named: Tensor | None = None
         self._entropy = torch.zeros(networks, device=device)
         self._gaps = torch.zeros(networks, BINS, dtype=torch.float64, device=device)
+        self._counts: list[_Counting] = []
 
     def add(self, logits: Tensor, labels: Tensor, entropy: Tensor) -> None:
         """Add a batch.
@@ -52,6 +56,15 @@ class Tally:
             self._named.scatter_add_(1, named, is_named.float())
         if "ece" in self._wanted:
             self._gaps += _gaps(logits.softmax(dim=2), labels, BINS)
+        if "counts" in self._wanted:
+            if not self._counts:
+                self._counts = [_Counting(network) for network in logits]
+            for counting, network, known in zip(self._counts, logits, is_named, strict=True):
+                counting.add(network[known].softmax(dim=1), labels[known])
+
+    def counts(self) -> list[Counts]:
+        """Return the answers of each network, if "counts" was wanted."""
+        return [counting.result() for counting in self._counts]
 
     @property
     def cross_entropies(self) -> list[float]:
@@ -88,6 +101,39 @@ class Tally:
             both = (self.sizes + named)[:, present].double()
             return [fmean(row) for row in (2 * self._correct[:, present] / both).tolist()]
         return scores(self._correct, self.sizes, score)
+
+
+class _Counting:
+    """Counts the answers of one network, of which ``logits`` (B, n) has the first ones."""
+
+    def __init__(self, logits: Tensor) -> None:
+        classes = logits.shape[1]
+        kept = classes if classes <= MOST_CLASSES else 0
+        device = logits.device
+        self._confusion = torch.zeros(kept, kept, dtype=torch.int64, device=device)
+        self._reliability = torch.zeros(BINS, 3, dtype=torch.float64, device=device)
+        self._scores = torch.zeros(_SCORE_BINS, 2, dtype=torch.int64, device=device)
+
+    def add(self, probabilities: Tensor, labels: Tensor) -> None:
+        """Add the probabilities (B, n) of images of these classes (B,)."""
+        confidences, named = probabilities.double().max(dim=1)
+        if len(self._confusion):
+            ones = torch.ones_like(labels)
+            self._confusion.index_put_((labels, named), ones, accumulate=True)
+        right = (named == labels).double()
+        rows = torch.stack([torch.ones_like(confidences), right, confidences], dim=1)
+        self._reliability.index_add_(0, _bin(confidences, BINS), rows)
+        bins = (probabilities * _SCORE_BINS).long().clamp(0, _SCORE_BINS - 1)
+        is_other = torch.ones_like(bins).scatter_(1, labels[:, None], 0)
+        self._scores.index_put_((bins, is_other), torch.ones_like(bins), accumulate=True)
+
+    def result(self) -> Counts:
+        """Return what was counted."""
+        return Counts(
+            confusion=self._confusion.tolist(),
+            reliability=[(int(n), int(r), c) for n, r, c in self._reliability.tolist()],
+            scores=self._scores.tolist(),
+        )
 
 
 def class_sizes(split: Split) -> Tensor:
@@ -133,6 +179,11 @@ def _gaps(probabilities: Tensor, labels: Tensor, bins: int) -> Tensor:
     ``probabilities`` are (M, N, n).
     """
     confidences, named = probabilities.double().max(dim=2)
-    index = (confidences * bins).ceil().long().clamp(1, bins) - 1
+    index = _bin(confidences, bins)
     gaps = torch.zeros(len(probabilities), bins, dtype=torch.float64, device=probabilities.device)
     return gaps.scatter_add_(1, index, (named == labels).double() - confidences)
+
+
+def _bin(confidences: Tensor, bins: int) -> Tensor:
+    """Return the bin of each confidence c: i if i < bins c <= i + 1."""
+    return (confidences * bins).ceil().long().clamp(1, bins) - 1

@@ -52,17 +52,19 @@ class Processes:
                 self._running.add(process)
                 if self._ended:
                     _kill(process)
+            # Workers that outlive the task would keep its output open for seconds, or for good.
+            ending = threading.Thread(target=_end_workers, args=(process,), daemon=True)
+            ending.start()
             said, last = False, ""
             for line in process.stdout or ():
                 print(line, end="")
                 message = console.parse(line.strip())
                 said |= message is not None and message.is_error
                 last = line.strip() or last
+            ending.join()
             status = process.wait()
             with self._lock:
                 self._running.discard(process)
-            # What is left of the task's workers has no use any more.
-            _kill(process)
         if status and not said and not self._ended:
             name = _option(full_command, "--function_to_execute")
             reason = _reason(name, status, last)
@@ -100,6 +102,12 @@ def _kill(process: "subprocess.Popen[str]") -> None:
     """Kill a task and its workers, if there are any."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _end_workers(process: "subprocess.Popen[str]") -> None:
+    """Wait for the end of a task, then kill those of its workers that are left."""
+    process.wait()
+    _kill(process)
 
 
 def _option(command: Sequence[str], name: str) -> str:

@@ -125,6 +125,16 @@ def test_the_end_is_that_of_every_task_and_its_workers(
     assert processes.run([sys.executable, "-c", "import time; time.sleep(600)"]) == -signal.SIGKILL
 
 
+def test_workers_that_outlive_their_task_are_not_waited_for(tmp_path: Path) -> None:
+    code = (
+        "import subprocess, sys; "
+        "worker = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']); "
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(worker.pid))"
+    )
+    assert run(code) == 0
+    wait_until_gone(int((tmp_path / "pid").read_text()))
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
 def test_a_log_on_a_full_disk_hides_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     def run_task() -> None:

@@ -16,9 +16,16 @@ from sample_records import MNIST_THETA, champion_of, record, robustness, row
 from taylorglo.loss.dynamics import equilibrium_confidence, learning_drive
 from taylorglo.report.figures import SERIES
 from taylorglo.report.page import render
-from taylorglo.report.record import GenerationRecord, StandingRecord, TuningRow
+from taylorglo.report.record import (
+    CandidateRecord,
+    Fate,
+    GenerationRecord,
+    Savings,
+    StandingRecord,
+    TuningRow,
+)
 from taylorglo.report.verdict import standing_verdict, verdict
-from taylorglo.results import EPSILON_UNIT, Guessing
+from taylorglo.results import EPSILON_UNIT, Counts, Guessing
 
 NAN = math.nan
 
@@ -399,3 +406,30 @@ def test_the_score_of_the_sweep_is_named_on_the_page() -> None:
     ):
         assert words in page
     assert "test accuracy" not in page.lower()
+
+
+def test_the_flow_counts_who_is_left_and_who_left() -> None:
+    fates: list[Fate] = ["rejected", "rejected", "diverged", "trained", "finalist", "champion"]
+    candidates = [CandidateRecord(1.0, 0.5, fate) for fate in fates]
+    page = render(record(candidates=candidates, savings=Savings(60.0, 30.0, 0.0)))
+    flow = page[page.index('<ol class="flow">') : page.index("</ol>")]
+    assert [int(n) for n in re.findall(r"<b>(\d+)</b>", flow)] == [6, 4, 3, 2, 1]
+    assert "2 rejected" in flow
+    assert "1 diverged" in flow
+    assert "1 not among the best" in flow
+    assert "The filters saved about 30.0 s, if each" in one_line(page)
+
+
+def test_confusion_and_roc_are_drawn_if_the_answers_are_known() -> None:
+    known = Counts(
+        confusion=[[9, 1], [2, 8]],
+        reliability=[(20, 17, 17.0)],
+        scores=[(3, 17), (17, 3)],
+    )
+    base = record()
+    rows = [dataclasses.replace(row, counts=known) for row in base.comparison]
+    page = render(dataclasses.replace(base, comparison=rows, num_classes=2))
+    # Right at 17 of 20 with 3 of 20 false: an area of 0.5 + 0.7 / 2.
+    assert "area under the curve: champion 0.8500, cross-entropy 0.8500" in page
+    assert "Confusion matrices on the test split: champion, cross-entropy" in page
+    assert "Confusion" not in default_page()

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score
 from trainings import synthetic
 
 from taylorglo.data.dataset import Split
+from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.filters import Verdict
 from taylorglo.report.record import GenerationRecord, SweepRecord, sweep_record
 from taylorglo.results import (
@@ -383,3 +385,33 @@ def test_the_rows_of_the_comparison_have_the_measures_of_every_seed() -> None:
     assert first.measures["calibration_error"][0] == 0.1
     assert math.isnan(first.measures["calibration_error"][1])
     assert second.measures == {}
+
+
+def test_each_candidate_has_its_fate_and_the_savings_are_those_of_the_mean_training() -> None:
+    candidates = [
+        candidate(0, 0.9, (0.0, 4.0)),
+        candidate(1, 0.8, (0.0, 2.0)),
+        candidate(2, 0.1, (0.0, 1.0), status="diverged"),
+        candidate(3, 0.0, (0.0, 0.0), verdict=Verdict(False, "learnable"), result=None),
+        candidate(4, 0.0, (0.0, 0.0), result=None, finished=False),
+    ]
+    # Another theta, so that the champion of trial 0 is the only one of its kind.
+    candidates[1:] = [c.model_copy(update={"theta": [0.5] * 8}) for c in candidates[1:]]
+    told = record(candidates=candidates)
+    fates = [found.fate for found in told.candidates]
+    assert fates == ["champion", "trained", "diverged", "rejected"]
+    assert told.savings is not None
+    assert (told.savings.spent, told.savings.rejected) == pytest.approx((7.0, 3.0))
+    assert told.savings.stopped == pytest.approx(2.0)
+    assert told.candidates[0].drive == pytest.approx(learning_drive(THETA, 10))
+
+
+def test_the_command_writes_settings_that_read_as_the_same() -> None:
+    settings = SweepSettings.model_validate(
+        {"name": "small", "seed": 3, "search": {"popsize": 6}, "data": {"label_noise": 0.2}}
+    )
+    first, *lines, last, run = record(settings=settings).command.splitlines()
+    assert (first, last, run) == ("cat > small.yaml <<'END'", "END", "taylorglo run small.yaml")
+    values = yaml.safe_load("\n".join(lines))
+    assert values.pop("pipeline") == {"generations": 2}
+    assert SweepSettings.model_validate(values) == settings

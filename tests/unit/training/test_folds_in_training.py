@@ -174,5 +174,7 @@ def test_the_plan_counts_the_copies_of_the_images(
     size = max(1, processes) * (trainings * training.training + 4 * copy)
     size += processes * (memory.PROCESS + copy)
     monkeypatch.setattr(memory, "available_memory", lambda device: int(size / 0.9))
-    chosen = plan(settings_of(engine="fused", workers=0), digits)
+    settings = settings_of(engine="fused", workers=0)
+    baselines = settings.baselines.model_copy(update={"attempts": 2})
+    chosen = plan(settings.model_copy(update={"baselines": baselines}), digits)
     assert (chosen.workers, chosen.chunk) == (workers, chunk)

@@ -1,0 +1,64 @@
+"""The page of the report in a real browser: widths, themes, and an empty console."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sample_records import record
+
+from taylorglo.report.page import render
+from taylorglo.report.record import CandidateRecord, Savings
+
+CHROMIUM = shutil.which("chromium")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("report") / "report.html"
+    candidates = [
+        CandidateRecord(1.0, 0.5, "champion"),
+        CandidateRecord(0.5, 0.1, "stopped"),
+        CandidateRecord(-2.0, 3.0, "rejected"),
+    ]
+    path.write_text(render(record(candidates=candidates, savings=Savings(9.0, 4.0, 2.0))))
+    return path.as_uri()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 500, 1200])
+def test_the_page_fits_its_window_and_logs_nothing(
+    browser: Any, address: str, width: int, theme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.goto(address)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # A label of a figure is as large as it is drawn, whatever the width of the window.
+    smallest = page.evaluate(
+        "Math.min(...[...document.querySelectorAll('svg text')].map(label => "
+        "parseFloat(getComputedStyle(label).fontSize) "
+        "* Math.hypot(label.getScreenCTM().a, label.getScreenCTM().b)))"
+    )
+    assert smallest >= 7
+    # The columns that the verdict goes by are inside the window.
+    cells = page.locator(".cards tbody td")
+    assert all(
+        box["x"] + box["width"] <= width for cell in cells.all() if (box := cell.bounding_box())
+    )
+    assert not messages
+    page.close()

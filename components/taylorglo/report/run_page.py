@@ -119,7 +119,8 @@ def metrics(record: SweepRecord) -> dict[str, float]:
     worst = [row for row in record.robustness if (row.loss, row.attack) == ("champion", "worst")]
     if worst:
         strongest = max(worst, key=lambda row: row.epsilon)
-        numbers["robust_accuracy"] = fmean(strongest.accuracies)
+        if left := known(strongest.accuracies):
+            numbers["robust_accuracy"] = fmean(left)
     trained = sum(generation.trained for generation in record.generations)
     tuned = sum(len(row.accuracies) for row in record.tuning)
     compared = sum(len(row.accuracies) for row in record.comparison)

@@ -34,11 +34,9 @@ from taylorglo.errors import (
 from taylorglo.retries import retry, waiting
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
 
-# The tag that decides which menu MLflow shows for an experiment, and the menu of trained models.
-_KIND = "mlflow.experimentKind"
-_TRAINING = "custom_model_development"
+# The tag that is shown as the description of an experiment or a run, in Markdown.
 NOTE = "mlflow.note.content"
 
 _MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
@@ -228,29 +226,23 @@ class Connection:
             )
         return run
 
-    def experiment(self, name: str, artifact_location: str | None, *, note: str = "") -> str:
-        """Return the id of an experiment, and create the experiment if there is none.
-
-        MLflow shows it with the menu of trained models, unless somebody chose another one.
+    def experiment(self, name: str, artifact_location: str | None) -> "Experiment":
+        """Return an experiment, and create it if there is none.
 
         Args:
             name: name of the experiment.
             artifact_location: where a new experiment keeps its artifacts; None: MLflow's choice.
-            note: its description in Markdown, unless it has one.
 
         Raises:
             InputError: the experiment was deleted.
         """
-        tags = {_KIND: _TRAINING, NOTE: note} if note else {_KIND: _TRAINING}
         experiment = self.call(self.client.get_experiment_by_name, name)
         if experiment is None:
             try:
-                return self.call(
-                    self.client.create_experiment,
-                    name,
-                    artifact_location=artifact_location,
-                    tags=tags,
+                experiment_id = self.call(
+                    self.client.create_experiment, name, artifact_location=artifact_location
                 )
+                return self.call(self.client.get_experiment, experiment_id)
             except InputError:
                 # Another process may have created it in between.
                 experiment = self.call(self.client.get_experiment_by_name, name)
@@ -261,12 +253,7 @@ class Connection:
                 f"experiment {name!r}: was deleted in MLflow at {self.name}; restore it or rename "
                 "the sweep"
             )
-        experiment_id = str(experiment.experiment_id)
-        for key, value in tags.items():
-            # MLflow itself guesses a kind from the first runs, and marks it as a guess.
-            if experiment.tags.get(key, "_inferred").endswith("_inferred"):
-                self.call(self.client.set_experiment_tag, experiment_id, key, value)
-        return experiment_id
+        return experiment
 
     def download(self, uri: str, file: str, folder: Path) -> Path:
         """Copy a file of a model version into a folder, and return its path.

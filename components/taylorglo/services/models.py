@@ -1,7 +1,8 @@
 """The models of a parent run in MLflow: the champion's network and its loss, and their versions.
 
-A network is logged as an exported program of PyTorch (``.pt2``). ``mlflow.pytorch.load_model`` and
-pyfunc load it without this package and without pickle, so that a file cannot run code.
+A network is logged as an exported program of PyTorch (``.pt2``), which has no pickled objects.
+``mlflow.pytorch.load_model`` and pyfunc load it without this package. They take programs of other
+people, too, which may have some, unless ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION`` is ``false``.
 """
 
 import logging

@@ -16,7 +16,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import quote
 
 from taylorglo.errors import InputError, one_line
 from taylorglo.loss.polynomial import MOST_BYTES, checked_theta
@@ -26,17 +25,17 @@ from taylorglo.scores import is_known
 from taylorglo.services import layout
 from taylorglo.services.mlflow import Connection, redacted
 from taylorglo.services.models import Models
+from taylorglo.services.views import TRAINING_MENU, describe, save_candidates_view, view_page
 from taylorglo.settings import HIGHEST_RATE
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
 
+# The tag of a parent run with the address of its run in Kubeflow.
+KFP_PAGE = "taylorglo.kfp_page"
+
 # The alias, in MLflow's model registry, of the version to use.
 CHAMPION = "champion"
-
-# The part of an address that has MLflow show its menu of trained models. Without it, MLflow shows
-# the menu that was used last in the browser, and at first the one of language models.
-_TRAINING_MENU = "workflowType=machine_learning"
 
 # The most characters that MLflow accepts.
 _MAX_PARAM = 6000
@@ -73,7 +72,7 @@ class Tracker:
         run_name: str,
         artifact_location: str | None = None,
         resume_run_id: str | None = None,
-        note: str = "",
+        metric: str = "accuracy",
     ) -> "Tracker":
         """Find or create the parent run, at the start of a pipeline run.
 
@@ -87,7 +86,7 @@ class Tracker:
             artifact_location: folder or URI for the artifacts of a new experiment; None: the
                 server's choice.
             resume_run_id: parent run of a pipeline run that was interrupted.
-            note: description of the experiment in Markdown, unless it has one.
+            metric: name of the score among metrics.
 
         Raises:
             InputError: the URI is malformed or is no database of MLflow, or the run or the
@@ -100,9 +99,13 @@ class Tracker:
         elif resume_run_id:
             run = connection.run(resume_run_id, "run to resume")
         else:
-            experiment_id = connection.experiment(experiment, artifact_location, note=note)
-            run = connection.call(connection.client.create_run, experiment_id, run_name=run_name)
+            found = connection.experiment(experiment, artifact_location)
+            describe(connection, found, metric)
+            run = connection.call(
+                connection.client.create_run, found.experiment_id, run_name=run_name
+            )
         tracker = cls(connection, run.info.experiment_id, run.info.run_id)
+        save_candidates_view(connection, tracker.experiment_id, tracker.run_id)
         if run.info.status != "RUNNING" and tracker._owns_run:
             connection.call(connection.client.update_run, tracker.run_id, status="RUNNING")
         return tracker
@@ -125,27 +128,26 @@ class Tracker:
         name = self._connection.name.rstrip("/")
         if not name.startswith("http"):
             return name
-        return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{_TRAINING_MENU}"
+        return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING_MENU}"
 
     def links(self, champion: str) -> dict[str, str]:
-        """Return pages of MLflow by what they show, as places on the page of the run.
+        """Return addresses by what they show, those of MLflow's pages as they are inside MLflow.
 
         Args:
             champion: id of the champion's run.
         """
-        runs = f"#/experiments/{self.experiment_id}/runs"
-        query = (
-            f"tags.`mlflow.parentRunId` = '{self.run_id}' and tags.`taylorglo.stage` = 'candidate'"
-        )
-        order = f"orderByKey={quote('metrics.`fitness`')}&orderByAsc=false"
-        return {
-            "report": f"{runs}/{self.run_id}/artifacts/report.html?{_TRAINING_MENU}",
-            "champion": f"{runs}/{champion}?{_TRAINING_MENU}",
-            "candidates by fitness": (
-                f"{runs}?{_TRAINING_MENU}&searchFilter={quote(query)}&{order}"
-            ),
-            "models": f"#/experiments/{self.experiment_id}/models?{_TRAINING_MENU}",
+        home = f"#/experiments/{self.experiment_id}"
+        pages = {
+            "report": f"{home}/runs/{self.run_id}/artifacts/report.html?{TRAINING_MENU}",
+            "champion": f"{home}/runs/{champion}?{TRAINING_MENU}",
+            "candidates by fitness": view_page(self.experiment_id, self.run_id),
+            "models": f"{home}/models?{TRAINING_MENU}",
         }
+        tags = self._connection.call(self._client.get_run, self.run_id).data.tags
+        # MLflow shows a tag as text, which nobody can click on.
+        if page := tags.get(KFP_PAGE):
+            pages["run in Kubeflow"] = page
+        return pages
 
     @property
     def models(self) -> Models:
@@ -435,24 +437,22 @@ class Tracker:
     def register_loss(
         self,
         name: str,
-        run_id: str,
+        model_id: str,
         study: str,
         theta: Sequence[float],
         *,
-        model_id: str | None = None,
         description: str = "",
     ) -> str:
-        """Register the loss of a run as a version of a model.
+        """Register a logged loss as a version of a model, which is linked from the parent.
 
         If there is a version of the same study with the same theta, and neither its run nor its
         file was deleted, no other one is registered.
 
         Args:
-            name: name of the model.
-            run_id: the run on whose page the version is linked.
+            name: name of the registered model.
+            model_id: the logged model with the files of the loss.
             study: name of the study that found the loss.
             theta: the coefficients of the loss.
-            model_id: the logged model with the files of the loss; None: those of the run.
             description: of a new version, in Markdown.
 
         Returns:
@@ -465,24 +465,25 @@ class Tracker:
             known = tags.items() <= version.tags.items() and self._is_active(version.run_id)
             if known and self._has_loss(f"models:/{name}/{version.version}"):
                 return str(version.version)
-        if model_id is not None:
-            source = self.models.place(model_id)
-        else:
-            source = call(client.get_run, run_id).info.artifact_uri
         version = call(
             client.create_model_version,
             name,
-            source,
-            run_id,
+            self.models.place(model_id),
+            self.run_id,
             tags=tags,
-            description=description or None,
+            description=description,
             model_id=model_id,
         )
         return str(version.version)
 
-    def set_champion(self, name: str, version: str) -> None:
-        """Give the alias ``champion`` to a version, whichever version has it now."""
-        self._connection.call(self._client.set_registered_model_alias, name, CHAMPION, version)
+    def set_champion(self, name: str, version: str | None) -> None:
+        """Give the alias ``champion`` to a version, whichever has it now; None: to no version."""
+        if version is not None:
+            self._connection.call(self._client.set_registered_model_alias, name, CHAMPION, version)
+            return
+        # There may be no such model.
+        with suppress(InputError):
+            self._connection.call(self._client.delete_registered_model_alias, name, CHAMPION)
 
     def move_champion(self, name: str, version: str, *, standing: str | None) -> bool:
         """Give the alias ``champion`` to a version.

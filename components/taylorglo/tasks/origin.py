@@ -4,15 +4,9 @@ import getpass
 import os
 
 from taylorglo.services.mlflow import NOTE
+from taylorglo.services.tracking import KFP_PAGE
 from taylorglo.settings import SweepSettings
 from taylorglo.variables import IMAGE, KFP_PAGES, KFP_RUN, LOCAL_RUN, REVISION
-
-# What the page of an experiment says. The link sorts: MLflow's table has no order of its own.
-EXPERIMENT_NOTE = (
-    "A search for a loss function by [TaylorGLO](https://arxiv.org/abs/2002.00059). Each run at "
-    "the top level is a run of the pipeline: its page begins with the verdict. Nested in it are "
-    "the candidates, the champion and the baselines."
-)
 
 
 def origin_tags(settings: SweepSettings, study: str, data: str) -> dict[str, str]:
@@ -41,7 +35,7 @@ def origin_tags(settings: SweepSettings, study: str, data: str) -> dict[str, str
         # On a machine, the tasks are usually processes and not containers of the image.
         "taylorglo.image": "" if is_local else variable(IMAGE, ""),
         "taylorglo.kfp_run": kfp_run,
-        "taylorglo.kfp_page": f"{pages}/#/runs/details/{kfp_run}" if kfp_run and pages else "",
+        KFP_PAGE: f"{pages}/#/runs/details/{kfp_run}" if kfp_run and pages else "",
     }
     return {name: value for name, value in tags.items() if value}
 

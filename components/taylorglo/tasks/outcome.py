@@ -83,15 +83,15 @@ class Outcome:
         tags = {"taylorglo.sweep": sweep.settings.name, "taylorglo.theta": theta}
         version = sweep.tracker.register_loss(
             name,
-            sweep.run_id,
+            sweep.tracker.models.log_loss(self.champion, digest=digest, tags=tags),
             sweep.study,
             self.record.champion.theta,
-            model_id=sweep.tracker.models.log_loss(self.champion, digest=digest, tags=tags),
             description=self._note(sweep, f'taylorglo.load_loss("models:/{name}@champion")'),
         )
         number = self._register_network(sweep)
         sentence, is_champion = self._compare_with_standing(sweep, name, version)
-        if is_champion and number is not None:
+        if is_champion:
+            # The network of an earlier champion is not that of this one.
             sweep.tracker.set_champion(layout.registered_network(sweep.settings.name), number)
         return sentence
 

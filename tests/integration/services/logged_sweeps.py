@@ -27,7 +27,7 @@ from taylorglo.services.registry import load_network
 from taylorglo.services.tracking import Tracker
 from taylorglo.settings import SweepSettings
 from taylorglo.tasks.context import Sweep
-from taylorglo.tasks.origin import EXPERIMENT_NOTE, origin_tags
+from taylorglo.tasks.origin import origin_tags
 from taylorglo.tasks.outcome import Outcome
 from taylorglo.variables import TRACKING_URI
 
@@ -121,7 +121,7 @@ class LoggedSweep:
         patch.setenv(TRACKING_URI, uri)
         self.folder = folder
         settings = SweepSettings(name="digits")
-        tracker = Tracker.open(uri, "digits", run_name="digits first", note=EXPERIMENT_NOTE)
+        tracker = Tracker.open(uri, "digits", run_name="digits first")
         tracker.log_settings({**settings.flat(), "study": "digits"})
         tracker.log_tags(origin_tags(settings, "digits", "digits"))
         self.sweep = Sweep(

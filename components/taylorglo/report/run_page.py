@@ -34,7 +34,9 @@ _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def description(record: SweepRecord, links: Mapping[str, str]) -> str:
-    """Return the description of a run in Markdown: verdict, table, formula and links.
+    """Return the description of a run in Markdown: verdict, links, table and formula.
+
+    MLflow shows the first lines of it, and the rest by a click.
 
     Args:
         record: of the sweep.
@@ -42,12 +44,12 @@ def description(record: SweepRecord, links: Mapping[str, str]) -> str:
     """
     header, rows = comparison_cells(record)
     lines = [f"**{verdict(record)}**", ""]
+    lines += [" · ".join(f"[{text}]({address})" for text, address in links.items()), ""]
     if standing := standing_verdict(record):
         lines += [standing, ""]
     lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
     lines += ["", "The champion, for targets t and probabilities h:", ""]
-    lines += ["```", *formula(record), "```", ""]
-    lines += [" · ".join(f"[{text}]({address})" for text, address in links.items())]
+    lines += ["```", *formula(record), "```"]
     return "\n".join(lines) + "\n"
 
 

@@ -5,7 +5,7 @@ A network is logged as an exported program of PyTorch (``.pt2``), which has no p
 people, too, which may have some, unless ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION`` is ``false``.
 """
 
-import logging
+import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -25,10 +25,10 @@ NETWORK = "network"
 LOSS = "loss"
 
 _DIGEST = "taylorglo.digest"
+# The tag from which MLflow's table of logged models knows the versions.
+_VERSIONS = "mlflow.modelVersions"
 # An example has several samples, because PyTorch would take a single one for the only batch size.
 _EXAMPLES = 2
-
-_logger = logging.getLogger(__name__)
 
 
 class Models:
@@ -107,43 +107,44 @@ class Models:
         return str(ready[0].model_id) if ready else None
 
     def register(
-        self, name: str, model_id: str, run_id: str, *, tags: Mapping[str, str], description: str
+        self, name: str, model_id: str, *, tags: Mapping[str, str], description: str
     ) -> str:
         """Register a logged model as a version, once, and return the version.
 
         Args:
             name: name of the registered model.
             model_id: id of the logged model.
-            run_id: the run on whose page the version is linked.
             tags: of the version.
             description: Markdown for its page.
         """
         call, client = self._connection.call, self._client
         self.create(name)
-        place = self.place(model_id)
+        model = call(client.get_logged_model, model_id)
         # By the source: a server does not tell the id of a version's model.
         for version in call(client.search_model_versions, f"name = '{name}'"):
-            if version.source == place:
+            if version.source == model.artifact_location:
                 return str(version.version)
+        return self.add_version(name, model_id, tags=tags, description=description)
+
+    def add_version(
+        self, name: str, model_id: str, *, tags: Mapping[str, str], description: str
+    ) -> str:
+        """Add a version to a registered model, and return it; arguments as for :meth:`register`."""
+        call, client = self._connection.call, self._client
+        # A registry in a file would look for ``models:/ID`` in the MLflow that the process names,
+        # which may be another one. So the source is the place of the files.
         version = call(
             client.create_model_version,
             name,
-            place,
-            run_id,
+            call(client.get_logged_model, model_id).artifact_location,
+            self._run_id,
             tags=dict(tags),
             description=description,
             model_id=model_id,
         )
+        known = json.dumps([{"name": name, "version": version.version}])
+        call(client.set_logged_model_tags, model_id, {_VERSIONS: known})
         return str(version.version)
-
-    def place(self, model_id: str) -> str:
-        """Return where the files of a logged model are.
-
-        A version has this for its source. A registry in a file would look for ``models:/ID`` in the
-        MLflow that the process names, which may be another one.
-        """
-        model = self._connection.call(self._client.get_logged_model, model_id)
-        return str(model.artifact_location)
 
     def create(self, name: str) -> None:
         """Create a registered model, if there is none of this name."""
@@ -168,7 +169,7 @@ class Models:
         return list(found)
 
 
-def save_network(network: "nn.Module", weights: Path, folder: Path) -> bool:
+def save_network(network: "nn.Module", weights: Path, folder: Path) -> None:
     """Write a network as a model of MLflow: an exported program with signature and example.
 
     The example is random samples, so that no data set leaves its place.
@@ -178,8 +179,9 @@ def save_network(network: "nn.Module", weights: Path, folder: Path) -> bool:
         weights: its safetensors, which say what samples it takes, and are kept beside the program.
         folder: where to write; it does not exist yet.
 
-    Returns:
-        Whether the network can be exported: PyTorch cannot export every network of a user.
+    Raises:
+        InputError: the weights do not say what they are for, or PyTorch cannot export the network,
+            which may be any code of a user.
     """
     import mlflow.pytorch
     import numpy as np
@@ -191,7 +193,7 @@ def save_network(network: "nn.Module", weights: Path, folder: Path) -> bool:
 
     origin = origin_of(weights)
     if origin.image_shape is None or origin.classes is None:
-        return False
+        raise InputError("its weights do not say what samples and how many classes they are for")
     example = np.random.default_rng(0).random((_EXAMPLES, *origin.image_shape), dtype=np.float32)
     single = np.dtype("float32")
     signature = ModelSignature(
@@ -210,7 +212,5 @@ def save_network(network: "nn.Module", weights: Path, folder: Path) -> bool:
         )
     except Exception as error:
         # PyTorch has many errors for what it cannot export, and any code of a user may raise.
-        _logger.warning("the champion's network is not logged to MLflow: %s", one_line(error))
-        return False
+        raise InputError(f"PyTorch cannot export it: {one_line(error)}") from None
     shutil.copyfile(weights, folder / layout.NETWORK)
-    return True

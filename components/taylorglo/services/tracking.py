@@ -465,16 +465,7 @@ class Tracker:
             known = tags.items() <= version.tags.items() and self._is_active(version.run_id)
             if known and self._has_loss(f"models:/{name}/{version.version}"):
                 return str(version.version)
-        version = call(
-            client.create_model_version,
-            name,
-            self.models.place(model_id),
-            self.run_id,
-            tags=tags,
-            description=description,
-            model_id=model_id,
-        )
-        return str(version.version)
+        return self.models.add_version(name, model_id, tags=tags, description=description)
 
     def set_champion(self, name: str, version: str | None) -> None:
         """Give the alias ``champion`` to a version, whichever has it now; None: to no version."""

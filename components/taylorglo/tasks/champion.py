@@ -287,12 +287,6 @@ def _log_network(sweep: Sweep, weights: Path, champion: Champion) -> None:
     Raises:
         ServiceError: MLflow or the store of its artifacts still fails after a few tries.
     """
-    try:
-        network = load_network(weights, sweep.settings.model.name)
-    except InputError as error:
-        # A function of a user may return the weights of another network.
-        say(f"the champion's network is not logged to MLflow: {error}")
-        return
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     tags = {
         "taylorglo.sweep": sweep.settings.name,
@@ -301,8 +295,14 @@ def _log_network(sweep: Sweep, weights: Path, champion: Champion) -> None:
     }
     with tempfile.TemporaryDirectory(prefix="taylorglo-") as name:
         folder = Path(name) / NETWORK
-        if save_network(network, weights, folder):
-            sweep.tracker.models.log(NETWORK, folder, digest=digest, tags=tags)
+        try:
+            # A function of a user may return the weights of another network.
+            network = load_network(weights, sweep.settings.model.name)
+            save_network(network, weights, folder)
+        except InputError as error:
+            say(f"the champion's network is not logged to MLflow: {error}")
+            return
+        sweep.tracker.models.log(NETWORK, folder, digest=digest, tags=tags)
 
 
 def _keep(outcome: Outcome, sweep: Sweep) -> None:

@@ -127,7 +127,6 @@ class Outcome:
         return sweep.tracker.models.register(
             name,
             model_id,
-            sweep.run_id,
             tags={"taylorglo.study": sweep.study},
             description=self._note(sweep, f'mlflow.pytorch.load_model("models:/{name}@champion")'),
         )

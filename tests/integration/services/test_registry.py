@@ -75,6 +75,9 @@ def test_a_loss_is_registered_once_becomes_the_champion_and_is_loaded(
     assert tracker.move_champion(NAME, "2", standing="1")
     assert taylorglo.load_loss(f"models:/{NAME}@champion").theta.tolist() == BETTER
     assert taylorglo.load_loss(f"models:/{NAME}/1").theta.tolist() == THETA
+    for model in (NAME, "absent"):
+        tracker.set_champion(model, None)
+    assert tracker.standing_champion(NAME) is None
     problems = {
         f"{NAME}@nobody": "alias nobody not found",
         "nobody/1": "not found",

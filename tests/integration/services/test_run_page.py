@@ -1,5 +1,11 @@
-"""What a whole sweep leaves in a real MLflow server: its run, its models, and their versions."""
+"""What a whole sweep leaves in a real MLflow server, and how its pages look in a real browser.
 
+One server and one sweep are shared by all tests, because both take seconds.
+"""
+
+import re
+import runpy
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,10 +20,18 @@ from mlflow_runs import PASSWORD, history
 from servers import mlflow_server
 
 import taylorglo
+from taylorglo.errors import InputError
+from taylorglo.networks.weights import Origin, weights_of
+from taylorglo.services.models import save_network
 from taylorglo.variables import IMAGE, KFP_PAGES, KFP_RUN, REVISION
 
+CHROMIUM = shutil.which("chromium")
+PAGE = Path(__file__).parents[3] / "docs/mlflow.md"
+TRAINING_MENU = "workflowType=machine_learning"
+
 LOADS_WITHOUT_US = """
-import sys
+import os, sys
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 sys.modules["taylorglo"] = None  # an import of it fails
 import mlflow, numpy, torch
 mlflow.set_tracking_uri(sys.argv[1])
@@ -64,14 +78,38 @@ def parent(server: str, logged: LoggedSweep) -> Any:
     return MlflowClient(server).get_run(logged.sweep.run_id)
 
 
-def test_the_experiment_opens_with_the_menu_of_trained_models(server: str, parent: Any) -> None:
-    experiment = MlflowClient(server).get_experiment(parent.info.experiment_id)
-    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any) -> Iterator[Any]:
+    """Open a page in a browser that was never on MLflow before."""
+    context = browser.new_context(viewport={"width": 1280, "height": 1800})
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    yield page
+    context.close()
+
+
+def test_the_experiment_is_of_trained_models_and_has_views(server: str, parent: Any) -> None:
+    tags = MlflowClient(server).get_experiment(parent.info.experiment_id).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    views = {key.rpartition(".")[2] for key in tags if key.startswith("mlflow.sharedViewState.")}
+    assert views == {"taylorglo-outcomes", "taylorglo-candidates", parent.info.run_id}
 
 
 def test_the_description_begins_with_the_verdict(parent: Any) -> None:
     note = parent.data.tags["mlflow.note.content"]
     assert note.startswith("**The champion is ahead of tuned cross-entropy, the best baseline, by")
+    assert "[run in Kubeflow](https://kubeflow.example/#/runs/details/5f0c)" in note
     assert "| champion | 0.1 | 97.30 ± 0.26 |" in note
     assert "loss = −Σₖ ( " in note
     assert len(note) < 5000
@@ -166,6 +204,20 @@ def test_the_network_is_loaded_without_this_package(
     )
 
 
+def test_a_network_that_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> None:
+    import torch
+
+    class Branching(torch.nn.Linear):
+        def forward(self, samples: torch.Tensor) -> torch.Tensor:
+            return super().forward(samples if samples.sum() > 0 else -samples)
+
+    network = Branching(4, 2)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights_of(network, Origin("my:network", (4,), 2)))
+    with pytest.raises(InputError, match="PyTorch cannot export it: "):
+        save_network(network, weights, tmp_path / "exported")
+
+
 def test_the_signature_names_samples_and_logits(
     server: str, logged: LoggedSweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,3 +227,58 @@ def test_the_signature_names_samples_and_logits(
     assert info.signature.outputs.inputs[0].shape == (-1, 10)
     assert info.saved_input_example_info is not None
     assert "pickle" not in str(info.flavors["pytorch"])
+
+
+def test_the_champion_is_three_clicks_away(page: Any, server: str, logged: LoggedSweep) -> None:
+    page.goto(f"{server}/#/experiments")
+    page.get_by_text("Model training", exact=True).first.click()
+    page.get_by_role("link", name="digits", exact=True).first.click()
+    page.get_by_role("link", name="digits first").first.click()
+    # The page of the run answers at once.
+    page.get_by_text(re.compile("The champion is ahead of tuned cross-entropy")).wait_for()
+    page.get_by_role("cell", name="97.30 ± 0.26").wait_for()
+    page.get_by_text(re.compile("loss = −Σₖ")).wait_for()
+    for name in ("digits-loss", "digits-network"):
+        page.get_by_text(name).first.wait_for()
+    page.get_by_role("tab", name="Model metrics").click()
+    for section in ("generation", "robust_accuracy/worst"):
+        page.get_by_text(re.compile(rf"^{section} ?\(\d+\)")).first.wait_for()
+
+
+def test_the_links_of_the_pages_lead_on(
+    page: Any, server: str, parent: Any, logged: LoggedSweep
+) -> None:
+    page.goto(f"{server}/#/experiments/{parent.info.experiment_id}/runs?{TRAINING_MENU}")
+    address = page.get_by_role("link", name="Outcomes of the runs").get_attribute("href")
+    page.goto(f"{server}/{address}")
+    page.get_by_text("1 matching run", exact=True).wait_for()
+    page.get_by_role("columnheader", name="champion_accuracy").first.wait_for()
+    page.goto(f"{server}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}")
+    address = page.get_by_role("link", name="candidates by fitness").get_attribute("href")
+    page.goto(f"{server}/{address}")
+    page.get_by_role("columnheader", name="fitness").first.wait_for()
+    page.get_by_text(f"{GENERATIONS * POPSIZE} matching runs").wait_for()
+    names = page.get_by_text(re.compile(r"^g00\d-c000\d\d$")).all_text_contents()
+    # Candidate 8 has the highest fitness, because of sin(8), and candidates 5 and 11 the lowest.
+    assert names[0] == "g003-c00008"
+    assert names[-1] in ("g002-c00005", "g003-c00011")
+
+
+def test_the_examples_of_the_documentation_run(
+    server: str, logged: LoggedSweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    # The example sets it, and so it is put back at the end.
+    monkeypatch.setenv("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+    script = tmp_path / "documented.py"
+    names: dict[str, Any] = {"images": torch.rand(3, 1, 8, 8)}
+    for code in re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL):
+        script.write_text(code)
+        names |= runpy.run_path(str(script), init_globals=names)
+    assert list(names["runs"]["tags.taylorglo.outcome"]) == ["ahead"]
+    assert names["candidates"]["tags.mlflow.runName"][0] == "g003-c00008"
+    assert list(names["ahead"]["run_id"]) == [logged.sweep.run_id]
+    assert [step for step, _ in names["best"]] == [1, 2, 3]
+    assert names["logits"].shape == (3, 10)

@@ -225,18 +225,27 @@ def test_a_metric_that_is_logged_again_is_stored_once(uri: str, tracker: Tracker
     assert history(uri, tracker.run_id, "curve") == [(1, 0.25), (2, 0.5)]
 
 
-def test_the_kind_that_a_person_chose_for_the_experiment_is_kept(
+def test_what_a_person_chose_for_the_experiment_is_kept(uri: str, tracker: Tracker) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    chosen = {
+        "mlflow.experimentKind": "genai_development",
+        "mlflow.note.content": "My notes.",
+        "mlflow.sharedViewState.taylorglo-outcomes": "my view",
+    }
+    for key, value in chosen.items():
+        client.set_experiment_tag(tracker.experiment_id, key, value)
+    Tracker.open(uri, "digits", run_name="again")
+    assert chosen.items() <= client.get_experiment(tracker.experiment_id).tags.items()
+
+
+def test_a_kind_that_mlflow_guessed_for_the_experiment_is_replaced(
     uri: str, tracker: Tracker
 ) -> None:
-    client = MlflowClient(tracking_uri=uri)
-    key = "mlflow.experimentKind"
-    for chosen, kept in (
-        ("genai_development", "genai_development"),
-        ("genai_development_inferred", "custom_model_development"),
-    ):
-        client.set_experiment_tag(tracker.experiment_id, key, chosen)
-        Tracker.open(uri, "digits", run_name="again")
-        assert client.get_experiment(tracker.experiment_id).tags[key] == kept
+    client, key = MlflowClient(tracking_uri=uri), "mlflow.experimentKind"
+    client.set_experiment_tag(tracker.experiment_id, key, "genai_development_inferred")
+    Tracker.open(uri, "digits", run_name="again")
+    tags = client.get_experiment(tracker.experiment_id).tags
+    assert tags[key] == "custom_model_development"
 
 
 def test_artifacts_have_the_names_of_their_keys(tracker: Tracker, tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TIMES = ("seconds", "training_share")
 
 _THOUSANDTHS = 1000  # steps of MLflow are whole numbers: an epsilon counts in thousandths
+_NO_BREAK = "\N{NO-BREAK SPACE}"
 _SUPERSCRIPTS = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
@@ -47,10 +48,22 @@ def description(record: SweepRecord, links: Mapping[str, str]) -> str:
     lines += [" · ".join(f"[{text}]({address})" for text, address in links.items()), ""]
     if standing := standing_verdict(record):
         lines += [standing, ""]
-    lines += [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+    lines += [
+        _spaced(header),
+        f"|{'---|' * len(header)}",
+        *(
+            _spaced([loss, *(cell.replace(" ", _NO_BREAK) for cell in cells)])
+            for loss, *cells in rows
+        ),
+    ]
     lines += ["", "The champion, for targets t and probabilities h:", ""]
     lines += ["```", *formula(record), "```"]
     return "\n".join(lines) + "\n"
+
+
+def _spaced(row: Sequence[str]) -> str:
+    """Return a row of a table whose columns are apart: MLflow shows tables without any space."""
+    return "| " + " | ".join(cell + 2 * _NO_BREAK for cell in row) + " |"
 
 
 def formula(record: SweepRecord) -> list[str]:

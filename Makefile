@@ -29,6 +29,10 @@ ui: $(VENV)/.installed ## open MLflow on http://127.0.0.1:5000 to look at the ru
 	@mkdir -p runs
 	@$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlruns.db
 
+dashboard: $(VENV)/.installed-dashboard ## open Optuna's dashboard on http://127.0.0.1:8080 to look at the searches
+	@test -f runs/study.db || { echo "there is no runs/study.db yet: make sweep begins one"; exit 2; }
+	@$(BIN)/optuna-dashboard sqlite:///runs/study.db
+
 test: $(BIN)/kubectl ## check style, types and layers, then run the tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -53,6 +57,9 @@ bench-growth: $(VENV)/.installed-dev ## measure time and memory against populati
 
 bench-layouts: $(VENV)/.installed-dev ## run a small sweep in both layouts of the search, side by side
 	@$(BIN)/python -W ignore tests/benchmarks/layouts.py
+
+bench-sweep: $(VENV)/.installed-dev ## time whole sweeps beside those of another revision: AGAINST=REVISION
+	@$(BIN)/python -W ignore tests/benchmarks/sweep_time.py --against $(or $(AGAINST),HEAD~1)
 
 bench-losses: $(VENV)/.installed-dev ## time a Taylor loss beside PyTorch's cross-entropy, eager and compiled
 	@$(BIN)/python -W ignore tests/benchmarks/losses.py
@@ -121,6 +128,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) --editable '.[pipeline]'
 	@touch $@
 
+$(VENV)/.installed-dashboard: $(VENV)/.installed
+	@echo "installing Optuna's dashboard into $(VENV)"
+	@$(PIP) --editable '.[dashboard]'
+	@touch $@
+
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "installing the tools of the tests into $(VENV)"
 	@$(PIP) --editable '.[dev]'
@@ -130,4 +142,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

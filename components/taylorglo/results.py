@@ -361,6 +361,59 @@ class Comparison(Record):
     complete: bool
 
 
+class LossResult(Record):
+    """A loss in the final comparison of a finished run.
+
+    Attributes:
+        loss: its name.
+        learning_rate: that it was trained with.
+        label_smoothing: the alpha that it was trained with, 0 for a loss without.
+        scores: test scores, such as accuracies in [0, 1], one for each seed; None for a training
+            without a score.
+    """
+
+    loss: str
+    learning_rate: float
+    label_smoothing: float
+    scores: list[float | None]
+
+
+class SweepResult(Record):
+    """What the last finished run of a sweep came to, as the command line reads it from the store.
+
+    Attributes:
+        sweep: name of the sweep.
+        study: name of the study that it searched in.
+        created: when the report was written, in ISO format.
+        complete: whether the search has all its generations.
+        seed: of the sweep.
+        seeds: of the trainings in full, in the order of the scores.
+        data: name of the data set.
+        fingerprint: checksum of the training and validation images.
+        score: name of the score.
+        table: the final comparison as aligned plain text.
+        verdict: the outcome in a sentence.
+        champion: the loss that the search recommends.
+        losses: the final comparison; its first entry is the champion.
+        seconds: wall time of the run.
+    """
+
+    sweep: str
+    study: str
+    created: str
+    complete: bool
+    seed: int
+    seeds: list[int]
+    data: str
+    fingerprint: str
+    score: str
+    table: str
+    verdict: str
+    champion: Champion
+    losses: list[LossResult]
+    seconds: float
+
+
 class RobustnessRow(Record):
     """Accuracies in [0, 1] under an attack of radius epsilon, one per attacked network."""
 

@@ -31,6 +31,8 @@ IMAGE = "TAYLORGLO_IMAGE"
 # The id of the run in Kubeflow, and the address of Kubeflow's pages.
 KFP_RUN = "TAYLORGLO_KFP_RUN"
 KFP_PAGES = "TAYLORGLO_KFP_PAGES"
+# Set if somebody watches the run: tasks print how far they are (tasks.console.Progress).
+WATCHED = "TAYLORGLO_WATCHED"
 # How long a task waits for a service that fails, in seconds.
 SERVICE_TIMEOUT = "TAYLORGLO_SERVICE_TIMEOUT"
 

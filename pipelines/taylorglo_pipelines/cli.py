@@ -1,11 +1,13 @@
 """The command line: ``taylorglo COMMAND``, with the commands that ``COMMANDS`` lists."""
 
+import codecs
 import os
 import re
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import requires
+from io import TextIOWrapper
 
 from taylorglo.errors import InputError, TaylorgloError, shortened
 from taylorglo.extras import missing
@@ -17,7 +19,23 @@ except ModuleNotFoundError as error:
     raise SystemExit(2) from None
 
 # Each is a module of taylorglo_pipelines.commands, in the order of the help.
-COMMANDS = ("run", "compile", "submit", "wait", "schedule", "inspect", "attack", "gc")
+COMMANDS = (
+    "run",
+    "status",
+    "list",
+    "compare",
+    "inspect",
+    "attack",
+    "compile",
+    "submit",
+    "wait",
+    "schedule",
+    "gc",
+    "completion",
+)
+_COMPLETION = "_TAYLORGLO_COMPLETE"  # the variable by which a shell asks for completions
+# Signs of our texts that a terminal may not have.
+_ASCII = {"±": "+-", "−": "-", "–": "-", "\u202f": " "}
 # Packages whose name in an import is not the one they are installed by, or that come with another.
 _DISTRIBUTIONS = {
     "botocore": "boto3",
@@ -66,6 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The user's own networks may be in the current folder. It comes last, so that no file in it is
     # taken for a module of Python or of a package, such as random.py.
     sys.path.append("")
+    codecs.register_error("taylorglo", _in_ascii)
+    for stream in (sys.stdout, sys.stderr):
+        # It is another object in a test or a notebook, which takes every character.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="taylorglo")
+    if instruction := os.environ.get(_COMPLETION):
+        from click.shell_completion import shell_complete
+
+        return shell_complete(group, {}, "taylorglo", _COMPLETION, instruction)
     try:
         _run(sys.argv[1:] if arguments is None else arguments)
     except TaylorgloError as error:
@@ -79,6 +106,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("; ".join(["taylorglo: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     return 0
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    """Return other characters for those that the encoding of a terminal does not have."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    return "".join(_ASCII.get(character, "?") for character in text), error.end
 
 
 def _run(words: Sequence[str]) -> None:

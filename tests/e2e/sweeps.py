@@ -49,6 +49,7 @@ SMALL_OF_OWN_TRAINING = (
     "baselines.learning_rates=[0.003]",
     "champion.finalists=1",
     "champion.seeds=2",
+    "attack.seeds=2",
 )
 LOSSES = ["champion", "cross-entropy", "label-smoothed cross-entropy", "squared error"]
 TIMEOUT = 240  # seconds, for a sweep that takes 40 on an idle machine
@@ -75,17 +76,20 @@ class Sweeps:
     env: Mapping[str, str] = field(default_factory=dict)
     words: tuple[str, ...] = ()
 
-    @contextmanager
-    def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
-        """Start the command in a process group of its own; it is killed at the end of the block."""
+    def command(self, *overrides: str) -> list[str]:
+        """Return the words of the command."""
         work = f"services.work_dir={self.work}"
         settings = merged(work, *SMALL, *self.overrides, *overrides)
         command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG), *self.words]
-        command += [word for setting in settings for word in ("--set", setting)]
+        return command + [word for setting in settings for word in ("--set", setting)]
+
+    @contextmanager
+    def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
+        """Start the command in a process group of its own; it is killed at the end of the block."""
         ours = ("TAYLORGLO_", "MLFLOW_", "AWS_", "PG")
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(ours)}
         process = subprocess.Popen(
-            command,
+            self.command(*overrides),
             env={**inherited, **self.env},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

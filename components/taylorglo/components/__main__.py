@@ -46,17 +46,23 @@ def main() -> None:
     runpy.run_module(program, run_name="__main__")
 
 
-def _end(succeeded: Event) -> None:
+def run() -> None:
+    """Run the component, and note that it succeeded."""
+    main()
+    _succeeded.set()
+
+
+def _end() -> None:
     """End a process whose task succeeded; to free its memory piece by piece takes seconds."""
-    if succeeded.is_set():
+    if _succeeded.is_set():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
+_succeeded = Event()
+# Python calls last what was registered first: the task's libraries end in order before.
+atexit.register(_end)
+
 if __name__ == "__main__":
-    _succeeded = Event()
-    # Python calls last what was registered first: the task's libraries end in order before.
-    atexit.register(_end, _succeeded)
-    main()
-    _succeeded.set()
+    run()

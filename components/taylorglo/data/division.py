@@ -136,10 +136,11 @@ def _hold_out(
     from sklearn.model_selection import train_test_split
 
     fraction = getattr(settings, setting)
-    smallest = torch.bincount(split.labels).min()
+    sizes = torch.bincount(split.labels)
     problem = (
-        f"data.{setting}: {fraction} of {len(split)} {split.noun} of {num_classes} classes, "
-        f"the smallest of {smallest}, cannot be split off by class with every class on both sides"
+        f"data.{setting}: {fraction} of {len(split)} {split.noun} of {num_classes} classes, the "
+        f"smallest of {sizes.min()} (class {sizes.argmin()}), cannot be split off by class with "
+        "every class on both sides; that class should have more, or be left out"
     )
     try:
         kept, held = train_test_split(

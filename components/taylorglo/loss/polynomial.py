@@ -15,7 +15,7 @@ the last one. All lengths differ, so the length of a theta tells both its order 
 
 import math
 from collections.abc import Sequence
-from numbers import Real
+from numbers import Integral, Real
 
 from taylorglo.errors import InputError, quoted
 
@@ -63,12 +63,14 @@ def checked_theta(
             length of theta decides that, too.
 
     Raises:
-        InputError: the length fits no order and family or not the given ones, an entry is not a
-            number of at most 1e30 in size, or the weight of the logarithm is below 0.
+        InputError: it is no sequence, its length fits no order and family or not the given ones, an
+            entry is not a number of at most 1e30 in size, or the logarithm's weight is below 0.
     """
     orders = range(2, HIGHEST_ORDER + 1) if order is None else (order,)
     logs = (False, True) if log is None else (log,)
     kinds = {length(k, log=with_log): (k, with_log) for k in orders for with_log in logs}
+    if not hasattr(theta, "__len__") or getattr(theta, "ndim", 1) == 0:
+        raise InputError(f"theta should be a list of numbers, is {quoted(theta)}")
     if len(theta) not in kinds:
         expected = _expected_length(order, log)
         raise InputError(f"theta has {len(theta)} numbers; there should be {expected}")
@@ -136,8 +138,10 @@ def check_classes(classes: int, name: str = "classes") -> None:
         name: what it is called in an error.
 
     Raises:
-        InputError: it is below 2 or above a million.
+        InputError: it is no whole number, below 2, or above a million.
     """
+    if not isinstance(classes, Integral):
+        raise InputError(f"{name} should be a whole number, is {quoted(classes)}")
     if classes < 2:
         raise InputError(f"{name} should be at least 2, is {quoted(classes)}")
     if classes > MOST_CLASSES:

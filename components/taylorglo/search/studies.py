@@ -4,23 +4,28 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from statistics import median
 from typing import Any, Self
 
 from optuna.storages import RDBStorage
-from optuna.trial import FrozenTrial
+from optuna.trial import FrozenTrial, TrialState
 
 from taylorglo.addresses import is_sqlite, sqlite_file
 from taylorglo.errors import InputError
+from taylorglo.scores import known
 from taylorglo.search.database import TRIES, open_storage, retried
 from taylorglo.search.locks import Claims
 from taylorglo.search.study import (
     DRAWING,
     FINISHED,
     FIRST_TRIAL,
+    GENERATION,
+    GENERATIONS,
     IDENTITY,
     REPORTING,
     RESULT,
     START,
+    VERDICT,
     number_of,
     sweep_of,
 )
@@ -51,6 +56,34 @@ class Study:
     in_use: bool
     source: str | None
     last: datetime | None
+
+
+@dataclass(frozen=True)
+class StudyProgress:
+    """How far a search is.
+
+    Attributes:
+        generation: number of the last generation that was begun, from 1; 0 if none was.
+        generations: number of generations of the whole search; None if an older version of
+            taylorglo did not write it down.
+        popsize: number of candidates that a generation needs.
+        finished: number of candidates of the last generation that have their results.
+        trained: number of candidates of all generations that were trained.
+        rejected: number of candidates of all generations that the filters rejected.
+        best: the best fitness of the last generation; None if it has none.
+        median: the median of the fitnesses of the last generation.
+        score: name of the score.
+    """
+
+    generation: int
+    generations: int | None
+    popsize: int
+    finished: int
+    trained: int
+    rejected: int
+    best: float | None
+    median: float | None
+    score: str
 
 
 class Studies:
@@ -85,6 +118,36 @@ class Studies:
         for studies in sweeps.values():
             studies.sort(key=lambda study: study.number)
         return dict(sorted(sweeps.items()))
+
+    def progress(self, study: Study) -> StudyProgress:
+        """Return how far the search of a study is."""
+        number = retried(lambda: self._storage.get_study_id_from_name(study.name), TRIES)
+        attributes = retried(lambda: self._storage.get_study_user_attrs(number), TRIES)
+        trials = retried(lambda: self._storage.get_all_trials(number, deepcopy=False), TRIES)
+        drawn = [trial for trial in trials if GENERATION in trial.user_attrs]
+        last = max((trial.user_attrs[GENERATION] for trial in drawn), default=0)
+        latest = [trial for trial in drawn if trial.user_attrs[GENERATION] == last]
+        counted = [
+            t.value for t in latest if t.state == TrialState.COMPLETE and t.value is not None
+        ]
+        fitnesses = known(
+            t.value
+            for t in latest
+            if t.state == TrialState.COMPLETE and t.value is not None and RESULT in t.user_attrs
+        )
+        identity = attributes[IDENTITY]
+        verdicts = [trial.user_attrs.get(VERDICT) or {} for trial in drawn]
+        return StudyProgress(
+            generation=last,
+            generations=attributes.get(GENERATIONS),
+            popsize=int(identity.get("search_popsize", len(counted))),
+            finished=len(counted),
+            trained=sum(RESULT in t.user_attrs and t.state.is_finished() for t in drawn),
+            rejected=sum(not verdict.get("accepted", True) for verdict in verdicts),
+            best=max(fitnesses, default=None),
+            median=median(fitnesses) if fitnesses else None,
+            score=str(identity.get("evaluation_score", "accuracy")),
+        )
 
     def delete(self, study: Study) -> None:
         """Delete a study with all its candidates. It is no error if there is no such study."""

@@ -11,6 +11,7 @@ warm-started from the one before it.
 
 import re
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.loss.filters import Verdict, all_of
 from taylorglo.results import Candidate, Evaluation
+from taylorglo.scores import words
 from taylorglo.search.database import (
     BUSY_SECONDS,
     SERVER_TRIES,
@@ -43,8 +45,11 @@ WORST_FITNESS = 0.0
 DRAWING, REPORTING, FIRST_TRIAL = 0, 1, 2
 
 # Attributes of a trial.
-_GENERATION, _VERDICT, RESULT, _HELD_BACK = "generation", "verdict", "result", "held back"
-IDENTITY, START, FINISHED = "identity", "start", "finished"  # attributes of a study
+GENERATION, VERDICT, RESULT, _HELD_BACK = "generation", "verdict", "result", "held back"
+# What became of a candidate in a word, for people who look at the study in Optuna's dashboard.
+_STATUS = "status"
+# Attributes of a study.
+IDENTITY, START, FINISHED, GENERATIONS = "identity", "start", "finished", "generations"
 _EXCLUSIVE_SECONDS, _POLL_SECONDS = 120, 0.1
 
 Result = TypeVar("Result")
@@ -213,6 +218,22 @@ class Search:
                 "candidates cannot be compared with new ones; give the new sweep another name"
             )
         self._retried(lambda: self._study.set_user_attr(IDENTITY, identity.flat()))
+        self._name_objective(identity)
+
+    def _name_objective(self, identity: Identity) -> None:
+        """Name the fitness for people who look at the study in Optuna's dashboard."""
+        flat = identity.flat()
+        name = f"validation {words(str(flat.get('evaluation_score', 'accuracy')))}"
+        if flat.get("evaluation_adversarial_weight"):
+            name = "fitness"
+        with warnings.catch_warnings():
+            # Optuna counts this method as experimental.
+            warnings.simplefilter("ignore")
+            self._retried(lambda: self._study.set_metric_names([name]))
+
+    def plan(self, generations: int) -> None:
+        """Note how many generations the search is to have in all."""
+        self._retried(lambda: self._study.set_user_attr(GENERATIONS, generations))
 
     def precisions(self) -> set[str]:
         """Return the precisions that candidates were trained in; at most one, if all is well."""
@@ -301,9 +322,9 @@ class Search:
         return [
             self._candidate(trial)
             for trial in trials
-            if _GENERATION in trial.user_attrs
+            if GENERATION in trial.user_attrs
             and trial.params.keys() >= set(self.space.names)
-            and generation in (None, trial.user_attrs[_GENERATION])
+            and generation in (None, trial.user_attrs[GENERATION])
         ]
 
     def group(self, generation: int) -> int:
@@ -397,6 +418,7 @@ class Search:
         """
         with suppress(optuna.exceptions.UpdateFinishedTrialError):
             self._set(trial, RESULT, result.to_json())
+            self._note_status(trial, "trained" if result.status == "ok" else result.status)
             self._retried(lambda: self._study.tell(trial, result.fitness, skip_if_finished=True))
 
     def best(self, number: int) -> list[Candidate]:
@@ -469,7 +491,7 @@ class Search:
 
         def draw() -> bool:
             trials = self._study.get_trials(deepcopy=False)
-            own = [t for t in trials if t.user_attrs.get(_GENERATION) == generation]
+            own = [t for t in trials if t.user_attrs.get(GENERATION) == generation]
             if len(own) >= total:
                 return False
             # A process that is killed while it draws leaves a trial behind: it is the next draw.
@@ -479,14 +501,14 @@ class Search:
             for name, box in self.space.distributions.items():
                 assert isinstance(box, FloatDistribution)
                 trial.suggest_float(name, box.low, box.high)
-            trial.set_user_attr(_GENERATION, generation)
+            trial.set_user_attr(GENERATION, generation)
             return True
 
         while self._retried(draw):
             pass
 
     def _judge(self, candidate: Candidate, verdict: Verdict) -> None:
-        self._set(candidate.trial, _VERDICT, asdict(verdict))
+        self._set(candidate.trial, VERDICT, asdict(verdict))
         if not verdict.accepted:
             self._reject(candidate)
 
@@ -496,7 +518,18 @@ class Search:
         else:
             told = {"state": TrialState.FAIL}
         trial = candidate.trial
+        with suppress(optuna.exceptions.UpdateFinishedTrialError):
+            self._note_status(trial, "rejected")
         self._retried(lambda: self._study.tell(trial, **told, skip_if_finished=True))
+
+    def _note_status(self, trial: int, status: str) -> None:
+        """Note what became of a candidate, unless a process that was killed has noted it.
+
+        So a search goes on, however few writes each process of it lives for.
+        """
+        known = self._retried(lambda: self._storage.get_trial(self._trial_id(trial)).user_attrs)
+        if known.get(_STATUS) != status:
+            self._set(trial, _STATUS, status)
 
     def _retried(self, action: Callable[[], Result]) -> Result:
         return retried(action, self._tries, self._database)
@@ -505,9 +538,9 @@ class Search:
         finished = trial.datetime_complete
         return Candidate(
             trial=trial.number,
-            generation=trial.user_attrs[_GENERATION],
+            generation=trial.user_attrs[GENERATION],
             theta=self.space.theta(trial.params),
-            verdict=trial.user_attrs.get(_VERDICT),
+            verdict=trial.user_attrs.get(VERDICT),
             result=trial.user_attrs.get(RESULT),
             fitness=trial.value if trial.state == TrialState.COMPLETE else None,
             finished=trial.state.is_finished(),
@@ -523,7 +556,7 @@ class Search:
 
 
 def _is_orphan(trial: FrozenTrial) -> bool:
-    return trial.state == TrialState.RUNNING and _GENERATION not in trial.user_attrs
+    return trial.state == TrialState.RUNNING and GENERATION not in trial.user_attrs
 
 
 def _study_name(sweep: str, number: int) -> str:

@@ -12,6 +12,11 @@ def report(sweep: str) -> str:
     return f"{sweep}/report.html"
 
 
+def result(sweep: str) -> str:
+    """Return the key of the result of a sweep's last finished run."""
+    return f"{sweep}/result.json"
+
+
 def dataset(sweep: str) -> str:
     """Return the key of a sweep's prepared data set."""
     return f"{sweep}/data.safetensors"

@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 from pydantic import ValidationError
 
 from taylorglo.errors import InputError
-from taylorglo.results import Comparison, FullTraining, Record, Training
+from taylorglo.results import Comparison, FullTraining, Record, SweepResult, Training
 from taylorglo.services import layout
 from taylorglo.services.storage import Store
 
@@ -156,6 +156,28 @@ class References(Record):
     def write(self, store: Store, sweep: str, study: str) -> None:
         """Write the references of a study."""
         store.write(layout.references(sweep, study), _encoded(self))
+
+
+def read_result(store: Store, sweep: str) -> SweepResult | None:
+    """Return the result of a sweep's last finished run; None if no run has finished.
+
+    Raises:
+        InputError: the file is damaged.
+    """
+    content = store.read(layout.result(sweep))
+    if content is None:
+        return None
+    try:
+        return SweepResult.model_validate_json(content)
+    except ValidationError:
+        raise InputError(
+            f"{store.uri}/{layout.result(sweep)}: is damaged; the sweep run again writes it anew"
+        ) from None
+
+
+def write_result(store: Store, result: SweepResult) -> None:
+    """Write the result of a finished run."""
+    store.write(layout.result(result.sweep), _encoded(result))
 
 
 def _read(store: Store, key: str, kind: type[Kind]) -> Kind | None:

@@ -16,7 +16,7 @@ from taylorglo.results import (
     write_json,
 )
 from taylorglo.settings import AttackSettings
-from taylorglo.tasks.console import say, task
+from taylorglo.tasks.console import Progress, say, show, task
 from taylorglo.tasks.context import Passed, Sweep
 from taylorglo.training.engine import read_resident
 
@@ -50,9 +50,9 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
     dataset = read_resident(full_data, sweep.settings.training)
     accuracies: dict[tuple[str, str, float], list[float]] = {}
     seeds = list(dict.fromkeys(training.seed for training in trainings))[: settings.seeds]
-    for training in trainings:
-        if training.seed not in seeds:
-            continue
+    attacked = [training for training in trainings if training.seed in seeds]
+    for number, training in enumerate(attacked):
+        show(Progress("attacking the networks", done=number, total=len(attacked)))
         weights = sweep.full_trainings.weights(training.key)
         if not weights:
             return _nothing("the training returned no network", started)

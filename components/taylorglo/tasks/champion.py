@@ -34,6 +34,7 @@ from taylorglo.services.registry import load_network
 from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
+from taylorglo.tasks.progress import WatchedTrainings
 from taylorglo.training.engine import Engine
 
 
@@ -124,13 +125,21 @@ def crown(
         *_tuned_baselines(tuning),
     ]
     standing: list[FullTraining] = []
+    memo = WatchedTrainings(
+        sweep.full_trainings,
+        "training in full",
+        "champion",
+        len(contenders) * sweep.settings.champion.seeds,
+    )
     with Engine.open(sweep.settings, full_data) as engine:
         trainings = [
-            training for contender in contenders for training in _compared(contender, engine, sweep)
+            training
+            for contender in contenders
+            for training in _compared(contender, engine, sweep, memo)
         ]
         former = sweep.standing
         if complete and former and not former.lost and former.theta != champion.theta:
-            standing = _compared(_standing_contender(former, sweep), engine, sweep)
+            standing = _compared(_standing_contender(former, sweep), engine, sweep, memo)
     outcome = Outcome(
         comparison=Comparison(
             champion=champion,
@@ -200,9 +209,15 @@ def choose_champion(
                 baseline=tuned[0],
             )
         )
+    memo = WatchedTrainings(
+        sweep.full_trainings,
+        "choosing the champion",
+        "finalists",
+        len(entrants) * sweep.settings.baselines.attempts,
+    )
     with Engine.open(sweep.settings, search_data) as engine:
         thetas = [entrant.theta for entrant in entrants]
-        finalists = train_finalists(thetas, engine, sweep.full_trainings)
+        finalists = train_finalists(thetas, engine, memo)
     # A training without a score counts here, as lower than every score: it must not be an advantage
     # to diverge. What is reported is the mean of the others.
     theta = best_contender(finalists).theta
@@ -239,9 +254,11 @@ def _tuned_baselines(tuning: Sequence[FullTraining]) -> list[Contender]:
     return [best_contender([t for t in tuning if t.contender.name == name]) for name in names]
 
 
-def _compared(contender: Contender, engine: Engine, sweep: Sweep) -> list[FullTraining]:
+def _compared(
+    contender: Contender, engine: Engine, sweep: Sweep, memo: WatchedTrainings
+) -> list[FullTraining]:
     """Train and test a contender over the seeds, and print its mean score."""
-    trainings = compare(contender, engine, sweep.full_trainings)
+    trainings = compare(contender, engine, memo)
     measured = known(t.test_accuracy for t in trainings)
     mean = fmean(measured) if measured else math.nan
     times, score = len(trainings), sweep.settings.evaluation.score

@@ -1,20 +1,23 @@
 """How a task talks to the terminal: lines with a prefix, which the local runner passes on."""
 
 import functools
+import json
 import logging
 import os
 import select
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from typing import NamedTuple, ParamSpec, TypeVar
 
 from taylorglo.errors import TaylorgloError, explained, printable
-from taylorglo.variables import LOCAL_RUN
+from taylorglo.variables import LOCAL_RUN, WATCHED
 
 PREFIX = "taylorglo:"
 ERROR = "error:"
+PROGRESS = "taylorglo-progress:"
 # How the line of an error begins that no code of ours expected: the log has its traceback.
 UNEXPECTED = "unexpected"
 
@@ -27,6 +30,77 @@ class Line(NamedTuple):
 
     text: str
     is_error: bool
+
+
+class Progress(NamedTuple):
+    """How far a task is, for a person who watches the run.
+
+    Attributes:
+        stage: what is done now, in words, such as ``generation 2/8``.
+        done: number of trainings that are finished, of ``total``.
+        total: number of trainings of the stage; 0 if it has none.
+        known: how many of those that are done were known before the stage began.
+        part: the part of the sweep that the stage belongs to, by which its time is estimated;
+            empty if it has no trainings.
+        start: the share of the part that came before the stage, in [0, 1].
+        span: the share of the part that the stage is.
+        best: the best fitness so far as text; empty if there is none.
+        median: the median of the fitnesses so far as text.
+    """
+
+    stage: str
+    done: int = 0
+    total: int = 0
+    known: int = 0
+    part: str = ""
+    start: float = 0.0
+    span: float = 1.0
+    best: str = ""
+    median: str = ""
+
+
+class _Valve:
+    """Lets through each new stage, its last message, and five messages a second at most."""
+
+    SECONDS = 0.2
+
+    def __init__(self) -> None:
+        self._stage = ""
+        self._next = 0.0
+
+    def passes(self, progress: Progress) -> bool:
+        """Return whether a message is to be printed."""
+        now = time.monotonic()
+        is_news = progress.stage != self._stage or progress.done >= progress.total
+        if not is_news and now < self._next:
+            return False
+        self._stage, self._next = progress.stage, now + self.SECONDS
+        return True
+
+
+_valve = _Valve()
+
+
+def is_watched() -> bool:
+    """Return whether somebody watches the run."""
+    return bool(os.environ.get(WATCHED))
+
+
+def show(progress: Progress) -> None:
+    """Print how far the task is, if somebody watches the run; the line is in no log."""
+    if is_watched() and _valve.passes(progress):
+        print(f"{PROGRESS} {json.dumps(progress)}", flush=True)
+
+
+def parse_progress(line: str) -> Progress | None:
+    """Return what :func:`show` printed, or None if a line is something else."""
+    if not line.startswith(PROGRESS):
+        return None
+    try:
+        return Progress(*json.loads(line.removeprefix(PROGRESS)))
+    except (TypeError, ValueError):
+        # Two tasks may have printed at a time.
+        return None
 
 
 def say(text: str) -> None:

@@ -12,9 +12,9 @@ from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.evaluation.fitness import Assignment, attempts_wanted, evaluate
 from taylorglo.results import Candidate, Evaluation, read_json
 from taylorglo.search.study import Search
-from taylorglo.tasks.console import say, task
+from taylorglo.tasks.console import is_watched, say, task
 from taylorglo.tasks.context import Passed, Sweep
-from taylorglo.tasks.progress import report_generation
+from taylorglo.tasks.progress import WatchedGeneration, report_generation
 from taylorglo.training.engine import Engine
 
 _POLL_SECONDS = 0.5  # between looks at what another process is training
@@ -139,6 +139,7 @@ class Shard:
         self._search = sweep.search
         self._generation = generation
         self._attempts = attempts
+        self._watched = WatchedGeneration(sweep, generation, attempts)
         self._engine = engine
         # Results are final unless the leaders may get more attempts.
         self._final = not sweep.settings.evaluation.max_attempts
@@ -195,11 +196,13 @@ class Shard:
 
     def _evaluate(self, trials: Sequence[int]) -> None:
         """Train those of the candidates that no other process claims, and keep their results."""
+        if is_watched():
+            self._watched.begin(self._candidates())
         claimed = self._claimed(trials)
-        cache = self._sweep.short_trainings
         group = self._search.group(self._generation)
-        for trial, evaluation in evaluate(claimed, group, self._engine, cache):
+        for trial, evaluation in evaluate(claimed, group, self._engine, self._watched):
             result = evaluation.model_copy(update={"run": self._sweep.run_id})
+            self._watched.note(trial, result)
             if self._says_nothing(result) and not self.trained:
                 # Whether the candidate or the machine is to blame is not known yet.
                 self._held_back[trial] = result

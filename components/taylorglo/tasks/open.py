@@ -98,6 +98,7 @@ def open_sweep(
     total = max(settings.search.generations, generations)
     # A run begins where the last one stopped, but it ends no later than the search: generations
     # that are known already are shown again.
+    search.plan(total)
     first = min(search.complete_generations() + 1, max(1, total - generations + 1))
     last = min(first + generations - 1, total)
     store = open_store(required(STORE_URI))

@@ -1,15 +1,20 @@
-"""Progress of the search: a line for each generation, and its candidates in MLflow."""
+"""Progress of the search: a line for each generation, and its candidates in MLflow.
+
+Whoever watches the run sees each finished training, too.
+"""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from taylorglo.errors import ServiceError
 from taylorglo.loss.dynamics import collapse_rate, learning_drive
-from taylorglo.results import Candidate, GenerationSummary
+from taylorglo.results import Candidate, Evaluation, FullTraining, GenerationSummary, Training
 from taylorglo.retries import without_waiting
-from taylorglo.scores import is_share, metric
+from taylorglo.scores import is_share, known, metric
+from taylorglo.services.memo import FullTrainings, ShortTrainings
 from taylorglo.stats import covered
-from taylorglo.tasks.console import say
+from taylorglo.tasks.console import Progress, say, show
 from taylorglo.tasks.context import Sweep
 
 _PATIENCE = 30  # seconds
@@ -59,6 +64,123 @@ def _shown(fitness: float, sweep: Sweep) -> str:
     if is_share(sweep.settings.evaluation.score):
         return f"{fitness:7.2%}"
     return f"{fitness:10.5g}"
+
+
+class WatchedGeneration:
+    """The short trainings of a generation, each of which is shown when it is finished.
+
+    It stands in for the cache of short trainings.
+
+    Args:
+        sweep: the context of the sweep.
+        generation: number of the generation in the search, from 1.
+        attempts: number of attempts that each candidate should have, by trial.
+    """
+
+    def __init__(self, sweep: Sweep, generation: int, attempts: Mapping[int, int]) -> None:
+        self._sweep = sweep
+        self._generation = generation
+        self._attempts = attempts
+        self._cache: ShortTrainings = sweep.short_trainings
+        self._results: dict[int, Evaluation] = {}
+        self._open = 0
+        self._known = 0
+
+    def begin(self, candidates: Sequence[Candidate]) -> None:
+        """Note which candidates have their results already, and show that."""
+        done = {c.trial: c.result for c in candidates if c.finished and c.result is not None}
+        self._known += sum(
+            attempts
+            for trial, attempts in self._attempts.items()
+            if trial in done and trial not in self._results
+        )
+        self._results |= done
+        self._show()
+
+    def recall(self, key: str) -> Training | None:
+        """Return the training that was recorded under a key, or None."""
+        training = self._cache.recall(key)
+        if training is not None:
+            self._known += 1
+            self._count()
+        return training
+
+    def record(self, key: str, training: Training) -> None:
+        """Record a training."""
+        self._cache.record(key, training)
+        self._count()
+
+    def note(self, trial: int, result: Evaluation) -> None:
+        """Note the result of a candidate."""
+        self._open = max(0, self._open - len(result.accuracies))
+        self._results[trial] = result
+        self._show()
+
+    def _count(self) -> None:
+        self._open += 1
+        self._show()
+
+    def _show(self) -> None:
+        """Show how many trainings are finished, and the best and the median fitness so far."""
+        # A candidate that diverges has fewer attempts than it should have, and is finished.
+        finished = sum(n for trial, n in self._attempts.items() if trial in self._results)
+        total = sum(self._attempts.values())
+        fitnesses = known(result.fitness for result in self._results.values())
+        first, count = self._sweep.first, self._sweep.last - self._sweep.first + 1
+        show(
+            Progress(
+                f"generation {self._generation}/{self._sweep.generations}",
+                done=min(total, finished + self._open),
+                total=total,
+                known=min(total, self._known),
+                part="search",
+                start=(self._generation - first) / count,
+                span=1 / count,
+                best=_shown(max(fitnesses), self._sweep).strip() if fitnesses else "",
+                median=_shown(median(fitnesses), self._sweep).strip() if fitnesses else "",
+            )
+        )
+
+
+class WatchedTrainings:
+    """The trainings in full of a stage, each of which is shown when it is finished.
+
+    It stands in for the memory of trainings in full.
+
+    Args:
+        trainings: the memory of trainings in full.
+        stage: in words.
+        part: the part of the sweep that the stage is.
+        total: number of trainings of the stage.
+    """
+
+    def __init__(self, trainings: FullTrainings, stage: str, part: str, total: int) -> None:
+        self._trainings = trainings
+        self._progress = Progress(stage, total=total, part=part)
+        self._known: set[str] = set()
+        self._done: set[str] = set()
+
+    def recall(self, key: str) -> FullTraining | None:
+        """Return the training that was recorded under a key, or None."""
+        training = self._trainings.recall(key)
+        if training is not None and key not in self._done:
+            self._known.add(key)
+        self._show()
+        return training
+
+    def weights(self, key: str) -> bytes:
+        """Return the weights that were recorded under a key."""
+        return self._trainings.weights(key)
+
+    def record(self, training: FullTraining, weights: bytes) -> None:
+        """Record a training and the weights of its network."""
+        self._trainings.record(training, weights)
+        self._done.add(training.key)
+        self._show()
+
+    def _show(self) -> None:
+        done = min(self._progress.total, len(self._known | self._done))
+        show(self._progress._replace(done=done, known=min(done, len(self._known))))
 
 
 def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:

@@ -19,11 +19,15 @@ from taylorglo.results import (
     Comparison,
     Counts,
     FullTraining,
+    LossResult,
     Robustness,
+    SweepResult,
+    by_contender,
     read_json,
 )
+from taylorglo.scores import is_known
 from taylorglo.services import layout
-from taylorglo.services.memo import References
+from taylorglo.services.memo import References, write_result
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
 from taylorglo.tasks.outcome import Outcome
@@ -140,10 +144,46 @@ def write_report(
         outcome = Outcome(record, comparison, robustness.ended, champion)
         outcome.log(sweep, page)
         ending = _ending(sweep, outcome)
+    write_result(sweep.store, result_of(sweep, record, comparison))
     sweep.finish(search=comparison.complete)
     say("\n" + "\n\n".join([table(record), verdict(record), ending]))
     say(f"{record.training_share:.0%} of {record.wall_seconds:.0f} s were spent inside trainings")
     return record
+
+
+def result_of(sweep: Sweep, record: SweepRecord, comparison: Comparison) -> SweepResult:
+    """Return what the command line shows of a finished run.
+
+    Args:
+        sweep: the context of the sweep.
+        record: of the sweep.
+        comparison: the trainings of champion and baselines.
+    """
+    groups = by_contender(comparison.trainings)
+    return SweepResult(
+        sweep=record.name,
+        study=sweep.study,
+        created=record.created,
+        complete=comparison.complete,
+        seed=sweep.settings.seed,
+        seeds=[training.seed for training in groups[0]],
+        data=sweep.settings.data.name,
+        fingerprint=sweep.fingerprint,
+        score=sweep.settings.evaluation.score,
+        table=table(record),
+        verdict=verdict(record),
+        champion=record.champion,
+        losses=[
+            LossResult(
+                loss=group[0].contender.name,
+                learning_rate=group[0].contender.learning_rate,
+                label_smoothing=group[0].contender.label_smoothing,
+                scores=[t.test_accuracy if is_known(t.test_accuracy) else None for t in group],
+            )
+            for group in groups
+        ],
+        seconds=record.wall_seconds,
+    )
 
 
 def _ending(sweep: Sweep, outcome: Outcome) -> str:

@@ -5,9 +5,14 @@ not import PyTorch, so that the server can begin before it.
 """
 
 import multiprocessing
-from multiprocessing import forkserver
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker, util
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from typing import Any
 
 from taylorglo.training.machine import cpus, free_host_memory
 
@@ -23,14 +28,59 @@ def context() -> ForkServerContext:
     return multiprocessing.get_context("forkserver")
 
 
+def is_worthwhile() -> bool:
+    """Return whether imports in another process save time.
+
+    On one CPU they would save nothing, and with little memory the room for PyTorch's code in
+    another process is better left to a training.
+    """
+    return cpus() > 1 and free_host_memory() >= _LEAST_MEMORY
+
+
 def start() -> None:
     """Start the server if this task probably trains in workers.
 
-    Its imports then take place beside those of the task, and not after them. On one CPU this would
-    save nothing, on a GPU most tasks train in their own process, and with little memory the room
-    for PyTorch's code in another process is better left to a training.
+    Its imports then take place beside those of the task, and not after them. If this process has
+    made the imports already, the server is a fork of it, and there is nothing to wait for. On a GPU
+    most tasks train in their own process.
     """
-    has_gpu = any(Path(file).exists() for file in GPUS)
-    if cpus() > 1 and free_host_memory() >= _LEAST_MEMORY and not has_gpu:
-        context()
+    if not is_worthwhile() or any(Path(file).exists() for file in GPUS):
+        return
+    context()
+    if all(module in sys.modules for module in _IMPORTS):
+        # A tracker of shared memory needs none of the imports.
+        resource_tracker.ensure_running()
+        with _forked():
+            forkserver.ensure_running()
+    else:
         forkserver.ensure_running()
+
+
+@contextmanager
+def _forked() -> Iterator[None]:
+    """Let Python's library fork this process for a while, instead of starting a new Python.
+
+    This is for a process without threads: :mod:`taylorglo.components.warm` has just forked it.
+    """
+    original = util.spawnv_passfds
+
+    def fork(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        process = os.fork()
+        if process:
+            return process
+        try:
+            for name in os.listdir("/proc/self/fd"):
+                # The folder itself was open, too.
+                with suppress(OSError):
+                    if int(name) > 2 and int(name) not in passfds:
+                        os.close(int(name))
+            # The program of the server, which Python's library would have started with -c.
+            exec(args[-1], {})  # noqa: S102
+        finally:
+            os._exit(0)
+
+    util.spawnv_passfds = fork
+    try:
+        yield
+    finally:
+        util.spawnv_passfds = original

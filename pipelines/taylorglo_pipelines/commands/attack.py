@@ -3,13 +3,14 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
 from taylorglo.errors import InputError
 from taylorglo.reading import check_regular
 from taylorglo.services import layout
+from taylorglo_pipelines.commands.options import echo_json, json_option
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,16 +41,44 @@ _TRIED = 100  # images whose logits are looked at before the attacks
     metavar="KEY=VALUE",
     help="Set a value of the section attack, such as epsilons=[0,0.05,0.1]. May be given again.",
 )
-def command(model: str, data: str | None, model_name: str | None, overrides: Sequence[str]) -> None:
+@json_option
+def command(
+    model: str,
+    data: str | None,
+    model_name: str | None,
+    overrides: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
     """Attack a trained network with FGSM and PGD.
 
     MODEL is a champion's folder or weights (.safetensors), a path or an s3:// URI.
     """
-    click.echo(attack(model, data, model_name, overrides))
+    attacked = attack(model, data, model_name, overrides)
+    if as_json:
+        echo_json(attacked._asdict())
+    else:
+        click.echo(_table(*attacked))
 
 
-def attack(model: str, data: str | None, model_name: str | None, overrides: Sequence[str]) -> str:
-    """Attack a network on the test split; return a table of the accuracy by attack and epsilon.
+class Attacked(NamedTuple):
+    """What attacks left of the accuracy of a network.
+
+    Attributes:
+        accuracies: in [0, 1], by attack and epsilon.
+        epsilon_unit: the unit of epsilon, in words.
+        most_frequent_class: the share of the most frequent class in the test split.
+    """
+
+    accuracies: Mapping[str, Mapping[float, float]]
+    epsilon_unit: str
+    most_frequent_class: float
+
+
+def attack(
+    model: str, data: str | None, model_name: str | None, overrides: Sequence[str]
+) -> Attacked:
+    """Attack a network on the test split; return the accuracy that is left.
 
     Args:
         model: a champion's folder (or the weights in it), as a sweep left it; or other weights,
@@ -88,7 +117,7 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     _check_finite(network, dataset, weights)
     dataset = resident(dataset, device_of(TrainingSettings()))
     accuracies = attack_network(network, dataset, settings, seed=0)
-    return _table(accuracies, epsilon_unit(dataset.provenance), dataset.guessing.accuracy)
+    return Attacked(accuracies, epsilon_unit(dataset.provenance), dataset.guessing.accuracy)
 
 
 def _content(weights: Path) -> bytes:

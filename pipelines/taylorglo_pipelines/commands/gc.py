@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taylorglo.errors import InputError, TaylorgloError
-from taylorglo_pipelines.commands.options import FILE, set_option
+from taylorglo_pipelines.commands.options import FILE, echo_json, json_option, set_option
 
 if TYPE_CHECKING:
     from taylorglo.search.studies import Studies, Study
@@ -33,7 +33,10 @@ _UNITS = {"d": "days", "h": "hours"}
     help="Keep everything younger: 30d, 12h, or a date and time in ISO 8601 (UTC).",
 )
 @click.option("--delete", is_flag=True, help="Delete. Otherwise nothing is changed.")
-def command(path: Path | None, overrides: Sequence[str], older_than: str, delete: bool) -> None:
+@json_option
+def command(
+    path: Path | None, overrides: Sequence[str], older_than: str, *, delete: bool, as_json: bool
+) -> None:
     """Show or delete what is old and no longer needed of all sweeps.
 
     This is: trainings in the store that no study refers to, prepared data, studies that a newer one
@@ -44,6 +47,9 @@ def command(path: Path | None, overrides: Sequence[str], older_than: str, delete
     if path is None and overrides:
         raise click.UsageError("--set needs a CONFIG", click.get_current_context())
     variables = _variables(path, overrides)
+    if as_json:
+        echo_json(_document(variables, before, delete=delete))
+        return
     for line in collect(variables, before, delete=delete):
         click.echo(line)
 
@@ -104,6 +110,11 @@ class Item:
         """Return what to show of it."""
         return f"{self.kind:<10}  {self.name}  ({self.content}, of {self.last:%Y-%m-%d %H:%M})"
 
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        shown = {"kind": self.kind, "name": self.name, "content": self.content}
+        return {**shown, "last": self.last.isoformat(timespec="seconds"), "bytes": self.size}
+
 
 @dataclass
 class Count:
@@ -139,6 +150,33 @@ def collect(variables: Mapping[str, str], before: datetime, *, delete: bool) -> 
     count = Count()
     action = "deleting" if delete else "would delete"
     yield f"{action} what is not needed and older than {before.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    for found in _each(services, before, count, delete=delete):
+        yield found.line() if isinstance(found, Item) else found
+    yield _ending(count, delete)
+
+
+def _document(variables: Mapping[str, str], before: datetime, *, delete: bool) -> dict[str, Any]:
+    """Find what can be deleted, and delete it if asked; return all of it as JSON values."""
+    found = list(_each(Services.open(variables), before, Count(), delete=delete))
+    return {
+        "older_than": before.astimezone(UTC).isoformat(timespec="seconds"),
+        "deleted": delete,
+        "items": [item.to_json() for item in found if isinstance(item, Item)],
+        "remarks": [remark for remark in found if isinstance(remark, str)],
+    }
+
+
+def _each(
+    services: "Services", before: datetime, count: Count, *, delete: bool
+) -> Iterator[Item | str]:
+    """Yield each thing that can be deleted, after it was deleted if asked, and remarks.
+
+    Args:
+        services: of the sweeps.
+        before: what was written since then is kept.
+        count: of the things so far.
+        delete: whether to delete.
+    """
     try:
         for sweep, studies in services.studies.by_sweep().items():
             items, notes = services.old(sweep, studies, before)
@@ -146,7 +184,7 @@ def collect(variables: Mapping[str, str], before: datetime, *, delete: bool) -> 
                 if delete:
                     item.remove()
                 count.add(item)
-                yield item.line()
+                yield item
             yield from notes
     except TaylorgloError as error:
         if not delete:
@@ -154,7 +192,6 @@ def collect(variables: Mapping[str, str], before: datetime, *, delete: bool) -> 
         raise type(error)(
             f"{error}; before that, {count.total()} were deleted; the same command deletes the rest"
         ) from None
-    yield _ending(count, delete)
 
 
 def _ending(count: Count, delete: bool) -> str:

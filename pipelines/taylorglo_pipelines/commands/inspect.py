@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from taylorglo.errors import InputError, quoted
-from taylorglo_pipelines.commands.options import FILE
+from taylorglo_pipelines.commands.options import FILE, echo_json, json_option
 
 if TYPE_CHECKING:
     from taylorglo.loss.dynamics import Dynamics
@@ -38,14 +38,58 @@ _DRAWN: Mapping[str, Mapping[str, Sequence[float]]] = {
     metavar="FILE",
     help="Draw the shape and the pull of the loss to a .svg, .png or .pdf file.",
 )
-def command(loss: Sequence[str], classes: int | None, plot: Path | None) -> None:
+@json_option
+def command(loss: Sequence[str], classes: int | None, plot: Path | None, *, as_json: bool) -> None:
     """Print what a loss does in training, from its coefficients.
 
     LOSS is a theta (numbers with spaces or commas between them), a saved loss (.json), a loss that
     comes with the package (zoo:NAME), or cross-entropy, squared-error, baikal,
     generalised-cross-entropy, symmetric-cross-entropy or mean-absolute-error.
     """
-    click.echo(inspect(_words(loss), classes, plot))
+    words = _words(loss)
+    text = inspect(words, classes, plot)
+    if as_json:
+        echo_json(_document(words, classes, plot))
+    else:
+        click.echo(text)
+
+
+def _document(words: Sequence[str], classes: int | None, plot: Path | None) -> dict[str, Any]:
+    """Return what :func:`inspect` says of a loss as JSON values."""
+    from taylorglo.loss.dynamics import CLASSIC, classic, coefficients, dynamics
+    from taylorglo.loss.filters import FILTERS, by_collapse, by_drive
+    from taylorglo.loss.polynomial import checked_theta
+
+    shown: dict[str, Any]
+    if len(words) == 1 and words[0] in CLASSIC:
+        num_classes = 10 if classes is None else classes
+        numbers = classic(words[0], num_classes)
+        drive, rate, _ = numbers
+        verdicts = {"learnable": by_drive(drive), "stable": by_collapse(drive, rate, num_classes)}
+        shown = {"loss": words[0]}
+        sentences = _classic_sentences(words[0], num_classes)
+    else:
+        theta, saved = _theta(words)
+        num_classes = classes if classes is not None else saved or 10
+        numbers = dynamics(theta, num_classes)
+        order = checked_theta(theta)[1]
+        filters = {name: judge for name, judge in FILTERS.items() if name != "none"}
+        verdicts = {name: judge(theta, num_classes) for name, judge in filters.items()}
+        shown = {"theta": theta, "order": order}
+        if order <= 3:
+            shown["coefficients"] = coefficients(theta)._asdict()
+        sentences = _theta_sentences(theta, num_classes)
+    return {
+        **shown,
+        "classes": num_classes,
+        **numbers._asdict(),
+        "verdicts": {
+            name: {"accepted": verdict.accepted, "reason": verdict.reason}
+            for name, verdict in verdicts.items()
+        },
+        "sentences": sentences,
+        "plot": None if plot is None else str(plot),
+    }
 
 
 def _words(arguments: Sequence[str]) -> list[str]:

@@ -1,5 +1,7 @@
 """The options that several commands share, and the objects that the commands make of them."""
 
+import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -23,6 +25,7 @@ class _File(click.Path):
 
 
 FILE = _File()
+RUNS = "runs"  # the default of services.work_dir
 
 
 def echo(text: str) -> None:
@@ -37,6 +40,61 @@ set_option = click.option(
     multiple=True,
     metavar="SECTION.KEY=VALUE",
     help="Set a value in place of the file's. May be given again.",
+)
+
+
+json_option = click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON document, and nothing else on standard output.",
+)
+
+
+def echo_json(document: Any) -> None:
+    """Print a JSON document. Numbers that are not finite become null: JSON has none."""
+    click.echo(json.dumps(_finite(document), indent=2))
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value without numbers that are not finite."""
+    if isinstance(value, Mapping):
+        return {str(key): _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of text as a table, with the columns below one another."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
+    )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _sweeps(context: click.Context, _: click.Parameter, incomplete: str) -> list[str]:
+    """Return the sweeps that a shell may complete a word to."""
+    from taylorglo_pipelines.local.claim import sweeps_in
+
+    folder = expanded(str(context.params.get("folder") or RUNS))
+    return [name for name in sweeps_in(folder) if name.startswith(incomplete)]
+
+
+def sweep_argument(name: str, **more: Any) -> Callable[[Function], Function]:
+    """Return a decorator that adds an argument for the name of a sweep, which a shell completes."""
+    return click.argument(name, metavar="SWEEP", shell_complete=_sweeps, **more)
+
+
+folder_option = click.option(
+    "--folder",
+    type=FILE,
+    default=RUNS,
+    show_default=True,
+    metavar="FOLDER",
+    help="Folder of runs: services.work_dir of the sweeps.",
 )
 
 

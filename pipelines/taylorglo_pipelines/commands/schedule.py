@@ -1,6 +1,7 @@
 """``taylorglo schedule``: sweeps that recur on Kubeflow Pipelines."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -10,6 +11,8 @@ from taylorglo_pipelines.commands.options import (
     access_options,
     connect,
     echo,
+    echo_json,
+    json_option,
     sweep_options,
 )
 
@@ -78,10 +81,15 @@ def create(
 
 @command.command("list")
 @access_options(experiment="any")
-def list_schedules(experiment: str, **access: Any) -> None:
+@json_option
+def list_schedules(experiment: str, *, as_json: bool, **access: Any) -> None:
     """List all schedules, which are running now, and when they fire next."""
     from taylorglo_pipelines.kubeflow import schedules
 
+    if as_json:
+        listed = map(asdict, schedules.listed(connect(access), experiment))
+        echo_json([{**one, "next": one["next"] and one["next"].isoformat()} for one in listed])
+        return
     echo("\n".join(schedules.listing(connect(access), experiment)))
 
 

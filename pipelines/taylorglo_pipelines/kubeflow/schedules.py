@@ -9,6 +9,8 @@ time while it was disabled. So another recurring run takes its place in both cas
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from kfp_server_api import (
@@ -131,8 +133,39 @@ def _undo(
         ) from None
 
 
-def listing(connection: Connection, experiment: str) -> list[str]:
-    """Return all schedules as a table, a line each, and remarks on them.
+@dataclass(frozen=True)
+class Listed:
+    """A schedule in a list of all.
+
+    Attributes:
+        name: of the schedule.
+        state: ``active`` or ``paused``.
+        running: whether a run of it is going on.
+        next: when it fires next; None if that is not known.
+        due: whether a firing waits.
+        when: its cron expression or interval, in words.
+        remarks: on its times and its runs.
+    """
+
+    name: str
+    state: str
+    running: bool
+    next: datetime | None
+    due: bool
+    when: str
+    remarks: list[str]
+
+    def row(self, width: int) -> str:
+        """Return its line in a table, with the name in so many columns."""
+        first = f"{self.next:%Y-%m-%d %H:%M:%S}" if self.next else "-"
+        return (
+            f"{self.name:{width}}  {self.state:7}  {'running' if self.running else '-':7}  "
+            f"{'due' if self.due else first:19}  {self.when}"
+        )
+
+
+def listed(connection: Connection, experiment: str) -> list[Listed]:
+    """Return all schedules, in the order of their names.
 
     Args:
         connection: to Kubeflow.
@@ -140,26 +173,42 @@ def listing(connection: Connection, experiment: str) -> list[str]:
     """
     experiment_id = recurring.experiment_id_of(connection, experiment)
     schedules = recurring.schedules_of(connection, "", experiment_id)
+    firings = Firings(connection)
+    return [
+        _listed(firings, schedule)
+        for schedule in sorted(schedules, key=lambda schedule: schedule.display_name)
+    ]
+
+
+def _listed(firings: Firings, schedule: Any) -> Listed:
+    upcoming = firings.upcoming(schedule, 1)
+    name = schedule.display_name
+    remarks = [f"schedule {name!r}: {problem}" for problem in firings.never_ending(schedule)]
+    if upcoming.remark == IF_UTC:
+        remarks.insert(0, f"NEXT holds for a cron expression {IF_UTC}")
+    return Listed(
+        name=name,
+        state=recurring.state(schedule),
+        running=any(map(is_running, firings.runs(schedule))),
+        next=upcoming.times[0] if upcoming.times else None,
+        due=bool(upcoming.due),
+        when=recurring.when(schedule),
+        remarks=remarks,
+    )
+
+
+def listing(connection: Connection, experiment: str) -> list[str]:
+    """Return all schedules as a table, a line each, and remarks on them; as :func:`listed`."""
+    schedules = listed(connection, experiment)
     if not schedules:
         return ["there are no schedules"]
-    firings = Firings(connection)
-    width = max(len(schedule.display_name) for schedule in schedules)
-    lines = [f"{'NAME':{width}}  STATE    NOW      NEXT (UTC)           WHEN"]
-    remarks = []
-    for schedule in sorted(schedules, key=lambda schedule: schedule.display_name):
-        upcoming = firings.upcoming(schedule, 1)
-        first = f"{upcoming.times[0]:%Y-%m-%d %H:%M:%S}" if upcoming.times else "-"
-        is_busy = any(map(is_running, firings.runs(schedule)))
-        lines.append(
-            f"{schedule.display_name:{width}}  {recurring.state(schedule):7}  "
-            f"{'running' if is_busy else '-':7}  {'due' if upcoming.due else first:19}  "
-            f"{recurring.when(schedule)}"
-        )
-        if upcoming.remark == IF_UTC:
-            remarks.append(f"NEXT holds for a cron expression {IF_UTC}")
-        problems = firings.never_ending(schedule)
-        remarks += [f"schedule {schedule.display_name!r}: {problem}" for problem in problems]
-    return [*lines, *dict.fromkeys(remarks)]
+    width = max(len(schedule.name) for schedule in schedules)
+    remarks = [remark for schedule in schedules for remark in schedule.remarks]
+    return [
+        f"{'NAME':{width}}  STATE    NOW      NEXT (UTC)           WHEN",
+        *(schedule.row(width) for schedule in schedules),
+        *dict.fromkeys(remarks),
+    ]
 
 
 def show(connection: Connection, name: str, experiment: str) -> list[str]:

@@ -18,7 +18,7 @@ from docker.types import DeviceRequest, Mount
 
 from taylorglo.addresses import is_sqlite, sqlite_file
 from taylorglo.errors import InputError, shortened
-from taylorglo.variables import CPUS, STARTED, STORE_URI, STUDY_URL, TRACKING_URI
+from taylorglo.variables import CPUS, STARTED, STORE_URI, STUDY_URL, TRACKING_URI, WATCHED
 from taylorglo_pipelines.config import Config
 
 if TYPE_CHECKING:
@@ -33,6 +33,7 @@ _VARIABLES = (
     STORE_URI,
     TRACKING_URI,
     STARTED,
+    WATCHED,
     CPUS,
     "MLFLOW_RUN_ID",
     "MLFLOW_EXPERIMENT_ID",

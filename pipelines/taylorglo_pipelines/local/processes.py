@@ -9,12 +9,20 @@ import itertools
 import os
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 from kfp.local import subprocess_task_handler
 
 from taylorglo.tasks import console
+from taylorglo.training.server import is_worthwhile
+from taylorglo_pipelines.local.warm import Warm, WarmTask
+
+# A locale without the signs of our texts is that of the terminal, and not of a task.
+_OF_A_TASK = {"PYTHONSAFEPATH": "1", "PYTHONIOENCODING": "utf-8"}
+
+_Process = subprocess.Popen[str] | WarmTask
 
 
 class Processes:
@@ -22,8 +30,17 @@ class Processes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
+        self._running: set[_Process] = set()
         self._ended = False
+        self._warm: Warm | None = None
+
+    def warm_up(self) -> None:
+        """Make the imports of tasks in a process that later tasks are forked from, if that helps.
+
+        It is for Linux alone: other systems' libraries do not bear that they are forked.
+        """
+        if sys.platform == "linux" and is_worthwhile():
+            self._warm = Warm({**os.environ, **_OF_A_TASK})
 
     def run(self, full_command: Sequence[str], env_vars: Mapping[str, str] | None = None) -> int:
         """Run a task to its end, print its output, and return its exit status.
@@ -35,19 +52,8 @@ class Processes:
             env_vars: variables of the task besides those of this process; kfp names it so.
         """
         # The user's own random.py or statistics.py in the current folder is not Python's.
-        environment = {**os.environ, **(env_vars or {}), "PYTHONSAFEPATH": "1"}
-        with subprocess.Popen(
-            full_command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="backslashreplace",
-            bufsize=1,
-            env=environment,
-            # A task has a process group of its own, so that its workers can be ended with it.
-            start_new_session=True,
-        ) as process:
+        environment = {**os.environ, **(env_vars or {}), **_OF_A_TASK}
+        with self._start(full_command, environment) as process:
             with self._lock:
                 self._running.add(process)
                 if self._ended:
@@ -71,12 +77,32 @@ class Processes:
             print(f"{console.PREFIX} {console.ERROR} {console.UNEXPECTED} end: {reason}")
         return status
 
+    def _start(self, words: Sequence[str], environment: Mapping[str, str]) -> _Process:
+        """Start a task: forked, if it can be."""
+        if self._warm and (task := self._warm.start(words, environment)):
+            return task
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            encoding="utf-8",
+            errors="backslashreplace",
+            bufsize=1,
+            env=environment,
+            # A task has a process group of its own, so that its workers can be ended with it.
+            start_new_session=True,
+        )
+
     def end(self) -> None:
         """Kill every task with its workers; none is started any more."""
         with self._lock:
             self._ended = True
             for process in self._running:
                 _kill(process)
+            if self._warm:
+                self._warm.close()
+                self._warm = None
 
 
 @contextlib.contextmanager
@@ -98,13 +124,13 @@ def _with_executable(full_command: Sequence[str], new_executable: str) -> list[s
     return [new_executable, *full_command[1:]]
 
 
-def _kill(process: "subprocess.Popen[str]") -> None:
+def _kill(process: _Process) -> None:
     """Kill a task and its workers, if there are any."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _end_workers(process: "subprocess.Popen[str]") -> None:
+def _end_workers(process: _Process) -> None:
     """Wait for the end of a task, then kill those of its workers that are left."""
     process.wait()
     _kill(process)

@@ -2,7 +2,6 @@
 
 import builtins
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -12,7 +11,8 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -21,14 +21,24 @@ from typing import Any, Literal, TextIO
 from kfp import local
 
 from taylorglo.addresses import expanded
-from taylorglo.errors import InputError, TaylorgloError, explained, one_line
+from taylorglo.errors import InputError, TaylorgloError, explained, one_line, printable
 from taylorglo.services.memo import RunState
 from taylorglo.services.mlflow import redacted
 from taylorglo.services.storage import open_store
 from taylorglo.services.tracking import Tracker
 from taylorglo.tasks import console
-from taylorglo.variables import LOCAL_RUN, REVISION, STARTED, STORE_URI, TRACKING_URI, required
+from taylorglo.variables import (
+    LOCAL_RUN,
+    REVISION,
+    STARTED,
+    STORE_URI,
+    TRACKING_URI,
+    WATCHED,
+    required,
+)
 from taylorglo_pipelines.config import Config
+from taylorglo_pipelines.local.claim import only_run, opened
+from taylorglo_pipelines.local.live import Estimate, Live, is_live, planned_steps, task_of
 from taylorglo_pipelines.local.processes import Processes, started_by
 from taylorglo_pipelines.pipeline.sweep import sweep_pipeline
 
@@ -37,6 +47,7 @@ Runner = Literal["subprocess", "docker"]
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAREWELL = 10.0  # seconds that MLflow has to note the end of a run
 _COLOUR = re.compile(r"\x1b\[\d*m")
+_LAST_LINES = 12  # of the log, which are shown if a task fails unexpectedly
 
 
 @dataclass(frozen=True)
@@ -48,13 +59,15 @@ class Places:
     log: Path
 
 
-def run(config: Config, runner: Runner = "subprocess") -> Places:
+def run(config: Config, runner: Runner = "subprocess", terminal: TextIO | None = None) -> Places:
     """Run the sweep to its end, or go on with a run of it that was interrupted.
 
     Args:
         config: the sweep.
         runner: whether a task is a process of this installation, or a container of the image
             (``docker``).
+        terminal: where the lines for a person go, with a live view below them if it is a terminal;
+            None: nowhere.
 
     Raises:
         InputError: another run of the sweep is going on, or a task found bad input.
@@ -72,29 +85,70 @@ def run(config: Config, runner: Runner = "subprocess") -> Places:
         _folder(work / "logs") / f"{config.name}.log",
     )
     with (
-        _only_run(work, config.name),
-        _environment(variables),
+        only_run(work, config.name),
         _log(places.log) as log,
+        _live_view(config, terminal) as live,
+        _environment({**variables, **({WATCHED: "1"} if live else {})}),
         _kfp_runner(runner, config, work) as (kfp_runner, prepared),
-        _processes(config, places.log),
+        _processes(config, places.log, live) as processes,
     ):
-        output = _TaskOutput(log, sys.stdout)
+        output = _TaskOutput(log, live.write if live else _writer(terminal), live)
+        if runner == "subprocess":
+            processes.warm_up()
         try:
             _run_pipeline(prepared, kfp_runner, work / "pipeline" / config.name, output)
         except Exception as error:
+            if live:
+                live.end()
             _end_tracking(config, "FAILED")
-            if output.errors:
-                # Several shards may find the same problem.
-                lines = list(dict.fromkeys(output.errors))
-                if any(line.startswith(console.UNEXPECTED) for line in lines):
-                    lines[-1] += f"; what the tasks printed is in {places.log}"
-                raise InputError("\n".join(lines)) from None
-            text = explained(error) if isinstance(error, OSError | MemoryError) else one_line(error)
-            reason = _COLOUR.sub("", text).rstrip(".")
-            raise TaylorgloError(
-                f"a task failed: {reason}; what it printed is in {places.log}"
-            ) from None
+            raise _explained_failure(error, output, places.log) from None
     return places
+
+
+def _explained_failure(error: Exception, output: "_TaskOutput", log: Path) -> TaylorgloError:
+    """Return the error of a run for a person; show the end of the log if it does not tell all.
+
+    Args:
+        error: of kfp.
+        output: what the tasks said.
+        log: path of the log.
+    """
+    # Several shards may find the same problem.
+    lines = list(dict.fromkeys(output.errors))
+    if lines and not any(line.startswith(console.UNEXPECTED) for line in lines):
+        return InputError("\n".join(lines))
+    for line in output.last_lines:
+        print(f"  | {line}", file=sys.stderr)
+    if lines:
+        lines[-1] += f"; what the tasks printed is in {log}"
+        return InputError("\n".join(lines))
+    text = explained(error) if isinstance(error, OSError | MemoryError) else one_line(error)
+    reason = _COLOUR.sub("", text).rstrip(".")
+    return TaylorgloError(f"a task failed: {reason}; what it printed is in {log}")
+
+
+@contextlib.contextmanager
+def _live_view(config: Config, terminal: TextIO | None) -> Iterator[Live | None]:
+    """Show a live view for a while; None if nobody can see one."""
+    if terminal is None or not is_live(terminal):
+        yield None
+        return
+    live = Live(terminal, Estimate(planned_steps(config)), colour=not os.environ.get("NO_COLOR"))
+    try:
+        yield live
+    finally:
+        live.end()
+
+
+def _writer(terminal: TextIO | None) -> Callable[[str], None]:
+    """Return a function that prints a line at once."""
+
+    def write(line: str) -> None:
+        if terminal is not None:
+            terminal.write(line + "\n")
+            terminal.flush()
+
+    return write
 
 
 def _variables(config: Config) -> dict[str, str]:
@@ -185,14 +239,22 @@ class _TaskOutput:
 
     kfp indents the lines of tasks, and further if tasks run at a time; the indentation is removed.
 
+    Args:
+        log: of all lines but those that only a live view shows.
+        write: prints a line for a person.
+        live: the live view, if there is one.
+
     Attributes:
         errors: the error lines of tasks so far.
+        last_lines: the last lines that are not for a person.
     """
 
-    def __init__(self, log: TextIO, terminal: TextIO) -> None:
+    def __init__(self, log: TextIO, write: Callable[[str], None], live: Live | None = None) -> None:
         self.errors: list[str] = []
+        self.last_lines: deque[str] = deque(maxlen=_LAST_LINES)
         self._log = log
-        self._terminal = terminal
+        self._write = write
+        self._live = live
         self._rest = ""
         # Tasks that run at a time are threads of this process. The lock is reentrant, because a
         # signal's handler may print while its thread holds the lock.
@@ -206,17 +268,27 @@ class _TaskOutput:
         return len(text)
 
     def _pass_on(self, line: str) -> None:
+        if progress := console.parse_progress(line):
+            if self._live:
+                self._live.show(progress)
+            return
         # If the disk is full, a person still reads why on the terminal.
         with contextlib.suppress(OSError):
             self._log.write(line + "\n")
         message = console.parse(line)
         if message is None:
-            return
-        if message.is_error:
+            self._note(line)
+        elif message.is_error:
             self.errors.append(message.text)
-            return
-        self._terminal.write(message.text + "\n")
-        self._terminal.flush()
+        else:
+            self._write(message.text)
+
+    def _note(self, line: str) -> None:
+        """Note a line that is not for a person."""
+        if line:
+            self.last_lines.append(printable(line))
+        if self._live and (task := task_of(line)):
+            self._live.begin_task(task)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):
@@ -232,37 +304,15 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _opened(path: Path, mode: Literal["a", "w"]) -> TextIO:
-    try:
-        return path.open(mode)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from None
-
-
 @contextlib.contextmanager
 def _log(path: Path) -> Iterator[TextIO]:
     """Open the log, which loses its last lines if the disk is full."""
-    log = _opened(path, "a")
+    log = opened(path, "a")
     try:
         yield log
     finally:
         with contextlib.suppress(OSError):
             log.close()
-
-
-@contextlib.contextmanager
-def _only_run(work: Path, name: str) -> Iterator[None]:
-    """Hold the lock of a sweep, which the system releases when the process ends, however it ends.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    with _opened(work / f".{name}.lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(f"another run of sweep {name!r} is going on in {work}") from None
-        yield
 
 
 @contextlib.contextmanager
@@ -281,7 +331,7 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _processes(config: Config, log: Path) -> Iterator[None]:
+def _processes(config: Config, log: Path, live: Live | None) -> Iterator[Processes]:
     """Let kfp start tasks by a class of ours, and end them all if a signal ends this process.
 
     On Ctrl-C, on a termination signal, or when the terminal is closed, the MLflow run is closed,
@@ -295,6 +345,9 @@ def _processes(config: Config, log: Path) -> Iterator[None]:
             signal.signal(interrupt, signal.SIG_DFL)
         try:
             processes.end()
+            if live:
+                with contextlib.suppress(OSError):
+                    live.end()
             # The terminal may be gone.
             with contextlib.suppress(OSError):
                 print(
@@ -313,8 +366,9 @@ def _processes(config: Config, log: Path) -> Iterator[None]:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with started_by(processes):
-            yield
+            yield processes
     finally:
+        processes.end()
         for interrupt, handler in previous.items():
             signal.signal(interrupt, handler)
 

@@ -1,5 +1,6 @@
 """``taylorglo schedule``: sweeps that recur, created, changed, paused and deleted by their name."""
 
+import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -494,3 +495,21 @@ def test_either_a_cron_expression_or_an_interval(
     status, _, err = schedule("create", config_path, *words)
     assert (status, server.requests) == (2, [])
     assert "either --cron or --every is needed, and not both" in err
+
+
+def test_the_list_as_a_json_document(
+    schedule: Cli, server: KubeflowServer, config_path: Path
+) -> None:
+    assert json.loads(schedule("list", "--json")[1]) == []
+    schedule("create", config_path, "--cron", "0 3 * * *")
+    status, out, err = schedule("list", "--json")
+    assert (status, err) == (0, "")
+    (listed,) = json.loads(out)
+    assert {key: listed[key] for key in ("name", "state", "running", "due", "when")} == {
+        "name": "tiny",
+        "state": "active",
+        "running": False,
+        "due": False,
+        "when": "0 0 3 * * *",
+    }
+    assert datetime.fromisoformat(listed["next"]).hour == 3

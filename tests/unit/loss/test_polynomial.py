@@ -3,14 +3,17 @@
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taylorglo.errors import InputError
 from taylorglo.loss.polynomial import (
     LARGEST,
+    check_classes,
     checked_theta,
     coefficient_table,
     from_coefficients,
@@ -164,3 +167,15 @@ def test_filtering_needs_no_torch() -> None:
     command = [sys.executable, "-c", code]
     process = subprocess.run(command, capture_output=True, text=True, check=True)
     assert process.stdout == "False\n"
+
+
+@pytest.mark.parametrize("theta", [None, 3, 0.5, torch.tensor(1.0)])
+def test_what_is_no_list_of_numbers_is_refused(theta: Any) -> None:
+    with pytest.raises(InputError, match="theta should be a list of numbers, is "):
+        checked_theta(theta)
+
+
+@pytest.mark.parametrize("classes", ["ten", 10.0, None])
+def test_a_number_of_classes_is_a_whole_one(classes: Any) -> None:
+    with pytest.raises(InputError, match="classes should be a whole number, is "):
+        check_classes(classes)

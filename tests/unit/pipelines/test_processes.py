@@ -1,5 +1,6 @@
 """Tasks as processes: they are named if they are killed, and leave nothing behind."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pids import is_running
 
 from taylorglo.errors import InputError
 from taylorglo_pipelines.local.processes import Processes, started_by
-from taylorglo_pipelines.local.runner import _log, _TaskOutput
+from taylorglo_pipelines.local.runner import _explained_failure, _log, _TaskOutput
 
 
 def wait_until_gone(pid: int) -> None:
@@ -139,7 +140,7 @@ def test_workers_that_outlive_their_task_are_not_waited_for(tmp_path: Path) -> N
 def test_a_log_on_a_full_disk_hides_no_error(capsys: pytest.CaptureFixture[str]) -> None:
     def run_task() -> None:
         with _log(Path("/dev/full")) as log:
-            output = _TaskOutput(log, sys.stdout)
+            output = _TaskOutput(log, print)
             output.write("taylorglo: half of it\n" + "other output\n" * 10_000)
             output.flush()
             raise InputError("the error of the task")
@@ -147,6 +148,29 @@ def test_a_log_on_a_full_disk_hides_no_error(capsys: pytest.CaptureFixture[str])
     with pytest.raises(InputError, match="the error of the task"):
         run_task()
     assert capsys.readouterr().out == "half of it\n"
+
+
+@pytest.mark.parametrize("lines", [3, 100])
+def test_the_last_lines_of_the_log_are_shown_with_an_error_that_nobody_expected(
+    lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = _TaskOutput(io.StringIO(), print)
+    for number in range(lines):
+        output.write(f"\x1b[31mline\x1b[0m {number}\n\n")
+    output.write("taylorglo: error: unexpected KeyError: 1\n")
+    error = _explained_failure(RuntimeError("kfp's"), output, tmp_path / "log")
+    assert str(error) == f"unexpected KeyError: 1; what the tasks printed is in {tmp_path / 'log'}"
+    shown = capsys.readouterr().err.splitlines()
+    assert shown == [f"  | line {number}" for number in range(lines)][-12:]
+
+
+def test_an_error_that_a_task_explains_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = _TaskOutput(io.StringIO(), print)
+    output.write("noise\ntaylorglo: error: no such data\n")
+    error = _explained_failure(RuntimeError("kfp's"), output, tmp_path / "log")
+    assert (str(error), capsys.readouterr().err) == ("no such data", "")
 
 
 COMMAND = """

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from pids import is_running
 
 from taylorglo.training.server import GPUS
 from taylorglo.variables import CPUS
@@ -19,6 +20,19 @@ server.start()
 assert "torch" not in sys.modules
 children = Path("/proc/self/task/{}/children".format(os.getpid())).read_text()
 print(len(children.split()))
+"""
+
+FORKED = """
+import taylorglo.training.engine, torch._dynamo
+from multiprocessing import forkserver
+from taylorglo.training import server
+
+server.start()
+worker = server.context().Process(target=print, args=("a worker",), kwargs={"flush": True})
+worker.start()
+worker.join()
+assert worker.exitcode == 0
+print(forkserver._forkserver._forkserver_pid)
 """
 
 
@@ -40,3 +54,18 @@ def test_the_server_is_started_before_torch_is_imported_if_there_are_cpus_for_it
     # The server, and Python's tracker of shared resources.
     assert started == 2
     assert children_after_start(1) == 0
+
+
+@pytest.mark.skipif(any(Path(file).exists() for file in GPUS), reason="there is a GPU")
+def test_the_server_of_a_process_that_has_made_the_imports_is_a_fork_of_it() -> None:
+    process = subprocess.run(
+        [sys.executable, "-c", FORKED],
+        env={**os.environ, CPUS: "2"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0, process.stderr
+    worker, server = process.stdout.split("\n", 1)
+    assert worker == "a worker"
+    # It ends with the process that it was forked from, as the output, which it holds, has ended.
+    assert not is_running(int(server))

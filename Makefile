@@ -64,6 +64,9 @@ bench-sweep: $(VENV)/.installed-dev ## time whole sweeps beside those of another
 bench-losses: $(VENV)/.installed-dev ## time a Taylor loss beside PyTorch's cross-entropy, eager and compiled
 	@$(BIN)/python -W ignore tests/benchmarks/losses.py
 
+bench-tracking: $(VENV)/.installed-dev ## time what logging to a real MLflow server costs a search
+	@$(BIN)/python -W ignore tests/benchmarks/tracking.py
+
 study-search: $(VENV)/.installed-dev ## study how many trainings a search needs; an hour, as each study, and a killed one goes on
 	@$(BIN)/python -W ignore tests/studies/search.py
 

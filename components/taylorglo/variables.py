@@ -24,6 +24,13 @@ LOCAL_RUN = "TAYLORGLO_LOCAL_RUN"
 STARTED = "TAYLORGLO_STARTED"
 # The number of CPUs that a task may use, if something else shares the machine.
 CPUS = "TAYLORGLO_CPUS"
+# The revision of the code in git, which the image or the command line sets.
+REVISION = "TAYLORGLO_REVISION"
+# The image of the task, by tag or digest.
+IMAGE = "TAYLORGLO_IMAGE"
+# The id of the run in Kubeflow, and the address of Kubeflow's pages.
+KFP_RUN = "TAYLORGLO_KFP_RUN"
+KFP_PAGES = "TAYLORGLO_KFP_PAGES"
 # Set if somebody watches the run: tasks print how far they are (tasks.console.Progress).
 WATCHED = "TAYLORGLO_WATCHED"
 # How long a task waits for a service that fails, in seconds.

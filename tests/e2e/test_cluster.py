@@ -473,7 +473,7 @@ def test_a_sweep_task_by_task(
         runs = client.search_runs([experiment.experiment_id])
         (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
         assert parent.info.status == "FINISHED"
-        best = client.get_metric_history(parent.info.run_id, "generation_best")
+        best = client.get_metric_history(parent.info.run_id, "generation/best")
         assert sorted(point.step for point in best) == [1, 2]
         stages = [run.data.tags["taylorglo.stage"] for run in runs if run is not parent]
         assert stages.count("candidate") == 8

@@ -47,6 +47,7 @@ _PROPERTIES = {INK: "--ink", MUTED: "--muted", RULE: "--rule"} | {
 }
 
 WIDTH = 7.4  # inches
+_DOTS_PER_INCH = 160
 
 # matplotlib's type hints list the names of all settings, which differ between its versions.
 _STYLE: dict[Any, Any] = {
@@ -398,6 +399,14 @@ def attack_figure(
             ncols=min(len(attacked), 4),
         )
     return figure
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as a PNG on white, for pages of other systems."""
+    buffer = io.BytesIO()
+    with _style():
+        figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
+    return buffer.getvalue()
 
 
 def svg(figure: Figure, name: str, label: str) -> Markup:

@@ -78,3 +78,8 @@ def evaluation(key: str) -> str:
 def registered_loss(sweep: str) -> str:
     """Return the name of a sweep's loss in MLflow's model registry."""
     return f"{sweep}-loss"
+
+
+def registered_network(sweep: str) -> str:
+    """Return the name of the networks of a sweep's champions in MLflow's model registry."""
+    return f"{sweep}-network"

@@ -11,8 +11,10 @@ import os
 import re
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -32,7 +34,10 @@ from taylorglo.errors import (
 from taylorglo.retries import retry, waiting
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, Run
+
+# The tag that is shown as the description of an experiment or a run, in Markdown.
+NOTE = "mlflow.note.content"
 
 _MODEL = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
 
@@ -41,6 +46,7 @@ _T = TypeVar("_T")
 
 # Seconds between the tries to use an SQLite file. In each try MLflow waits 20 s for a lock.
 _PAUSES = (0.5, 1.0, 2.0)
+_AT_ONCE = 4  # calls to a server at a time
 _BUSY_SECONDS = 20  # how long a file that is checked may be locked
 
 # MLflow's own 7 retries of 120 s each could take a quarter of an hour.
@@ -175,6 +181,28 @@ class Connection:
             return InputError(message)
         return ServiceError(message)
 
+    def each(self, action: Callable[[_T], None], items: Iterable[_T]) -> None:
+        """Do something for each item that needs calls of its own, some at a time over http.
+
+        A server has several processes. An SQLite file has one writer at a time, so that nothing
+        would be gained.
+
+        Raises:
+            TaylorgloError: an action failed; no further one is begun.
+        """
+        if not self.name.startswith("http"):
+            for item in items:
+                action(item)
+            return
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            # A thread does not inherit whether to wait for a service that fails.
+            futures = [pool.submit(copy_context().run, action, item) for item in items]
+            try:
+                for future in futures:
+                    future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
     def run(self, run_id: str, origin: str) -> "Run":
         """Return the run of an id.
 
@@ -198,8 +226,8 @@ class Connection:
             )
         return run
 
-    def experiment(self, name: str, artifact_location: str | None) -> str:
-        """Return the id of an experiment, and create the experiment if there is none.
+    def experiment(self, name: str, artifact_location: str | None) -> "Experiment":
+        """Return an experiment, and create it if there is none.
 
         Args:
             name: name of the experiment.
@@ -211,9 +239,10 @@ class Connection:
         experiment = self.call(self.client.get_experiment_by_name, name)
         if experiment is None:
             try:
-                return self.call(
+                experiment_id = self.call(
                     self.client.create_experiment, name, artifact_location=artifact_location
                 )
+                return self.call(self.client.get_experiment, experiment_id)
             except InputError:
                 # Another process may have created it in between.
                 experiment = self.call(self.client.get_experiment_by_name, name)
@@ -224,7 +253,7 @@ class Connection:
                 f"experiment {name!r}: was deleted in MLflow at {self.name}; restore it or rename "
                 "the sweep"
             )
-        return str(experiment.experiment_id)
+        return experiment
 
     def download(self, uri: str, file: str, folder: Path) -> Path:
         """Copy a file of a model version into a folder, and return its path.
@@ -280,11 +309,19 @@ class Connection:
         if not files:
             return
         with _staged(files) as folder:
-            waiting(lambda: self._upload(run_id, folder))
+            waiting(lambda: self._store(self.client.log_artifacts, run_id, folder))
 
-    def _upload(self, run_id: str, folder: Path) -> None:
+    def upload_model(self, model_id: str, folder: Path) -> None:
+        """Store the files of a folder as artifacts of a logged model.
+
+        Raises:
+            ServiceError: the artifact store fails.
+        """
+        waiting(lambda: self._store(self.client.log_model_artifacts, model_id, folder))
+
+    def _store(self, method: Callable[[str, str], None], owner: str, folder: Path) -> None:
         try:
-            self.client.log_artifacts(run_id, str(folder))
+            method(owner, str(folder))
         except Exception as error:
             # Every artifact store (S3, ...) raises the errors of another library.
             raise self.error(error) from None

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from taylorglo.services import layout
 from taylorglo.services.memo import References
 from taylorglo.services.mlflow import Connection
+from taylorglo.services.models import Models
 from taylorglo.services.storage import Store, StoredFile
+from taylorglo.services.views import delete_candidates_view
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -139,7 +141,14 @@ def old_runs(
 
 
 def delete_run(connection: Connection, run: PipelineRun) -> None:
-    """Delete the runs of a pipeline run in MLflow, which can restore them until ``mlflow gc``."""
+    """Delete the runs of a pipeline run in MLflow, which can restore them until ``mlflow gc``.
+
+    The logged models and the view of the parent are deleted with it.
+    """
+    if run.parent is not None:
+        parent = connection.run(run.parent, "run to delete")
+        Models(connection, parent.info.experiment_id, run.parent).delete()
+        delete_candidates_view(connection, parent.info.experiment_id, run.parent)
     for run_id in run.ids():
         connection.call(connection.client.delete_run, run_id)
 

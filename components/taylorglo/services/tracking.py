@@ -12,7 +12,7 @@ import math
 import os
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -24,10 +24,15 @@ from taylorglo.results import Candidate, DatasetDescription, Evaluation, Standin
 from taylorglo.scores import is_known
 from taylorglo.services import layout
 from taylorglo.services.mlflow import Connection, redacted
+from taylorglo.services.models import Models
+from taylorglo.services.views import TRAINING_MENU, describe, save_candidates_view, view_page
 from taylorglo.settings import HIGHEST_RATE
 
 if TYPE_CHECKING:
     from mlflow.entities import Metric, Param, Run, RunTag
+
+# The tag of a parent run with the address of its run in Kubeflow.
+KFP_PAGE = "taylorglo.kfp_page"
 
 # The alias, in MLflow's model registry, of the version to use.
 CHAMPION = "champion"
@@ -67,6 +72,7 @@ class Tracker:
         run_name: str,
         artifact_location: str | None = None,
         resume_run_id: str | None = None,
+        metric: str = "accuracy",
     ) -> "Tracker":
         """Find or create the parent run, at the start of a pipeline run.
 
@@ -80,6 +86,7 @@ class Tracker:
             artifact_location: folder or URI for the artifacts of a new experiment; None: the
                 server's choice.
             resume_run_id: parent run of a pipeline run that was interrupted.
+            metric: name of the score among metrics.
 
         Raises:
             InputError: the URI is malformed or is no database of MLflow, or the run or the
@@ -92,9 +99,13 @@ class Tracker:
         elif resume_run_id:
             run = connection.run(resume_run_id, "run to resume")
         else:
-            experiment_id = connection.experiment(experiment, artifact_location)
-            run = connection.call(connection.client.create_run, experiment_id, run_name=run_name)
+            found = connection.experiment(experiment, artifact_location)
+            describe(connection, found, metric)
+            run = connection.call(
+                connection.client.create_run, found.experiment_id, run_name=run_name
+            )
         tracker = cls(connection, run.info.experiment_id, run.info.run_id)
+        save_candidates_view(connection, tracker.experiment_id, tracker.run_id)
         if run.info.status != "RUNNING" and tracker._owns_run:
             connection.call(connection.client.update_run, tracker.run_id, status="RUNNING")
         return tracker
@@ -117,7 +128,35 @@ class Tracker:
         name = self._connection.name.rstrip("/")
         if not name.startswith("http"):
             return name
-        return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}"
+        return f"{name}/#/experiments/{self.experiment_id}/runs/{self.run_id}?{TRAINING_MENU}"
+
+    def links(self, champion: str) -> dict[str, str]:
+        """Return addresses by what they show, those of MLflow's pages as they are inside MLflow.
+
+        Args:
+            champion: id of the champion's run.
+        """
+        home = f"#/experiments/{self.experiment_id}"
+        pages = {
+            "report": f"{home}/runs/{self.run_id}/artifacts/report.html?{TRAINING_MENU}",
+            "champion": f"{home}/runs/{champion}?{TRAINING_MENU}",
+            "candidates by fitness": view_page(self.experiment_id, self.run_id),
+            "models": f"{home}/models?{TRAINING_MENU}",
+        }
+        tags = self._connection.call(self._client.get_run, self.run_id).data.tags
+        # MLflow shows a tag as text, which nobody can click on.
+        if page := tags.get(KFP_PAGE):
+            pages["run in Kubeflow"] = page
+        return pages
+
+    @property
+    def models(self) -> Models:
+        """The logged models of the run, and their versions in the registry."""
+        return Models(self._connection, self.experiment_id, self.run_id)
+
+    def log_tags(self, tags: Mapping[str, str]) -> None:
+        """Set tags of the parent, cut to 5000 characters and without the credentials of URIs."""
+        self._connection.call(self._client.log_batch, self.run_id, tags=_tags(tags))
 
     @property
     def _owns_run(self) -> bool:
@@ -173,9 +212,42 @@ class Tracker:
         ]
         self._connection.call(self._client.log_inputs, self.run_id, datasets=inputs)
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics on the parent, except for those that are not finite."""
-        batch = _metrics(metrics, _milliseconds(time.time()), step)
+    def log_metrics(self, metrics: Mapping[str, float], *, once: Collection[str] = ()) -> None:
+        """Log metrics on the parent that it does not have yet with this value.
+
+        Numbers that are not finite are left out.
+
+        Args:
+            metrics: value by name.
+            once: names of the metrics that keep their first value, such as times.
+        """
+        run = self._connection.call(self._client.get_run, self.run_id)
+        logged = run.data.metrics
+        news = {
+            name: value
+            for name, value in metrics.items()
+            if name not in logged or (logged[name] != value and name not in once)
+        }
+        batch = _metrics(news, _milliseconds(time.time()))
+        self._connection.call(self._client.log_batch, self.run_id, metrics=batch)
+
+    def log_curves(self, curves: Mapping[str, Iterable[tuple[int, float]]], ended: float) -> None:
+        """Log metrics by step, as (step, value), on the parent.
+
+        Points that are not finite are left out. A point that is logged again with the same time is
+        stored once.
+
+        Args:
+            curves: points by name of the metric.
+            ended: when the points were measured, in seconds since the epoch.
+        """
+        time_stamp = _milliseconds(ended)
+        batch = [
+            metric
+            for name, points in curves.items()
+            for step, value in points
+            for metric in _metrics({name: value}, time_stamp, step)
+        ]
         self._connection.call(self._client.log_batch, self.run_id, metrics=batch)
 
     def log_candidates(
@@ -195,22 +267,26 @@ class Tracker:
         """
         tags = {"taylorglo.stage": "candidate", "taylorglo.generation": str(generation)}
         runs = {int(run.data.tags["taylorglo.trial"]): run for run in self._nested(tags)}
-        for candidate in candidates:
+
+        def log(candidate: Candidate) -> None:
             result = candidate.result
             run = runs.get(candidate.trial)
             # A run that is RUNNING was cut off half-way. No other process logs this candidate, so
             # this one completes the run.
             if result is None or (run is not None and run.info.status != "RUNNING"):
-                continue
+                return
             if run is not None:
                 run_id = run.info.run_id
             else:
                 run_id = self._create_nested(
-                    f"g{generation:02d}-c{candidate.trial:03d}",
+                    # The names sort in the order of the search.
+                    f"g{generation:03d}-c{candidate.trial:05d}",
                     {**tags, "taylorglo.trial": str(candidate.trial)},
                     _milliseconds(result.started),
                 )
             self._log_candidate(run_id, candidate, result, coefficients[candidate.trial], metric)
+
+        self._connection.each(log, candidates)
 
     def _log_candidate(
         self,
@@ -224,12 +300,15 @@ class Tracker:
         # The time stamps are the candidate's, so that MLflow stores a metric once that is logged
         # twice.
         ended = _milliseconds(result.ended)
-        params = {
-            "theta": ", ".join(repr(value) for value in candidate.theta),
-            **{f"theta_{index}": value for index, value in enumerate(candidate.theta)},
-            **{f"coefficient_{name}": value for name, value in coefficients.items()},
-        }
-        metrics = _metrics({"fitness": candidate.fitness, "seconds": result.seconds}, ended)
+        params = {"theta": ", ".join(repr(value) for value in candidate.theta)}
+        metrics = _metrics(
+            {
+                "fitness": candidate.fitness,
+                "seconds": result.seconds,
+                **{f"coefficient_{name}": value for name, value in coefficients.items()},
+            },
+            ended,
+        )
         for attempt, accuracy in enumerate(result.accuracies):
             metrics += _metrics({f"attempt_{metric}": accuracy}, ended, attempt)
         for step, accuracy, loss in result.curve:
@@ -355,34 +434,47 @@ class Tracker:
             except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise InputError(f"{uri}: is not a saved loss: {one_line(error)}") from None
 
-    def register_loss(self, name: str, run_id: str, study: str, theta: Sequence[float]) -> str:
-        """Register the loss of a nested run as a version of a model.
+    def register_loss(
+        self,
+        name: str,
+        model_id: str,
+        study: str,
+        theta: Sequence[float],
+        *,
+        description: str = "",
+    ) -> str:
+        """Register a logged loss as a version of a model, which is linked from the parent.
 
         If there is a version of the same study with the same theta, and neither its run nor its
         file was deleted, no other one is registered.
 
         Args:
-            name: name of the model.
-            run_id: the nested run, which has the loss among its artifacts.
+            name: name of the registered model.
+            model_id: the logged model with the files of the loss.
             study: name of the study that found the loss.
             theta: the coefficients of the loss.
+            description: of a new version, in Markdown.
 
         Returns:
             The version.
         """
         call, client = self._connection.call, self._client
-        try:
-            call(client.create_registered_model, name)
-        except InputError:
-            # The model may exist already. If there is another reason, this call fails for it, too.
-            call(client.get_registered_model, name)
+        self.models.create(name)
         tags = {"taylorglo.study": study, "taylorglo.theta": json.dumps(list(theta))[:_MAX_TAG]}
         for version in call(client.search_model_versions, f"name = '{name}'"):
             known = tags.items() <= version.tags.items() and self._is_active(version.run_id)
             if known and self._has_loss(f"models:/{name}/{version.version}"):
                 return str(version.version)
-        source = call(client.get_run, run_id).info.artifact_uri
-        return str(call(client.create_model_version, name, source, run_id, tags=tags).version)
+        return self.models.add_version(name, model_id, tags=tags, description=description)
+
+    def set_champion(self, name: str, version: str | None) -> None:
+        """Give the alias ``champion`` to a version, whichever has it now; None: to no version."""
+        if version is not None:
+            self._connection.call(self._client.set_registered_model_alias, name, CHAMPION, version)
+            return
+        # There may be no such model.
+        with suppress(InputError):
+            self._connection.call(self._client.delete_registered_model_alias, name, CHAMPION)
 
     def move_champion(self, name: str, version: str, *, standing: str | None) -> bool:
         """Give the alias ``champion`` to a version.

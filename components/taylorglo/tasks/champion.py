@@ -1,5 +1,6 @@
 """The task that chooses the champion, and tests it beside the tuned baselines."""
 
+import hashlib
 import math
 import tempfile
 from collections.abc import Sequence
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
+from taylorglo.errors import InputError
 from taylorglo.evaluation.comparison import (
     best_contender,
     compare,
@@ -27,6 +29,8 @@ from taylorglo.results import (
 )
 from taylorglo.scores import is_known, is_share, known, metric, words
 from taylorglo.services import layout
+from taylorglo.services.models import NETWORK, save_network
+from taylorglo.services.registry import load_network
 from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
@@ -93,6 +97,8 @@ def run(
     sweep.write(comparison_path, outcome.comparison)
     outcome.loss.save(loss_path)
     outcome.save_network(model_path)
+    if outcome.network and sweep.run_id:
+        _log_network(sweep, Path(model_path), outcome.comparison.champion)
     mean = outcome.mean_score
     return {} if mean is None else {metric(sweep.settings.evaluation.score): mean}
 
@@ -290,6 +296,30 @@ def loss_of_champion(champion: Champion, sweep: Sweep) -> TaylorLoss:
             **software(),
         },
     )
+
+
+def _log_network(sweep: Sweep, weights: Path, champion: Champion) -> None:
+    """Log the champion's network to MLflow as a model, here because the report has no PyTorch.
+
+    Raises:
+        ServiceError: MLflow or the store of its artifacts still fails after a few tries.
+    """
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    tags = {
+        "taylorglo.sweep": sweep.settings.name,
+        "taylorglo.network": sweep.settings.model.name,
+        "taylorglo.theta": ", ".join(map(repr, champion.theta)),
+    }
+    with tempfile.TemporaryDirectory(prefix="taylorglo-") as name:
+        folder = Path(name) / NETWORK
+        try:
+            # A function of a user may return the weights of another network.
+            network = load_network(weights, sweep.settings.model.name)
+            save_network(network, weights, folder)
+        except InputError as error:
+            say(f"the champion's network is not logged to MLflow: {error}")
+            return
+        sweep.tracker.models.log(NETWORK, folder, digest=digest, tags=tags)
 
 
 def _keep(outcome: Outcome, sweep: Sweep) -> None:

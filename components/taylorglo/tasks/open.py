@@ -9,7 +9,7 @@ from typing import NamedTuple
 from taylorglo.addresses import is_sqlite
 from taylorglo.errors import InputError
 from taylorglo.results import DatasetDescription, read_json
-from taylorglo.scores import words
+from taylorglo.scores import metric, words
 from taylorglo.search.study import Search
 from taylorglo.services import layout
 from taylorglo.services.memo import RunState
@@ -20,6 +20,7 @@ from taylorglo.services.tracking import Tracker
 from taylorglo.settings import Identity, SweepSettings
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Sweep
+from taylorglo.tasks.origin import origin_tags
 from taylorglo.variables import (
     LOCAL_RUN,
     STARTED,
@@ -103,8 +104,9 @@ def open_sweep(
     store = open_store(required(STORE_URI))
     store.upload(Path(data.full), layout.dataset(settings.name))
     store.upload(Path(data.search), layout.search_data(settings.name, description.fingerprint))
-    tracker = open_tracker(store, settings.name, search.study)
+    tracker = open_tracker(store, settings, search.study)
     tracker.log_settings({**settings.flat(), "study": search.study, "generations": total})
+    tracker.log_tags(origin_tags(settings, search.study, description.name))
     tracker.log_dataset(description)
     _announce(settings, description, search, range(first, last + 1), total)
     return Sweep(
@@ -158,12 +160,12 @@ def identity_of(settings: SweepSettings, fingerprint: str) -> Identity:
     return replace(identity, fitness={**identity.fitness, **revision})
 
 
-def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
+def open_tracker(store: Store, settings: SweepSettings, study: str) -> Tracker:
     """Open the MLflow run of this pipeline run; an interrupted one goes on in its own MLflow run.
 
     A new run is begun if the old one was deleted, or if MLflow is another server now.
     """
-    location = f"{store.uri}/mlflow"
+    sweep, location = settings.name, f"{store.uri}/mlflow"
     _follow_move(required(TRACKING_URI), sweep, location)
     state = RunState.read(store, sweep)
     unfinished = state.unfinished if state.study == study else ""
@@ -175,6 +177,7 @@ def open_tracker(store: Store, sweep: str, study: str) -> Tracker:
             run_name=f"{study} {time.strftime('%Y-%m-%d %H:%M')}",
             artifact_location=location,
             resume_run_id=resume,
+            metric=metric(settings.evaluation.score),
         )
 
     try:

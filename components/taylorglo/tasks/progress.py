@@ -211,8 +211,9 @@ def track_generations(sweep: Sweep, last: int, *, patience: float = 0) -> None:
                 metric(sweep.settings.evaluation.score),
             )
             summary = GenerationSummary.of([c for c in candidates if c.generation == generation])
-            metrics = {f"generation_{name}": value for name, value in summary}
-            sweep.tracker.log_metrics(metrics, step=generation)
+            curves = {f"generation/{name}": [(generation, value)] for name, value in summary}
+            ended = max(c.result.ended for c in own if c.result)
+            sweep.tracker.log_curves(curves, ended)
         sweep.set_tracked(max(candidate.generation for candidate in news))
 
 

@@ -3,15 +3,12 @@
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 
 from taylorglo.loss.source import python_source
 from taylorglo.reading import parse_json
 from taylorglo.report.page import render
 from taylorglo.report.record import SweepRecord, answers, sweep_record
 from taylorglo.report.verdict import (
-    beats_guessing,
-    beats_standing,
     headline,
     markdown,
     standing_verdict,
@@ -26,14 +23,14 @@ from taylorglo.results import (
     Robustness,
     SweepResult,
     by_contender,
-    mean_curve,
     read_json,
 )
-from taylorglo.scores import is_known, known, metric
+from taylorglo.scores import is_known
 from taylorglo.services import layout
 from taylorglo.services.memo import References, write_result
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
+from taylorglo.tasks.outcome import Outcome
 from taylorglo.tasks.progress import track_generations
 
 
@@ -144,10 +141,9 @@ def write_report(
     References.of(tuning, comparison).write(sweep.store, sweep.settings.name, sweep.study)
     track_generations(sweep, sweep.generations)
     with sweep.search.exclusively():
-        run_id = _track_contenders(sweep, comparison.trainings, champion)
-        sweep.tracker.log_files({"report.html": page})
-        sweep.tracker.log_metrics(_metrics(record))
-        ending = _ending(sweep, record, run_id, complete=comparison.complete)
+        outcome = Outcome(record, comparison, robustness.ended, champion)
+        outcome.log(sweep, page)
+        ending = _ending(sweep, outcome)
     write_result(sweep.store, result_of(sweep, record, comparison))
     sweep.finish(search=comparison.complete)
     say("\n" + "\n\n".join([table(record), verdict(record), ending]))
@@ -190,73 +186,12 @@ def result_of(sweep: Sweep, record: SweepRecord, comparison: Comparison) -> Swee
     )
 
 
-def _ending(sweep: Sweep, record: SweepRecord, run_id: str, *, complete: bool) -> str:
+def _ending(sweep: Sweep, outcome: Outcome) -> str:
     """Register the champion of a complete search; return what the search has come to."""
-    if not complete:
+    if not outcome.comparison.complete:
         done = sweep.search.complete_generations()
         return (
             f"The search goes on: {done} of {sweep.generations} generations are done; run it again."
         )
-    sentences = (standing_verdict(record), _register(sweep, record, run_id))
+    sentences = (standing_verdict(outcome.record), outcome.register(sweep))
     return "\n".join(filter(None, sentences))
-
-
-def _metrics(record: SweepRecord) -> dict[str, float]:
-    """Return the metrics of the parent run in MLflow."""
-    robust = {
-        f"robust_accuracy/{row.loss}/{row.attack}/{row.epsilon:g}": fmean(row.accuracies)
-        for row in record.robustness
-    }
-    return robust | {
-        "training_share": record.training_share,
-        "wall_seconds": record.wall_seconds,
-    }
-
-
-def _register(sweep: Sweep, record: SweepRecord, run_id: str) -> str:
-    """Register the champion in MLflow, and return in a sentence whether it is the standing one.
-
-    It becomes the standing champion if there is none that can be loaded, or if it beats the one
-    there is.
-    """
-    name = layout.registered_loss(sweep.settings.name)
-    if not beats_guessing(record):
-        return f"It is not registered as a version of {name}."
-    version = sweep.tracker.register_loss(name, run_id, sweep.study, record.champion.theta)
-    former = sweep.standing.version if sweep.standing else None
-    lost = sweep.standing.lost if sweep.standing else ""
-    if version == former:
-        return f"models:/{name}@champion is version {version}, as before"
-    registered = f"models:/{name}/{version} is registered"
-    if former is not None and not lost and not beats_standing(record):
-        return f"{registered}; models:/{name}@champion stays version {former}"
-    if sweep.tracker.move_champion(name, version, standing=former):
-        why = f", because version {former} is lost: {lost}" if lost else ""
-        return f"models:/{name}@champion is version {version} now{why}"
-    return f"{registered}; models:/{name}@champion was moved by somebody else in between"
-
-
-def _track_contenders(
-    sweep: Sweep, trainings: Sequence[FullTraining], champion: Mapping[str, Path]
-) -> str:
-    """Log the champion and the baselines to MLflow; return the id of the champion's run."""
-    runs: dict[str, str] = {}
-    score = metric(sweep.settings.evaluation.score)
-    for group in by_contender(trainings):
-        contender = group[0].contender
-        is_champion = contender.name == "champion"
-        accuracies = [training.test_accuracy for training in group]
-        measured = known(accuracies)
-        curve = mean_curve([training.training.curve for training in group])
-        runs[contender.name] = sweep.tracker.log_final(
-            "champion" if is_champion else "baseline",
-            contender.name,
-            params=contender.model_dump(),
-            metrics={f"test_{score}": fmean(measured)} if measured else {},
-            curves={
-                f"validation_{score}": [(step, accuracy) for step, accuracy, _ in curve],
-                f"test_{score}_by_seed": list(enumerate(accuracies)),
-            },
-            files=champion if is_champion else {},
-        )
-    return runs["champion"]

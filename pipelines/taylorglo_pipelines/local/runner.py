@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -26,7 +27,15 @@ from taylorglo.services.mlflow import redacted
 from taylorglo.services.storage import open_store
 from taylorglo.services.tracking import Tracker
 from taylorglo.tasks import console
-from taylorglo.variables import LOCAL_RUN, STARTED, STORE_URI, TRACKING_URI, WATCHED, required
+from taylorglo.variables import (
+    LOCAL_RUN,
+    REVISION,
+    STARTED,
+    STORE_URI,
+    TRACKING_URI,
+    WATCHED,
+    required,
+)
 from taylorglo_pipelines.config import Config
 from taylorglo_pipelines.local.claim import only_run, opened
 from taylorglo_pipelines.local.live import Estimate, Live, is_live, planned_steps, task_of
@@ -146,7 +155,28 @@ def _writer(terminal: TextIO | None) -> Callable[[str], None]:
 
 def _variables(config: Config) -> dict[str, str]:
     """Return the environment variables of the tasks."""
-    return {**config.services.variables(), LOCAL_RUN: "1", STARTED: str(time.time())}
+    revision = os.environ.get(REVISION) or _revision()
+    return {
+        **config.services.variables(),
+        LOCAL_RUN: "1",
+        STARTED: str(time.time()),
+        **({REVISION: revision} if revision else {}),
+    }
+
+
+def _revision() -> str:
+    """Return the git revision of this package, or nothing if it is not in a repository."""
+    folder, file = Path(__file__).parent, Path(__file__).name
+    git = ["git", "-C", str(folder)]
+    try:
+        # A virtual environment inside the repository of another project has that one's revision.
+        subprocess.run([*git, "ls-files", "--error-unmatch", file], capture_output=True, check=True)
+        head = subprocess.run(
+            [*git, "rev-parse", "HEAD"], capture_output=True, check=True, text=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip()
 
 
 @contextlib.contextmanager

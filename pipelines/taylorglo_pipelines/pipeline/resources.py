@@ -6,6 +6,9 @@ from typing import NamedTuple
 from kfp import dsl, kubernetes
 
 from taylorglo.variables import (
+    IMAGE,
+    KFP_PAGES,
+    KFP_RUN,
     SERVICE_TIMEOUT,
     STORE_CREDENTIALS,
     STORE_PLACE,
@@ -19,6 +22,9 @@ from taylorglo_pipelines.config import PipelineSettings
 
 # Network policies admit pods with these labels to the services.
 LABELS = {"app.kubernetes.io/part-of": "taylorglo"}
+
+# Kubeflow labels each pod with the id of its run.
+_RUN_LABEL = "metadata.labels['pipeline/runid']"
 
 _WEEK = 7 * 86_400  # seconds
 _FIRST_PAUSE = 30  # seconds before the first retry; each later pause is twice as long
@@ -102,6 +108,15 @@ def place(
     if settings.timeout:
         kubernetes.set_timeout(task, settings.timeout)
     return task
+
+
+def tell_origin(task: dsl.PipelineTask, settings: PipelineSettings) -> None:
+    """Tell a placed task its image, and its run in Kubeflow, for the tags of its run in MLflow."""
+    task.set_env_variable(IMAGE, task.container_spec.image)
+    kubernetes.use_field_path_as_env(task, KFP_RUN, _RUN_LABEL)
+    kubernetes.use_config_map_as_env(
+        task, settings.config_map, {KFP_PAGES: KFP_PAGES}, optional=True
+    )
 
 
 def retry_window(settings: PipelineSettings) -> int:

@@ -34,6 +34,7 @@ from taylorglo_pipelines.pipeline.resources import (
     STUDY,
     place,
     place_training,
+    tell_origin,
 )
 
 
@@ -93,6 +94,7 @@ def _search_and_compare(checked: Any, prepared: Any, layout: PipelineSettings) -
         shards=layout.shards,
     )
     context = place(opened, "Open study and MLflow run", layout, ALL_SERVICES).outputs["sweep"]
+    tell_origin(opened, layout)
     tuned = evaluate_baselines(sweep=context, search_data=search_data)
     tuning = place_training(tuned, "Tune baselines", layout).outputs["tuning"]
     if layout.layout == "workers":

@@ -149,7 +149,7 @@ def test_two_processes_create_one_database(
     assert output.err == ""
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
     runs = nested_runs(uri, Tracker.attach(uri, run_ids[0]))
-    assert set(runs) == {f"g01-c{trial:03d}" for trial in range(40)}
+    assert set(runs) == {f"g001-c{trial:05d}" for trial in range(40)}
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert {run.data.metrics["fitness"] for run in runs.values()} == {0.75}
 
@@ -215,7 +215,7 @@ def test_everything_is_logged_through_a_server(
         log_baseline(tracker, Path(__file__))
     tracker.log_files({"figures/report.html": Path(__file__)})
     tracker.finish()
-    assert set(nested_runs(server, tracker)) == {"g01-c000", "g01-c001", "cross-entropy"}
+    assert set(nested_runs(server, tracker)) == {"g001-c00000", "g001-c00001", "cross-entropy"}
     run = MlflowClient(tracking_uri=server).get_run(tracker.run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params == {"seed": "0"}

@@ -1,5 +1,6 @@
 """Losses in MLflow's model registry, and loading a loss from there, from files and from the zoo."""
 
+import hashlib
 import re
 import subprocess
 import sys
@@ -24,14 +25,13 @@ NAME = "digits-loss"
 
 
 def log_champion(tracker: Tracker, file: Path) -> str:
-    """Log the run of a champion with a file as its loss; return the id of the run."""
-    return tracker.log_final(
-        "champion", "champion", params={}, metrics={}, curves={}, files={LOSS: file}
-    )
+    """Log a file as the loss of a champion; return the id of the logged model."""
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    return tracker.models.log_loss({LOSS: file}, digest=digest, tags={})
 
 
 def logged_loss(tracker: Tracker, folder: Path, theta: list[float]) -> str:
-    """Log the run of a champion with its loss; return the id of the run."""
+    """Log the loss of a champion; return the id of the logged model."""
     path = folder / "saved.json"
     TaylorLoss(theta, classes=10, provenance={"learning_rate": 0.3}).save(path)
     return log_champion(tracker, path)
@@ -53,10 +53,10 @@ def test_a_loss_is_registered_once_becomes_the_champion_and_is_loaded(
     location = str(tmp_path / "artifacts") if mlflow.startswith("sqlite") else None
     tracker = Tracker.open(mlflow, "digits", run_name="first", artifact_location=location)
     assert tracker.standing_champion(NAME) is None
-    run_id = logged_loss(tracker, tmp_path, THETA)
+    model_id = logged_loss(tracker, tmp_path, THETA)
     # A report that is written again registers the same version and moves no alias.
     for _ in range(2):
-        assert tracker.register_loss(NAME, run_id, "digits", THETA) == "1"
+        assert tracker.register_loss(NAME, model_id, "digits", THETA) == "1"
     assert tracker.standing_champion(NAME) is None
     for _ in range(2):
         assert tracker.move_champion(NAME, "1", standing=None)
@@ -75,6 +75,9 @@ def test_a_loss_is_registered_once_becomes_the_champion_and_is_loaded(
     assert tracker.move_champion(NAME, "2", standing="1")
     assert taylorglo.load_loss(f"models:/{NAME}@champion").theta.tolist() == BETTER
     assert taylorglo.load_loss(f"models:/{NAME}/1").theta.tolist() == THETA
+    for model in (NAME, "absent"):
+        tracker.set_champion(model, None)
+    assert tracker.standing_champion(NAME) is None
     problems = {
         f"{NAME}@nobody": "alias nobody not found",
         "nobody/1": "not found",
@@ -94,9 +97,10 @@ def test_a_version_whose_run_was_deleted_is_registered_again(
 ) -> None:
     first = logged_loss(tracker, tmp_path, THETA)
     assert tracker.register_loss(NAME, first, "digits", THETA) == "1"
-    MlflowClient(tracking_uri=uri).delete_run(first)
-    again = logged_loss(tracker, tmp_path, THETA)
-    assert tracker.register_loss(NAME, again, "digits", THETA) == "2"
+    MlflowClient(tracking_uri=uri).delete_run(tracker.run_id)
+    second = Tracker.open(uri, "digits", run_name="second")
+    again = logged_loss(second, tmp_path, THETA)
+    assert second.register_loss(NAME, again, "digits", THETA) == "2"
 
 
 def test_a_champion_that_is_no_loss_is_lost(tracker: Tracker, tmp_path: Path) -> None:
@@ -104,8 +108,8 @@ def test_a_champion_that_is_no_loss_is_lost(tracker: Tracker, tmp_path: Path) ->
     standing = None
     for content in ("", "[]", "{}", '{"theta": [1, 2]}', '{"theta": "x"}'):
         path.write_text(content)
-        run_id = log_champion(tracker, path)
-        version = tracker.register_loss(NAME, run_id, content, THETA)
+        model_id = log_champion(tracker, path)
+        version = tracker.register_loss(NAME, model_id, content, THETA)
         assert tracker.move_champion(NAME, version, standing=standing)
         standing = version
         champion = tracker.standing_champion(NAME)
@@ -117,8 +121,8 @@ def test_a_champion_that_is_no_loss_is_lost(tracker: Tracker, tmp_path: Path) ->
 def test_a_champion_whose_file_is_gone_is_lost_and_registered_again(
     uri: str, tracker: Tracker, tmp_path: Path
 ) -> None:
-    run_id = logged_loss(tracker, tmp_path, THETA)
-    version = tracker.register_loss(NAME, run_id, "digits", THETA)
+    model_id = logged_loss(tracker, tmp_path, THETA)
+    version = tracker.register_loss(NAME, model_id, "digits", THETA)
     tracker.move_champion(NAME, version, standing=None)
     for path in (tmp_path / "artifacts").rglob(LOSS):
         path.unlink()

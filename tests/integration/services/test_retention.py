@@ -159,6 +159,19 @@ def test_a_run_that_is_active_is_young_however_long_ago_it_began(uri: str, file:
     assert len(found.nested) == 1
 
 
+def test_models_and_view_are_deleted_with_their_run(uri: str, file: Path) -> None:
+    first, second = (log_run(uri, name, file) for name in ("first", "second"))
+    for tracker in (first, second):
+        tracker.models.log_loss({"loss.json": file}, digest="of the loss", tags={})
+    connection = Connection(uri)
+    delete_run(connection, old_runs(connection, "digits", NOW, kept=[second.run_id])[0])
+    (model,) = connection.client.search_logged_models([first.experiment_id])
+    assert model.source_run_id == second.run_id
+    tags = connection.client.get_experiment(first.experiment_id).tags
+    views = {key.rpartition(".")[2] for key in tags if key.startswith("mlflow.sharedViewState.")}
+    assert views == {"taylorglo-outcomes", "taylorglo-candidates", second.run_id}
+
+
 def test_a_deletion_that_was_interrupted_goes_on(
     uri: str, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -188,7 +188,7 @@ def test_no_credentials_are_stored(
     run = MlflowClient(tracking_uri=uri).get_run(tracker.run_id)
     assert run.data.params["data_root"] == stored
     assert json.loads(run.inputs.dataset_inputs[0].dataset.source) == {"uri": stored}
-    assert nested_runs(uri, tracker)["g01-c000"].data.tags["taylorglo.reason"] == stored
+    assert nested_runs(uri, tracker)["g001-c00000"].data.tags["taylorglo.reason"] == stored
     assert PASSWORD.encode() not in (tmp_path / "mlflow.db").read_bytes()
 
 
@@ -209,11 +209,43 @@ def test_the_splits_of_a_data_set_are_inputs_of_the_run(uri: str, tracker: Track
 
 def test_metrics_that_are_not_finite_are_dropped(uri: str, tracker: Tracker) -> None:
     numbers = {"best": 0.5, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-    tracker.log_metrics(numbers, step=1)
-    tracker.log_metrics({"best": 0.25}, step=2)
-    tracker.log_metrics({"nan": math.nan})
-    assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).data.metrics == {"best": 0.25}
-    assert history(uri, tracker.run_id, "best") == [(1, 0.5), (2, 0.25)]
+    tracker.log_metrics(numbers)
+    tracker.log_curves({name: [(2, value)] for name, value in numbers.items()}, 1.7e9)
+    assert MlflowClient(tracking_uri=uri).get_run(tracker.run_id).data.metrics == {"best": 0.5}
+    assert history(uri, tracker.run_id, "best") == [(0, 0.5), (2, 0.5)]
+
+
+def test_a_metric_that_is_logged_again_is_stored_once(uri: str, tracker: Tracker) -> None:
+    for seconds in (1.0, 2.0):
+        tracker.log_metrics({"best": 0.5, "seconds": seconds}, once=["seconds"])
+        tracker.log_curves({"curve": [(1, 0.25), (2, 0.5)]}, 1.7e9)
+    tracker.log_metrics({"best": 0.75})
+    assert history(uri, tracker.run_id, "best") == [(0, 0.5), (0, 0.75)]
+    assert history(uri, tracker.run_id, "seconds") == [(0, 1.0)]
+    assert history(uri, tracker.run_id, "curve") == [(1, 0.25), (2, 0.5)]
+
+
+def test_what_a_person_chose_for_the_experiment_is_kept(uri: str, tracker: Tracker) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    chosen = {
+        "mlflow.experimentKind": "genai_development",
+        "mlflow.note.content": "My notes.",
+        "mlflow.sharedViewState.taylorglo-outcomes": "my view",
+    }
+    for key, value in chosen.items():
+        client.set_experiment_tag(tracker.experiment_id, key, value)
+    Tracker.open(uri, "digits", run_name="again")
+    assert chosen.items() <= client.get_experiment(tracker.experiment_id).tags.items()
+
+
+def test_a_kind_that_mlflow_guessed_for_the_experiment_is_replaced(
+    uri: str, tracker: Tracker
+) -> None:
+    client, key = MlflowClient(tracking_uri=uri), "mlflow.experimentKind"
+    client.set_experiment_tag(tracker.experiment_id, key, "genai_development_inferred")
+    Tracker.open(uri, "digits", run_name="again")
+    tags = client.get_experiment(tracker.experiment_id).tags
+    assert tags[key] == "custom_model_development"
 
 
 def test_artifacts_have_the_names_of_their_keys(tracker: Tracker, tmp_path: Path) -> None:
@@ -249,18 +281,11 @@ def test_an_artifact_store_that_fails_is_named(tracker: Tracker, tmp_path: Path)
 
 def test_a_candidate_is_logged(uri: str, tracker: Tracker) -> None:
     log_candidates(tracker, [candidate(41, generation=3)])
-    run = nested_runs(uri, tracker)["g03-c041"]
+    run = nested_runs(uri, tracker)["g003-c00041"]
     assert run.info.start_time == 1_700_000_000_250
     assert run.info.end_time == 1_700_000_002_750
     assert run.info.status == "FINISHED"
-    assert run.data.params == {
-        "theta": "0.5, -1.25, 41.0",
-        "theta_0": "0.5",
-        "theta_1": "-1.25",
-        "theta_2": "41.0",
-        "coefficient_c_0": "4.0",
-        "coefficient_c_h": "-1.5",
-    }
+    assert run.data.params == {"theta": "0.5, -1.25, 41.0"}
     tags = {key: value for key, value in run.data.tags.items() if key.startswith("taylorglo.")}
     assert tags == {
         "taylorglo.stage": "candidate",
@@ -270,6 +295,8 @@ def test_a_candidate_is_logged(uri: str, tracker: Tracker) -> None:
         "taylorglo.reason": "",
     }
     assert run.data.metrics["fitness"] == 0.75
+    assert run.data.metrics["coefficient_c_0"] == 4.0
+    assert run.data.metrics["coefficient_c_h"] == -1.5
     assert run.data.metrics["seconds"] == 2.5
     assert history(uri, run.info.run_id, "validation_accuracy") == [(100, 0.5), (200, 0.75)]
     assert history(uri, run.info.run_id, "validation_loss") == [(100, 1.5), (200, 0.9)]
@@ -279,13 +306,13 @@ def test_a_candidate_is_logged(uri: str, tracker: Tracker) -> None:
 def test_a_candidate_without_a_result_is_left_out(uri: str, tracker: Tracker) -> None:
     untrained = candidate(0).model_copy(update={"result": None})
     log_candidates(tracker, [untrained, candidate(1)])
-    assert set(nested_runs(uri, tracker)) == {"g01-c001"}
+    assert set(nested_runs(uri, tracker)) == {"g001-c00001"}
 
 
 def test_a_long_curve_is_kept_whole(uri: str, tracker: Tracker) -> None:
     curve = [(step, 0.5, 1.0) for step in range(1200)]
     log_candidates(tracker, [candidate(0, curve=curve)])
-    run_id = nested_runs(uri, tracker)["g01-c000"].info.run_id
+    run_id = nested_runs(uri, tracker)["g001-c00000"].info.run_id
     assert history(uri, run_id, "validation_loss") == [(step, 1.0) for step in range(1200)]
 
 
@@ -304,10 +331,15 @@ def test_the_status_of_a_candidate_is_logged(
         curve=[(100, 0.1, math.inf), (200, math.nan, math.nan)],
     )
     log_candidates(tracker, [unmeasured])
-    run = nested_runs(uri, tracker)["g01-c000"]
+    run = nested_runs(uri, tracker)["g001-c00000"]
     assert run.info.status == run_status
     assert run.data.tags["taylorglo.status"] == status
-    assert run.data.metrics == {"seconds": 2.5, "validation_accuracy": 0.1}
+    assert set(run.data.metrics) == {
+        "seconds",
+        "validation_accuracy",
+        "coefficient_c_0",
+        "coefficient_c_h",
+    }
 
 
 def test_logging_twice_doubles_nothing(uri: str, tracker: Tracker) -> None:
@@ -316,7 +348,7 @@ def test_logging_twice_doubles_nothing(uri: str, tracker: Tracker) -> None:
     again = Tracker.attach(uri, tracker.run_id)
     log_candidates(again, [candidate(trial, fitness=0.1) for trial in range(5)])
     after = nested_runs(uri, tracker)
-    assert set(after) == {f"g01-c{trial:03d}" for trial in range(5)}
+    assert set(after) == {f"g001-c{trial:05d}" for trial in range(5)}
     for name, run in before.items():
         assert after[name].to_dictionary() == run.to_dictionary()
 
@@ -350,11 +382,13 @@ def test_a_candidate_that_was_cut_off_half_way_is_completed(
         patch.setattr(MlflowClient, cut_off_at, killed)
         with pytest.raises(KeyboardInterrupt):
             log_candidates(tracker, [candidate(0)])
-    assert nested_runs(uri, tracker)["g01-c000"].info.status == "RUNNING"
+    assert nested_runs(uri, tracker)["g001-c00000"].info.status == "RUNNING"
     log_candidates(tracker, [candidate(0)])
-    run = nested_runs(uri, tracker)["g01-c000"]
+    run = nested_runs(uri, tracker)["g001-c00000"]
     assert run.info.status == "FINISHED"
     assert run.data.metrics["fitness"] == 0.75
+    assert run.data.metrics["coefficient_c_0"] == 4.0
+    assert run.data.metrics["coefficient_c_h"] == -1.5
     assert history(uri, run.info.run_id, "validation_loss") == [(100, 1.5), (200, 0.9)]
 
 
@@ -363,8 +397,8 @@ def test_generations_and_parents_do_not_mix(uri: str, tracker: Tracker) -> None:
     log_candidates(tracker, [candidate(0)])
     log_candidates(tracker, [candidate(1, generation=2)])
     log_candidates(other, [candidate(0)])
-    assert set(nested_runs(uri, tracker)) == {"g01-c000", "g02-c001"}
-    assert set(nested_runs(uri, other)) == {"g01-c000"}
+    assert set(nested_runs(uri, tracker)) == {"g001-c00000", "g002-c00001"}
+    assert set(nested_runs(uri, other)) == {"g001-c00000"}
 
 
 def test_a_baseline_is_logged(uri: str, tracker: Tracker, tmp_path: Path) -> None:
@@ -389,7 +423,7 @@ def test_a_changed_baseline_replaces_the_earlier_run(uri: str, tracker: Tracker)
     log_candidates(tracker, [candidate(0)])
     second = log_baseline(tracker, Path(__file__))
     runs = nested_runs(uri, tracker)
-    assert set(runs) == {"cross-entropy", "squared-error", "champion", "g01-c000"}
+    assert set(runs) == {"cross-entropy", "squared-error", "champion", "g001-c00000"}
     assert runs["cross-entropy"].info.run_id == second
     assert runs["cross-entropy"].data.metrics["test_accuracy"] == 0.97
 

@@ -16,7 +16,7 @@ def complete(sweep: Sweep, numbers: range) -> None:
 
 def run_id_of_next_run(sweep: Sweep) -> str:
     """Return the MLflow run in which the next run of the same search goes on."""
-    return open_tracker(sweep.store, sweep.settings.name, sweep.study).run_id
+    return open_tracker(sweep.store, sweep.settings, sweep.study).run_id
 
 
 def test_each_run_goes_on_after_the_last_one(

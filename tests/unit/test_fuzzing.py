@@ -354,4 +354,4 @@ def test_what_is_drawn_from_is_accepted(
     assert datasets.read(saved_digits).num_classes == 10
     path = tmp_path / "model.safetensors"
     path.write_bytes(champion)
-    assert "worst" in str(attack(str(path), str(saved_digits), None, FEW)
+    assert "worst" in attack(str(path), str(saved_digits), None, FEW).accuracies

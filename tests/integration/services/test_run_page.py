@@ -247,17 +247,23 @@ def test_the_champion_is_three_clicks_away(page: Any, server: str, logged: Logge
         page.get_by_text(re.compile(rf"^{section} ?\(\d+\)")).first.wait_for()
 
 
+def open_anew(page: Any, address: str) -> None:
+    """Open an address as a new tab would: the page before may go on to change its own address."""
+    page.goto("about:blank")
+    page.goto(address)
+
+
 def test_the_links_of_the_pages_lead_on(
     page: Any, server: str, parent: Any, logged: LoggedSweep
 ) -> None:
     page.goto(f"{server}/#/experiments/{parent.info.experiment_id}/runs?{TRAINING_MENU}")
     address = page.get_by_role("link", name="Outcomes of the runs").get_attribute("href")
-    page.goto(f"{server}/{address}")
+    open_anew(page, f"{server}/{address}")
     page.get_by_text("1 matching run", exact=True).wait_for()
     page.get_by_role("columnheader", name="champion_accuracy").first.wait_for()
     page.goto(f"{server}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}")
     address = page.get_by_role("link", name="candidates by fitness").get_attribute("href")
-    page.goto(f"{server}/{address}")
+    open_anew(page, f"{server}/{address}")
     page.get_by_role("columnheader", name="fitness").first.wait_for()
     page.get_by_text(f"{GENERATIONS * POPSIZE} matching runs").wait_for()
     names = page.get_by_text(re.compile(r"^g00\d-c000\d\d$")).all_text_contents()

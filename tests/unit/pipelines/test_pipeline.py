@@ -15,7 +15,10 @@ from google.protobuf import json_format, struct_pb2
 from kfp import components, dsl, kubernetes
 
 from taylorglo import __version__
+from taylorglo.components import IMAGE
 from taylorglo.settings import SweepSettings
+from taylorglo.variables import IMAGE as IMAGE_VARIABLE
+from taylorglo.variables import KFP_PAGES
 from taylorglo_pipelines.config import Config, load
 from taylorglo_pipelines.pipeline.compile import compile_sweep
 from taylorglo_pipelines.pipeline.deduplicate import deduplicated
@@ -465,13 +468,16 @@ def test_every_task_gets_credentials_uris_labels_and_limits(tmp_path: Path, layo
                 ("my-uris", service.optional_config, True),
             ):
                 expected |= {name: (source, key, optional) for name, key in keys.items()}
+        env = [{"name": "TAYLORGLO_SERVICE_TIMEOUT", "value": "77"}]
+        if label == "exec-open-sweep":
+            # It tells MLflow where the run comes from.
+            expected[KFP_PAGES] = ("my-uris", KFP_PAGES, True)
+            env.append({"name": IMAGE_VARIABLE, "value": IMAGE})
         assert variables(pipeline, label) == expected
         assert requests["podMetadata"]["labels"] == {"app.kubernetes.io/part-of": "taylorglo"}
         assert requests["securityContext"] == {"runAsNonRoot": True}
         assert requests["activeDeadlineSeconds"] == "600"
-        assert executors(pipeline)[label]["env"] == [
-            {"name": "TAYLORGLO_SERVICE_TIMEOUT", "value": "77"}
-        ]
+        assert executors(pipeline)[label]["env"] == env
     retried = {
         name: task["retryPolicy"]["maxRetryCount"]
         for name, task in tasks(pipeline).items()

@@ -48,7 +48,9 @@ _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _FAREWELL = 10.0  # seconds that MLflow has to note the end of a run
 _COLOUR = re.compile(r"\x1b\[\d*m")
 # Lines of kfp's own: its messages, and the input of a task as JSON.
-_OF_KFP = re.compile(r"\d\d:\d\d:\d\d\.\d+ - |-+$|\[KFP Executor|[][{}\"]")
+_OF_KFP = re.compile(
+    r"\d\d:\d\d:\d\d\.\d+ - |-+$|\[KFP Executor|[][{}\"]|(-?\d[\d.e+-]*|true|false|null),?$"
+)
 _LAST_LINES = 12  # of the tasks' output in the log, which are shown if a task fails unexpectedly
 
 

@@ -250,7 +250,7 @@ class _TaskOutput:
 
     Attributes:
         errors: the error lines of tasks so far.
-        last_lines: the last lines that are not for a person.
+        last_lines: the last lines of the task that are not for a person.
     """
 
     def __init__(self, log: TextIO, write: Callable[[str], None], live: Live | None = None) -> None:
@@ -289,10 +289,12 @@ class _TaskOutput:
 
     def _note(self, line: str) -> None:
         """Note a line that is not for a person."""
-        if line and not _OF_KFP.match(line):
+        if task := task_of(line):
+            self.last_lines.clear()
+            if self._live:
+                self._live.begin_task(task)
+        elif line and not _OF_KFP.match(line):
             self.last_lines.append(printable(line))
-        if self._live and (task := task_of(line)):
-            self._live.begin_task(task)
 
     def flush(self) -> None:
         with contextlib.suppress(OSError):

@@ -41,6 +41,14 @@ def epsilon_unit(provenance: Mapping[str, str]) -> str:
     return provenance.get(EPSILON_UNIT, "pixels in [0, 1]")
 
 
+def epsilon_text(epsilon: float) -> str:
+    """Return an epsilon as a person writes it: a short number, or a fraction such as 8/255."""
+    levels = round(255 * epsilon)
+    if round(epsilon, 4) != epsilon and abs(255 * epsilon - levels) < 1e-4:
+        return f"{levels}/255"
+    return f"{epsilon:g}"
+
+
 class Record(BaseModel):
     """An immutable result that can be written as JSON."""
 

@@ -235,8 +235,9 @@ class SweepRecord:
 
     @property
     def epsilon_unit(self) -> str:
-        """The unit of the attacks' epsilon, in words."""
-        return epsilon_unit(self.provenance)
+        """The norm and the unit of the attacks' epsilon, in words."""
+        norm = {"linf": "L∞", "l2": "L2"}[str(self.settings.get("attack_norm", "linf"))]
+        return f"{norm}, {epsilon_unit(self.provenance)}"
 
     @property
     def _score(self) -> str:

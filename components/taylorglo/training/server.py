@@ -4,8 +4,12 @@ A task itself is not forked: it has threads, locks of the study, and perhaps a G
 not import PyTorch, so that the server can begin before it.
 """
 
+import contextlib
 import multiprocessing
+import os
+import threading
 from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -34,3 +38,18 @@ def start() -> None:
     if cpus() > 1 and free_host_memory() >= _LEAST_MEMORY and not has_gpu:
         context()
         forkserver.ensure_running()
+
+
+def end_with(lifeline: Connection) -> None:
+    """Let this worker end with the process that holds the other end of a pipe.
+
+    Nothing is sent through the pipe. Its other end is closed by that process, or by the system when
+    that process ends, in whatever way it does.
+    """
+
+    def watch() -> None:
+        with contextlib.suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

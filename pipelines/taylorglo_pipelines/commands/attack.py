@@ -1,4 +1,4 @@
-"""``taylorglo attack``: FGSM and PGD on a trained network, outside a sweep."""
+"""``taylorglo attack``: a suite of attacks on a trained network, outside a sweep."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -38,10 +38,12 @@ _TRIED = 100  # images whose logits are looked at before the attacks
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set a value of the section attack, such as epsilons=[0,0.05,0.1]. May be given again.",
+    help="Set a value of the section attack, such as suite=standard, norm=l2 or "
+    "epsilons=[0.1,8/255]. "
+    "May be given again.",
 )
 def command(model: str, data: str | None, model_name: str | None, overrides: Sequence[str]) -> None:
-    """Attack a trained network with FGSM and PGD.
+    """Attack a trained network with FGSM and PGD, or as hard as AutoAttack does.
 
     MODEL is a champion's folder or weights (.safetensors), a path or an s3:// URI.
     """
@@ -63,7 +65,8 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
         InputError: something is missing, or does not fit together.
     """
     from taylorglo.data import dataset as datasets
-    from taylorglo.evaluation.comparison import attack_network, restore_network
+    from taylorglo.evaluation.comparison import restore_network
+    from taylorglo.evaluation.robustness import attack_network
     from taylorglo.networks.weights import origin_of, trusted_name
     from taylorglo.results import epsilon_unit
     from taylorglo.services.storage import fetch
@@ -130,12 +133,15 @@ def _table(accuracies: Mapping[str, Mapping[float, float]], unit: str, most_freq
         unit: of epsilon, in words.
         most_frequent: the share of the most frequent class in the test split, for a last line.
     """
+    from taylorglo.results import epsilon_text
+
     epsilons = list(next(iter(accuracies.values())))
-    head = "".join(f"{epsilon:>8g}" for epsilon in epsilons)
+    head = "".join(f"{epsilon_text(epsilon):>8}" for epsilon in epsilons)
     lines = [f"{'accuracy (%) at epsilon':24}{head}"]
     for attack_name, row in accuracies.items():
         cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
         lines.append(f"{attack_name:24}{cells}")
+    lines.append("each attack gets the images that those above it left")
     lines.append(f"epsilon in {unit}; always the most frequent class: {100 * most_frequent:.2f} %")
     return "\n".join(lines)
 

@@ -14,7 +14,8 @@ from taylorglo.data import dataset as data
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import Fold, fold_of
 from taylorglo.errors import InputError
-from taylorglo.evaluation.comparison import attack_network, restore_network
+from taylorglo.evaluation.comparison import restore_network
+from taylorglo.evaluation.robustness import attack_network
 from taylorglo.loss.classic import CrossEntropy
 from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.networks.factory import BUILT_IN, build, check, skeleton

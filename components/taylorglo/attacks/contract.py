@@ -10,7 +10,7 @@ Gradients are taken with respect to the images alone: when a function returns, t
 network, their ``.grad`` and the training flags are as they were before.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -77,7 +77,7 @@ def check_counts(**counts: int) -> None:
             raise InputError(f"{name}: should be at least 1, got {count}")
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise InputError if a text is not among its choices."""
     if value not in choices:
         raise InputError(f"{name}: should be one of {', '.join(choices)}, got {value!r}")

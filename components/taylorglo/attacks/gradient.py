@@ -3,12 +3,18 @@
 FGSM: Goodfellow et al. 2015 (arXiv 1412.6572). PGD: Madry et al. 2018 (arXiv 1706.06083).
 """
 
-import torch
 from torch import Tensor
 
 from taylorglo.attacks.ball import euclidean, over_samples
-from taylorglo.attacks.contract import Network, check_counts, evaluating, fooled, looked_at
-from taylorglo.attacks.objectives import untargeted
+from taylorglo.attacks.contract import (
+    Network,
+    check_choice,
+    check_counts,
+    evaluating,
+    fooled,
+    looked_at,
+)
+from taylorglo.attacks.objectives import UNTARGETED, untargeted
 from taylorglo.attacks.problem import Finds, Found, Problem, ascent, problem
 from taylorglo.errors import InputError
 
@@ -76,30 +82,26 @@ def pgd(
         unit: as for :func:`fgsm`.
 
     Returns:
-        The worst image of all steps of all restarts, for each sample. A misclassified image is
-        worse than another one; among equals, the one with the higher objective is worse.
+        For each sample the first misclassified image, after which it is left alone; without one,
+        the last image of the last restart.
 
     Raises:
         InputError: an argument has the wrong shape, type or range.
     """
     own = problem(model, images, labels, epsilon, norm=norm, seed=seed, unit=unit)
     check_counts(steps=steps, restarts=restarts)
-    size = _step_size(step_size, epsilon, steps)
-    ascended = untargeted(objective)
-    if epsilon == 0:
-        return images.clone()
-    ball = own.ball
-    worst = _Worst(images)
+    check_choice("objective", objective, UNTARGETED)
+    if step_size is not None and not 0 < step_size < float("inf"):
+        raise InputError(f"step_size: should be a number above 0, got {step_size}")
+    found = Finds(own)
     with evaluating(model):
-        for number in range(restarts):
-            point = start(own, number)
-            for _ in range(steps):
-                here = ascent(own, point, ascended)
-                worst.update(point, fooled(here.logits, labels), here.value)
-                point = ball.project(point + size * ball.steepest(here.gradient))
-            logits = looked_at(model, point, labels)
-            worst.update(point, fooled(logits, labels), ascended(logits, own))
-    return worst.images
+        for restart in range(restarts):
+            if not len(found.left):
+                break
+            again = pgd_found(found.left, restart, steps=steps, objective=objective, size=step_size)
+            found.keep(again.images)
+            found.note(again.images, again.fooled)
+    return found.all.images
 
 
 def fgsm_found(own: Problem) -> Found:
@@ -108,13 +110,17 @@ def fgsm_found(own: Problem) -> Found:
     return Found(fooled(looked_at(own.network, points, own.labels), own.labels), points)
 
 
-def pgd_found(own: Problem, restart: int, *, steps: int, objective: str) -> Found:
-    """Return what a start of PGD finds, with the default size of a step.
+def pgd_found(
+    own: Problem, restart: int, *, steps: int, objective: str, size: float | None = None
+) -> Found:
+    """Return what a start of PGD finds, with steps of a size or of the default size.
 
     An image is left alone from the first point on that is misclassified.
     """
     ascended = untargeted(objective)
-    size = _step_size(None, own.ball.epsilon, steps)
+    if size is None:
+        # So that every corner is within reach (Madry et al. 2018).
+        size = 2.5 * own.ball.epsilon / steps
     found = Finds(own)
     point = start(own, restart)
     for _ in range(steps):
@@ -127,6 +133,7 @@ def pgd_found(own: Problem, restart: int, *, steps: int, objective: str) -> Foun
         gradient = here.gradient if kept is None else here.gradient[kept]
         point = point if kept is None else point[kept]
         point = ball.project(point + size * ball.steepest(gradient))
+    found.keep(point)
     found.note(point, fooled(looked_at(own.network, point, found.left.labels), found.left.labels))
     return found.all
 
@@ -152,33 +159,7 @@ def start(own: Problem, restart: int, purpose: str = "") -> Tensor:
     return ball.project(own.images + ball.scaled(ball.epsilon * change))
 
 
-class _Worst:
-    """The worst image of each sample so far."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images.clone()
-        shape = images.shape[:1]
-        self._fooled = torch.zeros(shape, dtype=torch.bool, device=images.device)
-        self._value = torch.full(shape, -torch.inf, dtype=images.dtype, device=images.device)
-
-    def update(self, points: Tensor, broken: Tensor, value: Tensor) -> None:
-        """Replace the images of samples for which a point is worse."""
-        higher = (broken == self._fooled) & (value > self._value)
-        worse = (broken & ~self._fooled) | higher
-        self.images = torch.where(over_samples(worse, points), points, self.images)
-        self._fooled = self._fooled | broken
-        self._value = torch.where(worse, value, self._value)
-
-
 def _one_step(own: Problem) -> Tensor:
     gradient = ascent(own, own.images, untargeted("ce")).gradient
     ball = own.ball
     return ball.within_range(own.images + ball.epsilon * ball.steepest(gradient))
-
-
-def _step_size(step_size: float | None, epsilon: float, steps: int) -> float:
-    if step_size is None:
-        return 2.5 * epsilon / steps
-    if not 0 < step_size < float("inf"):
-        raise InputError(f"step_size: should be a number above 0, got {step_size}")
-    return step_size

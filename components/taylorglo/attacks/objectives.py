@@ -5,11 +5,12 @@ to an attack that follows them. The difference of logits ratio (DLR) has no scal
 parts. It is of Croce & Hein 2020 (arXiv 2003.01690).
 """
 
+from collections.abc import Callable, Mapping
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taylorglo.attacks.contract import check_choice
 from taylorglo.attacks.problem import Objective, Problem
 
 
@@ -74,18 +75,13 @@ def likeliest_targets(logits: Tensor, labels: Tensor, most: int) -> Tensor:
 
 
 def untargeted(name: str) -> Objective:
-    """Return an objective without targets by its name, "ce" or "dlr".
-
-    Raises:
-        InputError: there is no such objective.
-    """
-    objectives: dict[str, Objective] = {
-        "ce": lambda logits, own: cross_entropy(logits, own.labels),
-        "dlr": lambda logits, own: dlr(logits, own.labels),
-    }
-    check_choice("objective", name, list(objectives))
-    return objectives[name]
+    """Return an objective without targets by its name among ``UNTARGETED``."""
+    objective = UNTARGETED[name]
+    return lambda logits, own: objective(logits, own.labels)
 
 
 def _of(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+UNTARGETED: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"ce": cross_entropy, "dlr": dlr}

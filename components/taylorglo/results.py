@@ -381,13 +381,15 @@ class RobustnessRow(Record):
 class Robustness(Record):
     """What the attacks left of the accuracy, and when they ran (seconds since the epoch).
 
-    ``reason`` says why nothing was attacked, if nothing was.
+    ``reason`` says why nothing was attacked, if nothing was. ``suspicions`` are signs that attacks
+    went astray, so that a network may be weaker than it looks.
     """
 
     rows: list[RobustnessRow]
     started: float
     ended: float
     reason: str = ""
+    suspicions: list[str] = []
 
 
 class MemoryNeed(Record):

@@ -5,11 +5,13 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from taylorglo.attacks import Strength, withstood
+from taylorglo.attacks.honesty import suspicions
 from taylorglo.attacks.radii import usual_radii
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
@@ -20,7 +22,16 @@ from taylorglo.training.devices import computing
 from taylorglo.training.engine import read_resident
 from taylorglo.training.machine import cpus, free_host_memory
 
-Accuracies = Mapping[str, Mapping[float, float]]
+
+class Attacked(NamedTuple):
+    """What attacks left of a network: accuracies by attack and epsilon, and signs of doubt.
+
+    ``suspicions`` are sentences that say why the network may be weaker than it looks.
+    """
+
+    accuracies: Mapping[str, Mapping[float, float]]
+    suspicions: list[str]
+
 
 _WORKER_MEMORY = 2**30  # bytes that a worker takes, about half of them for PyTorch
 
@@ -33,8 +44,8 @@ def radii(settings: AttackSettings, dataset: Dataset) -> list[float]:
 
 def attack_network(
     network: nn.Module, dataset: Dataset, settings: AttackSettings, seed: int
-) -> Accuracies:
-    """Return the accuracy that is left by attack and epsilon, on test images drawn with the seed.
+) -> Attacked:
+    """Attack a network on test images that are drawn with the seed; check the attacks, too.
 
     Args:
         network: from images or features to logits; it is moved to the device of the data.
@@ -48,25 +59,34 @@ def attack_network(
     drawn = drawn.to(dataset.test.labels.device)
     # In float32, because cuDNN's own default for convolutions is TF32.
     with computing("float32", drawn.device):
-        return withstood(
-            network.to(drawn.device),
-            scaled(dataset.test.images[drawn]),
-            dataset.test.labels[drawn],
-            radii(settings, dataset),
+        network = network.to(drawn.device)
+        images, labels = scaled(dataset.test.images[drawn]), dataset.test.labels[drawn]
+        epsilons = radii(settings, dataset)
+        result = withstood(
+            network,
+            images,
+            labels,
+            epsilons,
             strength=Strength(
-                settings.suite,
-                settings.norm,
-                settings.pgd_steps,
-                settings.pgd_restarts,
-                seed=seed,
+                settings.suite, settings.norm, settings.pgd_steps, settings.pgd_restarts, seed=seed
             ),
             unit=dataset.unit,
-        ).accuracies
+        )
+        doubts = suspicions(
+            network,
+            images,
+            labels,
+            max(epsilons),
+            norm=settings.norm,
+            seed=seed,
+            unit=dataset.unit,
+        )
+    return Attacked(result.accuracies, doubts)
 
 
 def attack_all(
     networks: Sequence[bytes], path: str, dataset: Dataset, settings: SweepSettings
-) -> Iterator[Accuracies]:
+) -> Iterator[Attacked]:
     """Attack trained networks, several at a time on a CPU; yield what is left of each, in order.
 
     Args:
@@ -82,9 +102,9 @@ def attack_all(
     finished = 0
     if workers > 1:
         try:
-            for accuracies in _side_by_side(networks, path, settings, workers):
+            for attacked in _side_by_side(networks, path, settings, workers):
                 finished += 1
-                yield accuracies
+                yield attacked
         except BrokenProcessPool:
             # The system may have ended a worker because memory was short. Then one at a time.
             pass
@@ -103,7 +123,7 @@ def _workers(networks: int, dataset: Dataset, settings: SweepSettings) -> int:
 
 def _side_by_side(
     networks: Sequence[bytes], path: str, settings: SweepSettings, workers: int
-) -> Iterator[Accuracies]:
+) -> Iterator[Attacked]:
     context = server.context()
     # The workers live as long as this end of the pipe is open.
     lifeline, held = context.Pipe(duplex=False)
@@ -123,11 +143,11 @@ def _begin_worker(settings: SweepSettings, path: str, threads: int, lifeline: Co
     _state = read_resident(path, settings.training), settings
 
 
-def _attack_in_worker(weights: bytes) -> Accuracies:
+def _attack_in_worker(weights: bytes) -> Attacked:
     assert _state is not None
     return _attack(weights, *_state)
 
 
-def _attack(weights: bytes, dataset: Dataset, settings: SweepSettings) -> Accuracies:
+def _attack(weights: bytes, dataset: Dataset, settings: SweepSettings) -> Attacked:
     network = restore_network(weights, settings.model.name, dataset)
     return attack_network(network, dataset, settings.attack, settings.seed)

@@ -54,10 +54,14 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
     if not all(networks):
         return _nothing("the training returned no network", started)
     accuracies: dict[tuple[str, str, float], list[float]] = {}
+    doubts: dict[tuple[str, str], int] = {}
     try:
         results = attack_all(networks, full_data, dataset, sweep.settings)
-        for training, robust in zip(attacked, results, strict=True):
-            for attack, by_epsilon in robust.items():
+        for training, result in zip(attacked, results, strict=True):
+            for sentence in result.suspicions:
+                doubt = (training.contender.name, sentence)
+                doubts[doubt] = doubts.get(doubt, 0) + 1
+            for attack, by_epsilon in result.accuracies.items():
                 for epsilon, accuracy in by_epsilon.items():
                     place = (training.contender.name, attack, epsilon)
                     accuracies.setdefault(place, []).append(accuracy)
@@ -69,8 +73,11 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
         RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=values)
         for (loss, attack, epsilon), values in accuracies.items()
     ]
+    suspicions = [f"{loss} (n = {count}): {sentence}" for (loss, sentence), count in doubts.items()]
     _announce(rows, settings.seeds, epsilon_unit(dataset.provenance))
-    return Robustness(rows=rows, started=started, ended=time.time())
+    for suspicion in suspicions:
+        say(f"suspect: {suspicion}")
+    return Robustness(rows=rows, started=started, ended=time.time(), suspicions=suspicions)
 
 
 def _nothing(reason: str, started: float) -> Robustness:

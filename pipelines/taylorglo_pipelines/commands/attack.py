@@ -90,8 +90,10 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
         raise InputError(f"{data}: has no test split to attack")
     _check_finite(network, dataset, weights)
     dataset = resident(dataset, device_of(TrainingSettings()))
-    accuracies = attack_network(network, dataset, settings, seed=0)
-    return _table(accuracies, epsilon_unit(dataset.provenance), dataset.guessing.accuracy)
+    attacked = attack_network(network, dataset, settings, seed=0)
+    unit = epsilon_unit(dataset.provenance)
+    table = _table(attacked.accuracies, unit, dataset.guessing.accuracy)
+    return "\n".join([table, *(f"suspect: {sentence}" for sentence in attacked.suspicions)])
 
 
 def _content(weights: Path) -> bytes:

@@ -310,6 +310,14 @@ def test_the_unit_of_epsilon_is_named() -> None:
     assert "Accuracy (%) by ε (L2, pixels in [0, 1])" in in_l2
 
 
+def test_attacks_that_may_have_gone_astray_are_named() -> None:
+    assert "Suspect" not in text(default_page())
+    sign = "champion (n = 2): the gradient is exactly 0 for <40%> of the images"
+    page = text(render(dataclasses.replace(record(), suspicions=[sign])))
+    assert "may be weaker than the table says" in page
+    assert sign in page
+
+
 def test_every_attack_of_the_standard_suite_has_a_name_and_a_panel() -> None:
     rows = [
         robustness("champion", attack, epsilon, [0.9, 0.8])

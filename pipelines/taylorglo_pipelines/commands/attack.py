@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, first_line
 from taylorglo.reading import check_regular
 from taylorglo.services import layout
 
@@ -45,7 +45,8 @@ _TRIED = 100  # images whose logits are looked at before the attacks
 def command(model: str, data: str | None, model_name: str | None, overrides: Sequence[str]) -> None:
     """Attack a trained network with FGSM and PGD, or as hard as AutoAttack does.
 
-    MODEL is a champion's folder or weights (.safetensors), a path or an s3:// URI.
+    MODEL is a champion's folder, weights (.safetensors) or a program of images in [0, 1] (.pt2 of
+    torch.export, .pt of torch.jit), a path or an s3:// URI. A program needs --data.
     """
     click.echo(attack(model, data, model_name, overrides))
 
@@ -55,8 +56,9 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
 
     Args:
         model: a champion's folder (or the weights in it), as a sweep left it; or other weights,
-            ``.safetensors``, of the bare network or of the network with its normalisation. A path
-            or an s3:// URI.
+            ``.safetensors``, of the bare network or of the network with its normalisation; or a
+            program that ``torch.export.save`` (``.pt2``) or ``torch.jit.save`` (``.pt``) wrote,
+            from images in [0, 1] to logits. A path or an s3:// URI.
         data: a prepared data set; None: ``../data.safetensors``, seen from the champion's folder.
         model_name: the network that the weights belong to; None: the one that they name.
         overrides: ``key=value`` for :class:`~taylorglo.settings.AttackSettings`.
@@ -67,6 +69,7 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     from taylorglo.data import dataset as datasets
     from taylorglo.evaluation.comparison import restore_network
     from taylorglo.evaluation.robustness import attack_network
+    from taylorglo.networks.programs import SUFFIXES, load_program
     from taylorglo.networks.weights import origin_of, trusted_name
     from taylorglo.results import epsilon_unit
     from taylorglo.services.storage import fetch
@@ -78,20 +81,28 @@ def attack(model: str, data: str | None, model_name: str | None, overrides: Sequ
     given = with_overrides({}, overrides)
     settings = validated(AttackSettings, given, "--set", origins(overrides))
     weights = model
-    if not model.endswith(".safetensors"):
+    if not model.endswith((".safetensors", *SUFFIXES)):
         weights = f"{model.rstrip('/')}/{layout.NETWORK}"
+    is_program = weights.endswith(SUFFIXES)
+    if is_program and data is None:
+        raise InputError(f"{model}: a program needs --data, a prepared data set to attack it on")
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(weights, Path(folder) / "model")
-        model_name = model_name or trusted_name(origin_of(path), str(path), "--model-name")
+        if not is_program:
+            model_name = model_name or trusted_name(origin_of(path), str(path), "--model-name")
         data = data or _data_beside(weights)
         dataset = datasets.read(fetch(data, Path(folder) / "data"))
-        network = restore_network(_content(path), model_name, dataset)
+        if is_program:
+            network = load_program(path, model)
+        else:
+            network = restore_network(_content(path), model_name or "", dataset)
     if dataset.test is None:
         raise InputError(f"{data}: has no test split to attack")
     _check_finite(network, dataset, weights)
     dataset = resident(dataset, device_of(TrainingSettings()))
     attacked = attack_network(network, dataset, settings, seed=0)
-    unit = epsilon_unit(dataset.provenance)
+    norm = {"linf": "L∞", "l2": "L2"}[settings.norm]
+    unit = f"{norm}, {epsilon_unit(dataset.provenance)}"
     table = _table(attacked.accuracies, unit, dataset.guessing.accuracy)
     return "\n".join([table, *(f"suspect: {sentence}" for sentence in attacked.suspicions)])
 
@@ -121,8 +132,15 @@ def _check_finite(network: "nn.Module", dataset: "Dataset", weights: str) -> Non
             raise InputError(
                 f"{weights}: {name} has NaN or infinite numbers, as after a training that diverged"
             )
-    with torch.no_grad():
-        logits = network(scaled(dataset.test.images[:_TRIED]))
+    images = scaled(dataset.test.images[:_TRIED])
+    try:
+        with torch.no_grad():
+            logits = network(images)
+    except Exception as error:
+        raise InputError(
+            f"{weights}: the network does not take a batch of {len(images)} images of shape "
+            f"{tuple(images.shape[1:])}: {first_line(error)}"
+        ) from None
     if isinstance(logits, torch.Tensor) and not logits.isfinite().all():
         raise InputError(f"{weights}: the network returns NaN or infinite logits for test images")
 
@@ -144,7 +162,7 @@ def _table(accuracies: Mapping[str, Mapping[float, float]], unit: str, most_freq
         cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
         lines.append(f"{attack_name:24}{cells}")
     lines.append("each attack gets the images that those above it left")
-    lines.append(f"epsilon in {unit}; always the most frequent class: {100 * most_frequent:.2f} %")
+    lines.append(f"epsilon: {unit}; always the most frequent class: {100 * most_frequent:.2f} %")
     return "\n".join(lines)
 
 

@@ -52,6 +52,9 @@ bench-engines: $(VENV)/.installed-dev ## time the engines beside each other
 bench-candidates: $(VENV)/.installed-dev ## measure what can be saved per candidate: bfloat16, early stops, attempts
 	@$(BIN)/python -W ignore tests/benchmarks/candidates.py
 
+bench-attacks: $(VENV)/.installed-dev ## time PGD beside ART's and foolbox's; needs Debian's dataset-fashion-mnist
+	@$(BIN)/python -W ignore tests/benchmarks/attacks.py
+
 bench-growth: $(VENV)/.installed-dev ## measure time and memory against population, steps, image size and processes
 	@$(BIN)/python -W ignore tests/benchmarks/growth.py
 
@@ -142,4 +145,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-attacks bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

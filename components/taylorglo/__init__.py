@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from taylorglo.attacks import fgsm, pgd, robust_accuracy
+    from taylorglo.attacks import apgd, fab, fgsm, pgd, robust_accuracy, square
     from taylorglo.errors import InputError, ServiceError, TaylorgloError
     from taylorglo.loss.classic import (
         Baikal,
@@ -62,10 +62,12 @@ __all__ = [
     "SymmetricCrossEntropy",
     "TaylorLoss",
     "TaylorgloError",
+    "apgd",
     "coefficients",
     "collapse_rate",
     "dynamics",
     "equilibrium_confidence",
+    "fab",
     "fgsm",
     "label_smoothed",
     "learning_drive",
@@ -75,10 +77,11 @@ __all__ = [
     "pgd",
     "robust_accuracy",
     "search",
+    "square",
 ]
 
 _MODULES = {
-    "attacks": ("fgsm", "pgd", "robust_accuracy"),
+    "attacks": ("apgd", "fab", "fgsm", "pgd", "robust_accuracy", "square"),
     "errors": ("InputError", "ServiceError", "TaylorgloError"),
     "loss.classic": (
         "Baikal",

@@ -41,6 +41,14 @@ def epsilon_unit(provenance: Mapping[str, str]) -> str:
     return provenance.get(EPSILON_UNIT, "pixels in [0, 1]")
 
 
+def epsilon_text(epsilon: float) -> str:
+    """Return an epsilon as a person writes it: a short number, or a fraction such as 8/255."""
+    levels = round(255 * epsilon)
+    if round(epsilon, 4) != epsilon and abs(255 * epsilon - levels) < 1e-4:
+        return f"{levels}/255"
+    return f"{epsilon:g}"
+
+
 class Record(BaseModel):
     """An immutable result that can be written as JSON."""
 
@@ -426,13 +434,15 @@ class RobustnessRow(Record):
 class Robustness(Record):
     """What the attacks left of the accuracy, and when they ran (seconds since the epoch).
 
-    ``reason`` says why nothing was attacked, if nothing was.
+    ``reason`` says why nothing was attacked, if nothing was. ``suspicions`` are signs that attacks
+    went astray, so that a network may be weaker than it looks.
     """
 
     rows: list[RobustnessRow]
     started: float
     ended: float
     reason: str = ""
+    suspicions: list[str] = []
 
 
 class MemoryNeed(Record):

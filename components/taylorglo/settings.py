@@ -44,6 +44,8 @@ _BETAS = (0.9, 0.999)
 
 # Control characters, and halves of characters, which no encoding can write.
 _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# A part of a pixel's range, as it is usual for images of 8 bits.
+_FRACTION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?\s*/\s*[0-9]{1,9}", re.ASCII)
 # How pydantic begins its messages, which stand after the path of the setting here.
 _SUBJECT = re.compile(r"^(Input|String|List|Dictionary) should")
 
@@ -83,6 +85,34 @@ def _split_numbers(value: object) -> object:
     return _split(value)
 
 
+def _split_radii(value: object) -> object:
+    """Accept fractions, too, such as 8/255, which YAML reads as texts."""
+    if isinstance(value, list):
+        _split_numbers([item for item in value if not _is_fraction(item)])
+    items = _split(value)
+    if not isinstance(items, list):
+        return items
+    return [_quotient(str(item)) if _is_fraction(item) else item for item in items]
+
+
+def _is_fraction(item: object) -> bool:
+    return isinstance(item, str) and _FRACTION.fullmatch(item) is not None
+
+
+def _quotient(text: str) -> float:
+    above, _, below = text.partition("/")
+    if not float(below):
+        raise ValueError(f"{text} divides by zero")
+    return float(above) / float(below)
+
+
+def _within_norm(radius: float, info: ValidationInfo) -> float:
+    """Refuse a radius beyond the range of a pixel, in the norm that measures single pixels."""
+    if radius > 1 and info.data.get("norm", "linf") == "linf":
+        raise ValueError("should be less than or equal to 1")
+    return radius
+
+
 def like(pattern: str, words: str) -> AfterValidator:
     """Return a check that a text has a form, with an error that a person understands.
 
@@ -120,7 +150,7 @@ _OF_FUNCTION = (
 
 Names = Annotated[list[str], BeforeValidator(_split)]
 Numbers = Annotated[list[float], BeforeValidator(_split_numbers), Field(max_length=_MOST_ITEMS)]
-Epsilon = Annotated[float, Field(ge=0, le=1)]
+Radius = Annotated[float, Field(ge=0, le=1000), AfterValidator(_within_norm)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -903,13 +933,25 @@ class ChampionSettings(Section):
 
 
 class AttackSettings(Section):
-    """FGSM and PGD (l-infinity) on networks of the champion and the baselines."""
+    """A suite of attacks on networks of the champion and the baselines."""
 
-    epsilons: Annotated[list[Epsilon], BeforeValidator(_split_numbers)] = Field(
-        [0.0, 0.02, 0.05, 0.1],
+    suite: Literal["quick", "standard"] = Field(
+        "quick",
+        description="Attacks, which take turns on the images that are left. `quick`: FGSM and PGD, "
+        "on cross-entropy and on DLR. `standard`: these, and the attacks of AutoAttack: APGD on "
+        "cross-entropy and towards targets, FAB and Square. A claim of robustness needs "
+        "`standard`, which takes 10 to 100 times as long.",
+    )
+    norm: Literal["linf", "l2"] = Field(
+        "linf", description="Norm that perturbations are measured in: l-infinity or l2."
+    )
+    epsilons: Annotated[list[Radius], BeforeValidator(_split_radii)] = Field(
+        [],
         max_length=_MOST_ITEMS,
-        description="Radii of the attacks; 0 is always added. Their unit is the full range of a "
-        "pixel, or the standard deviation of a feature or channel if the data have no pixels.",
+        description="Radii of the attacks, such as 0.1 or 8/255; 0 is always added. Their unit is "
+        "the full range of a pixel, or the standard deviation of a feature or channel if the data "
+        "have no pixels; in `linf` at most 1. Empty: those that are usual with the data set and "
+        "the norm (`taylorglo/attacks/radii.py`).",
     )
     pgd_steps: int = Field(20, ge=1, le=100_000, description="Number of steps of PGD.")
     pgd_restarts: int = Field(
@@ -931,7 +973,7 @@ class AttackSettings(Section):
     @field_validator("epsilons")
     @classmethod
     def _with_zero(cls, values: list[float]) -> list[float]:
-        return sorted({0.0, *values})
+        return sorted({0.0, *values}) if values else []
 
 
 @dataclass(frozen=True)

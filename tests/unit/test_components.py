@@ -10,7 +10,7 @@ import pytest
 
 from taylorglo import components
 from taylorglo.addresses import sqlite_url
-from taylorglo.components.__main__ import TRAINING
+from taylorglo.components.__main__ import WITH_WORKERS
 from taylorglo.settings import SweepSettings
 from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
 
@@ -94,4 +94,4 @@ def test_what_the_image_does_not_have_is_refused(words: tuple[str, ...]) -> None
 
 def test_the_components_for_which_workers_are_prepared_exist() -> None:
     names = {path.stem for path in Path(components.__file__).parent.glob("*.py")}
-    assert names >= TRAINING
+    assert names >= WITH_WORKERS

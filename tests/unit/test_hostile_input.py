@@ -6,6 +6,7 @@ Each is refused in one short message. The fuzzing of ``test_fuzzing.py`` draws o
 import json
 import os
 import struct
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -417,3 +418,66 @@ def test_what_is_no_file_is_no_data_set(tmp_path: Path) -> None:
     for reason, path in no_files(tmp_path).items():
         line = problem(lambda path=path: datasets.read(path))
         assert line.endswith(f": should be a whole .safetensors file: {reason.strip()}")
+
+
+class TestPrograms:
+    """Programs that are given to ``taylorglo attack``."""
+
+    @pytest.fixture
+    def run(
+        self, saved_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> Callable[..., str]:
+        """A function that exports a network, attacks it, and returns what was printed."""
+
+        def attack(network: torch.nn.Module, suffix: str, fixed: bool = False) -> str:
+            path = tmp_path / f"program{suffix}"
+            images = torch.rand(2, 1, 8, 8)
+            if suffix == ".pt2":
+                shapes = None if fixed else ({0: torch.export.Dim("batch", min=1)},)
+                torch.export.save(
+                    torch.export.export(network, (images,), dynamic_shapes=shapes), path
+                )
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")  # TorchScript is deprecated, and in use
+                    torch.jit.save(torch.jit.trace(network, images, strict=False), path)
+            few = [f"--set={value}" for value in ("images=20", "pgd_steps=2", "epsilons=0.1")]
+            status = main(["attack", str(path), f"--data={saved_digits}", *few])
+            output = capsys.readouterr()
+            assert status == (2 if output.err else 0)
+            assert len(output.err.splitlines()) <= 1
+            return output.out + output.err
+
+        return attack
+
+    @pytest.mark.parametrize("suffix", [".pt2", ".pt"])
+    def test_a_program_is_attacked(self, run: Callable[..., str], suffix: str) -> None:
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        assert "worst" in run(network, suffix)
+
+    def test_a_program_of_too_few_classes_is_refused(self, run: Callable[..., str]) -> None:
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 3))
+        assert "labels: should be from 0 to 2" in run(network, ".pt2")
+
+    def test_a_program_of_another_shape_is_refused(self, run: Callable[..., str]) -> None:
+        network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        assert "does not take a batch of 100 images" in run(network, ".pt2", fixed=True)
+
+    def test_a_program_that_returns_two_things_is_refused(self, run: Callable[..., str]) -> None:
+        class Two(torch.nn.Module):
+            def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+                return images.flatten(1), images.flatten(1)
+
+        assert "should return a tensor of logits (N, n), got a tuple" in run(Two(), ".pt2")
+
+    @pytest.mark.parametrize("suffix", [".pt2", ".pt"])
+    def test_what_is_no_program_is_refused(
+        self, attacked: Callable[..., str], tmp_path: Path, suffix: str
+    ) -> None:
+        path = tmp_path / f"program{suffix}"
+        assert "should be a program that torch." in attacked(b"PK no program", path=path)
+        assert "no such file or folder" in attacked(None, path=tmp_path / f"none{suffix}")
+
+    def test_a_program_needs_data(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert main(["attack", "net.pt2"]) == 2
+        assert "net.pt2: a program needs --data" in capsys.readouterr().err

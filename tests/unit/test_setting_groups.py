@@ -173,7 +173,9 @@ def baseline_sections() -> st.SearchStrategy[dict[str, Any]]:
 def attack_sections(most_seeds: int) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
-            "epsilons": ascending(finite(0, 1), 0),
+            "suite": st.sampled_from(["quick", "standard"]),
+            "norm": st.sampled_from(["linf", "l2"]),
+            "epsilons": ascending(finite(0, 1), 1),
             "pgd_steps": st.integers(1, 1000),
             "pgd_restarts": st.integers(1, 100),
             "images": st.integers(1, 10**6),

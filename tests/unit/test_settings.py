@@ -1,16 +1,26 @@
 """Settings: what is accepted, and what is refused and how."""
 
 import math
+from typing import get_args
 
 import pytest
 import yaml
 from pydantic import ValidationError
 
+from taylorglo.attacks import SUITES
+from taylorglo.attacks.ball import NORMS
+from taylorglo.attacks.radii import usual_radii
 from taylorglo.errors import InputError
 from taylorglo.loss.dynamics import CLASSIC
 from taylorglo.loss.filters import FILTERS
 from taylorglo.loss.polynomial import length
-from taylorglo.settings import BaselineSettings, SearchSettings, SweepSettings, validated
+from taylorglo.settings import (
+    AttackSettings,
+    BaselineSettings,
+    SearchSettings,
+    SweepSettings,
+    validated,
+)
 
 
 def test_the_defaults_are_valid() -> None:
@@ -125,6 +135,9 @@ BAD: list[tuple[str, object, str]] = [
     ("search.mean", [True, 1, 1, 1], "should not be true or false"),
     ("search.mean", ["4", "-4", "-1", "0"], "should be numbers, without quotes"),
     ("attack.epsilons", ["0.1"], "should be numbers, without quotes"),
+    ("attack.epsilons", ["8/0"], "8/0 divides by zero"),
+    ("attack.epsilons", ["1/2/3"], "should be numbers, without quotes"),
+    ("attack.norm", "l1", "should be 'linf' or 'l2'"),
     (
         "search.filters",
         ["lernable"],
@@ -389,3 +402,22 @@ def test_every_classic_loss_can_be_a_baseline() -> None:
 def test_every_filter_can_be_named() -> None:
     for name in FILTERS:
         assert SearchSettings(filters=[name]).filters == [name]
+
+
+def test_epsilons_may_be_fractions_in_every_form_that_a_file_or_a_command_line_has() -> None:
+    for given in (["2/255", 0.1, "8 / 255"], "2/255, 0.1, 8/255"):
+        epsilons = AttackSettings.model_validate({"epsilons": given}).epsilons
+        assert epsilons == [0.0, 2 / 255, 8 / 255, 0.1]
+    assert AttackSettings(epsilons="8/255").epsilons == [0.0, 8 / 255]
+
+
+def test_only_in_l2_may_an_epsilon_be_above_1() -> None:
+    assert AttackSettings(norm="l2", epsilons=[2]).epsilons == [0.0, 2.0]
+    with pytest.raises(ValidationError, match="less than or equal to 1"):
+        AttackSettings(epsilons=[2])
+
+
+def test_the_settings_name_every_suite_and_norm() -> None:
+    for key, names in (("suite", tuple(SUITES)), ("norm", NORMS)):
+        assert get_args(AttackSettings.model_fields[key].annotation) == names
+        assert all(usual_radii("digits", norm, pixels=True) for norm in NORMS)

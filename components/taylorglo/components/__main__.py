@@ -17,8 +17,14 @@ from taylorglo.tasks.console import say_warnings, task
 from taylorglo.training import server
 from taylorglo.variables import adopt
 
-# The components that train, in processes of their own.
-TRAINING = {"evaluate_baselines", "evaluate_candidates", "search_candidates", "train_champion"}
+# The components that train or attack in processes of their own.
+WITH_WORKERS = {
+    "attack",
+    "evaluate_baselines",
+    "evaluate_candidates",
+    "search_candidates",
+    "train_champion",
+}
 
 
 @task
@@ -38,7 +44,7 @@ def main() -> None:
     os.environ["_KFP_RUNTIME"] = "true"
     adopt()
     say_warnings()
-    if name in TRAINING:
+    if name in WITH_WORKERS:
         server.start()
     # The user's own networks, after everything else: a random.py there is not Python's.
     sys.path.append("")

@@ -6,15 +6,12 @@ can stand in for it.
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple, Protocol
 
-import torch
 from torch import nn
 
-from taylorglo.attacks import robust_accuracy
-from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import Fold, fold_of_attempt
 from taylorglo.data.seeds import FINAL, TUNING, derived_seed
@@ -28,8 +25,7 @@ from taylorglo.loss.polynomial import checked_theta, length
 from taylorglo.networks.factory import revision
 from taylorglo.networks.weights import restored
 from taylorglo.results import NUMERICS, Contender, FullTraining, by_contender
-from taylorglo.settings import AttackSettings, SweepSettings, TrainingSettings
-from taylorglo.training.devices import computing
+from taylorglo.settings import SweepSettings, TrainingSettings
 from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe
 
@@ -285,35 +281,6 @@ def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Mod
         raise InputError(
             f"these weights do not fit model {model_name!r} and data set {dataset.name!r}: {error}"
         ) from None
-
-
-def attack_network(
-    network: nn.Module, dataset: Dataset, settings: AttackSettings, seed: int
-) -> Mapping[str, Mapping[float, float]]:
-    """Return the accuracy that is left by attack and epsilon, on test images drawn with the seed.
-
-    Args:
-        network: from images or features to logits; it is moved to the device of the data.
-        dataset: with its test split.
-        settings: of the attacks; at most ``settings.images`` images are attacked.
-        seed: decides the images and the random starts.
-    """
-    assert dataset.test is not None
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(dataset.test), generator=generator)[: settings.images]
-    drawn = drawn.to(dataset.test.labels.device)
-    # In float32, because cuDNN's own default for convolutions is TF32.
-    with computing("float32", drawn.device):
-        return robust_accuracy(
-            network.to(drawn.device),
-            scaled(dataset.test.images[drawn]),
-            dataset.test.labels[drawn],
-            epsilons=settings.epsilons,
-            pgd_steps=settings.pgd_steps,
-            pgd_restarts=settings.pgd_restarts,
-            seed=seed,
-            unit=dataset.unit,
-        )
 
 
 def _digest(entry: Entry, engine: Engine) -> str:

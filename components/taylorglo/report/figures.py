@@ -368,7 +368,7 @@ def _mark_chance(axes: Axes, chance: float) -> None:
 def attack_figure(
     attacks: Mapping[str, Mapping[str, Sequence[tuple[float, Accuracies]]]],
     losses: Sequence[str],
-    unit: str = "pixels in [0, 1]",
+    unit: str = "L∞, pixels in [0, 1]",
 ) -> Figure:
     """Draw accuracy against the size of the perturbation: a panel per attack, a line per loss.
 
@@ -376,7 +376,7 @@ def attack_figure(
         attacks: by attack and loss, the points (epsilon, accuracies in [0, 1] of the attacked
             networks).
         losses: all losses, in the order that gives them their colours.
-        unit: of epsilon, in words.
+        unit: of epsilon, in words, with the norm.
     """
     columns = min(len(attacks), 4)
     rows = -(-len(attacks) // columns)
@@ -389,7 +389,7 @@ def attack_figure(
         for axes, (attack, points) in zip(grid.flat, attacks.items(), strict=False):
             handles |= _plot_attack(axes, points, losses)
             axes.set_title(attack)
-        figure.supxlabel(f"perturbation ε (L∞, {unit})", fontsize=8, color=MUTED)
+        figure.supxlabel(f"perturbation ε ({unit})", fontsize=8, color=MUTED)
         grid[0, 0].set_ylabel("accuracy (%)")
         attacked = [loss for loss in losses if loss in handles]
         figure.legend(

@@ -35,12 +35,17 @@ from taylorglo.report.verdict import (
     standing_verdict,
     verdict,
 )
+from taylorglo.results import epsilon_text
 from taylorglo.stats import finite
 
 _ATTACKS = {
     "fgsm": "FGSM",
     "pgd-ce": "PGD, cross-entropy",
     "pgd-dlr": "PGD, DLR",
+    "apgd-ce": "APGD, cross-entropy",
+    "apgd-t": "APGD, targeted DLR",
+    "fab-t": "FAB, targeted",
+    "square": "Square",
     "worst": "worst of all",
 }
 
@@ -304,7 +309,7 @@ def _attacks(record: SweepRecord) -> dict[str, object] | None:
     figure = attack_figure(points, list(dict.fromkeys(losses)), record.epsilon_unit)
     epsilons = sorted({row.epsilon for row in record.robustness})
     return {
-        "header": ["attack", "loss", *(f"ε = {epsilon:g}" for epsilon in epsilons)],
+        "header": ["attack", "loss", *(f"ε = {epsilon_text(epsilon)}" for epsilon in epsilons)],
         "epsilons": epsilons,
         "by_attack": by_attack,
         "sizes": sorted({len(row.accuracies) for row in record.robustness}),

@@ -178,6 +178,7 @@ class SweepRecord:
         notes: facts that a reader needs to judge the numbers.
         standing: the champion of an earlier search, if there was one to compare with.
         not_attacked: why no network was attacked, if none was.
+        suspicions: signs that attacks went astray, by loss.
         candidates: the candidates that have an end, by their dynamics.
         savings: what filters and early stops saved; None if no candidate was trained to the end.
         command: shell commands that repeat the sweep; empty if they are not known.
@@ -201,6 +202,7 @@ class SweepRecord:
     notes: list[str]
     standing: StandingRecord | None = None
     not_attacked: str = ""
+    suspicions: list[str] = field(default_factory=list)
     candidates: list[CandidateRecord] = field(default_factory=list)
     savings: Savings | None = None
     command: str = ""
@@ -235,8 +237,9 @@ class SweepRecord:
 
     @property
     def epsilon_unit(self) -> str:
-        """The unit of the attacks' epsilon, in words."""
-        return epsilon_unit(self.provenance)
+        """The norm and the unit of the attacks' epsilon, in words."""
+        norm = {"linf": "L∞", "l2": "L2"}[str(self.settings.get("attack_norm", "linf"))]
+        return f"{norm}, {epsilon_unit(self.provenance)}"
 
     @property
     def _score(self) -> str:
@@ -295,6 +298,7 @@ def sweep_record(
         notes=_notes(settings, started, results, [*tuning, *_full_trainings(comparison)]),
         standing=_standing(standing, comparison),
         not_attacked=robustness.reason,
+        suspicions=robustness.suspicions,
         candidates=_fates(candidates, comparison, num_classes),
         savings=_savings(candidates),
         command=_command(settings, generations),

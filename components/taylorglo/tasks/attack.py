@@ -5,17 +5,17 @@ from collections.abc import Sequence
 from statistics import fmean
 
 from taylorglo.errors import InputError
-from taylorglo.evaluation.comparison import attack_network, restore_network
+from taylorglo.evaluation.robustness import attack_all
 from taylorglo.results import (
     Comparison,
     FullTraining,
     Robustness,
     RobustnessRow,
+    epsilon_text,
     epsilon_unit,
     read_json,
     write_json,
 )
-from taylorglo.settings import AttackSettings
 from taylorglo.tasks.console import Progress, say, show, task
 from taylorglo.tasks.context import Passed, Sweep
 from taylorglo.training.engine import read_resident
@@ -48,31 +48,38 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
     if sweep.settings.data.name == "own":
         return _nothing("the data are the training's own, and no other task sees them", started)
     dataset = read_resident(full_data, sweep.settings.training)
-    accuracies: dict[tuple[str, str, float], list[float]] = {}
     seeds = list(dict.fromkeys(training.seed for training in trainings))[: settings.seeds]
     attacked = [training for training in trainings if training.seed in seeds]
-    for number, training in enumerate(attacked):
-        show(Progress("attacking the networks", done=number, total=len(attacked)))
-        weights = sweep.full_trainings.weights(training.key)
-        if not weights:
-            return _nothing("the training returned no network", started)
-        try:
-            network = restore_network(weights, sweep.settings.model.name, dataset)
-        except InputError as error:
-            if not sweep.settings.training.function:
-                raise
-            return _nothing(f"the training returned another network: {error}", started)
-        robust = attack_network(network, dataset, settings, sweep.settings.seed)
-        for attack, by_epsilon in robust.items():
-            for epsilon, accuracy in by_epsilon.items():
-                place = (training.contender.name, attack, epsilon)
-                accuracies.setdefault(place, []).append(accuracy)
+    networks = [sweep.full_trainings.weights(training.key) for training in attacked]
+    if not all(networks):
+        return _nothing("the training returned no network", started)
+    accuracies: dict[tuple[str, str, float], list[float]] = {}
+    doubts: dict[tuple[str, str], int] = {}
+    show(Progress("attacking the networks", total=len(attacked)))
+    try:
+        results = attack_all(networks, full_data, dataset, sweep.settings)
+        for number, (training, result) in enumerate(zip(attacked, results, strict=True)):
+            show(Progress("attacking the networks", done=number + 1, total=len(attacked)))
+            for sentence in result.suspicions:
+                doubt = (training.contender.name, sentence)
+                doubts[doubt] = doubts.get(doubt, 0) + 1
+            for attack, by_epsilon in result.accuracies.items():
+                for epsilon, accuracy in by_epsilon.items():
+                    place = (training.contender.name, attack, epsilon)
+                    accuracies.setdefault(place, []).append(accuracy)
+    except InputError as error:
+        if not sweep.settings.training.function:
+            raise
+        return _nothing(f"the training returned another network: {error}", started)
     rows = [
         RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=values)
         for (loss, attack, epsilon), values in accuracies.items()
     ]
-    _announce(rows, settings, epsilon_unit(dataset.provenance))
-    return Robustness(rows=rows, started=started, ended=time.time())
+    suspicions = [f"{loss} (n = {count}): {sentence}" for (loss, sentence), count in doubts.items()]
+    _announce(rows, settings.seeds, epsilon_unit(dataset.provenance))
+    for suspicion in suspicions:
+        say(f"suspect: {suspicion}")
+    return Robustness(rows=rows, started=started, ended=time.time(), suspicions=suspicions)
 
 
 def _nothing(reason: str, started: float) -> Robustness:
@@ -82,15 +89,15 @@ def _nothing(reason: str, started: float) -> Robustness:
     return Robustness(rows=[], started=started, ended=time.time(), reason=sentence)
 
 
-def _announce(rows: Sequence[RobustnessRow], settings: AttackSettings, unit: str) -> None:
+def _announce(rows: Sequence[RobustnessRow], networks: int, unit: str) -> None:
     """Print what the worst of the attacks left at the largest epsilon, which is in this unit."""
-    epsilon = settings.epsilons[-1]
+    largest = max(row.epsilon for row in rows)
     left = ", ".join(
         f"{row.loss} {fmean(row.accuracies):.1%}"
         for row in rows
-        if (row.attack, row.epsilon) == ("worst", epsilon)
+        if (row.attack, row.epsilon) == ("worst", largest)
     )
     say(
-        f"attacked {settings.seeds} networks per loss; accuracy left at epsilon {epsilon:g} "
+        f"attacked {networks} networks per loss; accuracy left at epsilon {epsilon_text(largest)} "
         f"({unit}): {left}"
     )

@@ -4,10 +4,7 @@ It pulls recipes from an iterator, as many at a time as it can work on, and yiel
 soon as it is known.
 """
 
-import contextlib
 import gc
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
@@ -458,19 +455,9 @@ _worker: _Worker | None = None  # in a worker process
 def _begin_worker(
     settings: SweepSettings, read: Callable[[], Dataset], plan: Plan, lifeline: Connection
 ) -> None:
-    """Prepare a worker process, which ends with the engine, in whatever way that ends.
-
-    Nothing is sent through the pipe ``lifeline``. Its other end is closed by the engine, or by the
-    system when the engine's process ends.
-    """
+    """Prepare a worker process, which ends with the engine, in whatever way that ends."""
     global _worker
-
-    def watch() -> None:
-        with contextlib.suppress(EOFError, OSError):
-            lifeline.recv_bytes()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    server.end_with(lifeline)
     _worker = _Worker(settings, read(), plan)
 
 

@@ -7,9 +7,11 @@ not import PyTorch, so that the server can begin before it.
 import multiprocessing
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker, util
+from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,21 @@ def start() -> None:
             forkserver.ensure_running()
     else:
         forkserver.ensure_running()
+
+
+def end_with(lifeline: Connection) -> None:
+    """Let this worker end with the process that holds the other end of a pipe.
+
+    Nothing is sent through the pipe. Its other end is closed by that process, or by the system when
+    that process ends, in whatever way it does.
+    """
+
+    def watch() -> None:
+        with suppress(EOFError, OSError):
+            lifeline.recv_bytes()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``taylorglo attack``: FGSM and PGD on a trained network, outside a sweep."""
+"""``taylorglo attack``: a suite of attacks on a trained network, outside a sweep."""
 
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, first_line
 from taylorglo.reading import check_regular
 from taylorglo.services import layout
 from taylorglo_pipelines.commands.options import echo_json, json_option
@@ -39,7 +39,9 @@ _TRIED = 100  # images whose logits are looked at before the attacks
     "overrides",
     multiple=True,
     metavar="KEY=VALUE",
-    help="Set a value of the section attack, such as epsilons=[0,0.05,0.1]. May be given again.",
+    help="Set a value of the section attack, such as suite=standard, norm=l2 or "
+    "epsilons=[0.1,8/255]. "
+    "May be given again.",
 )
 @json_option
 def command(
@@ -50,15 +52,16 @@ def command(
     *,
     as_json: bool,
 ) -> None:
-    """Attack a trained network with FGSM and PGD.
+    """Attack a trained network with FGSM and PGD, or as hard as AutoAttack does.
 
-    MODEL is a champion's folder or weights (.safetensors), a path or an s3:// URI.
+    MODEL is a champion's folder, weights (.safetensors) or a program of images in [0, 1] (.pt2 of
+    torch.export, .pt of torch.jit), a path or an s3:// URI. A program needs --data.
     """
     attacked = attack(model, data, model_name, overrides)
     if as_json:
         echo_json(attacked._asdict())
     else:
-        click.echo(_table(*attacked))
+        click.echo(_table(attacked))
 
 
 class Attacked(NamedTuple):
@@ -66,13 +69,15 @@ class Attacked(NamedTuple):
 
     Attributes:
         accuracies: in [0, 1], by attack and epsilon.
-        epsilon_unit: the unit of epsilon, in words.
+        epsilon_unit: norm and unit of epsilon, in words.
         most_frequent_class: the share of the most frequent class in the test split.
+        suspicions: signs that an attack went astray, a sentence each.
     """
 
     accuracies: Mapping[str, Mapping[float, float]]
     epsilon_unit: str
     most_frequent_class: float
+    suspicions: Sequence[str]
 
 
 def attack(
@@ -82,8 +87,9 @@ def attack(
 
     Args:
         model: a champion's folder (or the weights in it), as a sweep left it; or other weights,
-            ``.safetensors``, of the bare network or of the network with its normalisation. A path
-            or an s3:// URI.
+            ``.safetensors``, of the bare network or of the network with its normalisation; or a
+            program that ``torch.export.save`` (``.pt2``) or ``torch.jit.save`` (``.pt``) wrote,
+            from images in [0, 1] to logits. A path or an s3:// URI.
         data: a prepared data set; None: ``../data.safetensors``, seen from the champion's folder.
         model_name: the network that the weights belong to; None: the one that they name.
         overrides: ``key=value`` for :class:`~taylorglo.settings.AttackSettings`.
@@ -92,7 +98,9 @@ def attack(
         InputError: something is missing, or does not fit together.
     """
     from taylorglo.data import dataset as datasets
-    from taylorglo.evaluation.comparison import attack_network, restore_network
+    from taylorglo.evaluation.comparison import restore_network
+    from taylorglo.evaluation.robustness import attack_network
+    from taylorglo.networks.programs import SUFFIXES, load_program
     from taylorglo.networks.weights import origin_of, trusted_name
     from taylorglo.results import epsilon_unit
     from taylorglo.services.storage import fetch
@@ -104,20 +112,33 @@ def attack(
     given = with_overrides({}, overrides)
     settings = validated(AttackSettings, given, "--set", origins(overrides))
     weights = model
-    if not model.endswith(".safetensors"):
+    if not model.endswith((".safetensors", *SUFFIXES)):
         weights = f"{model.rstrip('/')}/{layout.NETWORK}"
+    is_program = weights.endswith(SUFFIXES)
+    if is_program and data is None:
+        raise InputError(f"{model}: a program needs --data, a prepared data set to attack it on")
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(weights, Path(folder) / "model")
-        model_name = model_name or trusted_name(origin_of(path), str(path), "--model-name")
+        if not is_program:
+            model_name = model_name or trusted_name(origin_of(path), str(path), "--model-name")
         data = data or _data_beside(weights)
         dataset = datasets.read(fetch(data, Path(folder) / "data"))
-        network = restore_network(_content(path), model_name, dataset)
+        if is_program:
+            network = load_program(path, model)
+        else:
+            network = restore_network(_content(path), model_name or "", dataset)
     if dataset.test is None:
         raise InputError(f"{data}: has no test split to attack")
     _check_finite(network, dataset, weights)
     dataset = resident(dataset, device_of(TrainingSettings()))
-    accuracies = attack_network(network, dataset, settings, seed=0)
-    return Attacked(accuracies, epsilon_unit(dataset.provenance), dataset.guessing.accuracy)
+    attacked = attack_network(network, dataset, settings, seed=0)
+    norm = {"linf": "L∞", "l2": "L2"}[settings.norm]
+    return Attacked(
+        attacked.accuracies,
+        f"{norm}, {epsilon_unit(dataset.provenance)}",
+        dataset.guessing.accuracy,
+        attacked.suspicions,
+    )
 
 
 def _content(weights: Path) -> bytes:
@@ -145,28 +166,35 @@ def _check_finite(network: "nn.Module", dataset: "Dataset", weights: str) -> Non
             raise InputError(
                 f"{weights}: {name} has NaN or infinite numbers, as after a training that diverged"
             )
-    with torch.no_grad():
-        logits = network(scaled(dataset.test.images[:_TRIED]))
+    images = scaled(dataset.test.images[:_TRIED])
+    try:
+        with torch.no_grad():
+            logits = network(images)
+    except Exception as error:
+        raise InputError(
+            f"{weights}: the network does not take a batch of {len(images)} images of shape "
+            f"{tuple(images.shape[1:])}: {first_line(error)}"
+        ) from None
     if isinstance(logits, torch.Tensor) and not logits.isfinite().all():
         raise InputError(f"{weights}: the network returns NaN or infinite logits for test images")
 
 
-def _table(accuracies: Mapping[str, Mapping[float, float]], unit: str, most_frequent: float) -> str:
-    """Return a table of accuracies in [0, 1] by attack and epsilon, as percentages.
+def _table(attacked: Attacked) -> str:
+    """Return a table of accuracies by attack and epsilon, as percentages, and remarks on it."""
+    from taylorglo.results import epsilon_text
 
-    Args:
-        accuracies: by attack and epsilon.
-        unit: of epsilon, in words.
-        most_frequent: the share of the most frequent class in the test split, for a last line.
-    """
-    epsilons = list(next(iter(accuracies.values())))
-    head = "".join(f"{epsilon:>8g}" for epsilon in epsilons)
+    epsilons = list(next(iter(attacked.accuracies.values())))
+    head = "".join(f"{epsilon_text(epsilon):>8}" for epsilon in epsilons)
     lines = [f"{'accuracy (%) at epsilon':24}{head}"]
-    for attack_name, row in accuracies.items():
+    for attack_name, row in attacked.accuracies.items():
         cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
         lines.append(f"{attack_name:24}{cells}")
-    lines.append(f"epsilon in {unit}; always the most frequent class: {100 * most_frequent:.2f} %")
-    return "\n".join(lines)
+    lines.append("each attack gets the images that those above it left")
+    most_frequent = f"{100 * attacked.most_frequent_class:.2f} %"
+    lines.append(
+        f"epsilon: {attacked.epsilon_unit}; always the most frequent class: {most_frequent}"
+    )
+    return "\n".join([*lines, *(f"suspect: {sentence}" for sentence in attacked.suspicions)])
 
 
 def _data_beside(weights: str) -> str:

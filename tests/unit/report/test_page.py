@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from sample_records import MNIST_THETA, champion_of, record, robustness, row
 
+from taylorglo.attacks import SUITES
 from taylorglo.loss.dynamics import equilibrium_confidence, learning_drive
 from taylorglo.report.figures import SERIES
 from taylorglo.report.page import render
@@ -299,12 +300,34 @@ def test_the_most_frequent_class_is_in_no_table_if_it_is_not_known_what_naming_i
 
 
 def test_the_unit_of_epsilon_is_named() -> None:
-    assert "Accuracy (%) by ε (pixels in [0, 1])" in text(default_page())
+    assert "Accuracy (%) by ε (L∞, pixels in [0, 1])" in text(default_page())
     provenance = {EPSILON_UNIT: "standard deviations"}
     page = text(render(record(provenance=provenance)))
-    assert "Accuracy (%) by ε (standard deviations)" in page
-    assert "(L∞, standard deviations)" in page
+    assert "Accuracy (%) by ε (L∞, standard deviations)" in page
+    assert "perturbation ε (L∞, standard deviations)" in page
     assert "pixels in [0, 1]" not in page
+    in_l2 = text(render(record(settings={**record().settings, "attack_norm": "l2"})))
+    assert "Accuracy (%) by ε (L2, pixels in [0, 1])" in in_l2
+
+
+def test_attacks_that_may_have_gone_astray_are_named() -> None:
+    assert "Suspect" not in text(default_page())
+    sign = "champion (n = 2): the gradient is exactly 0 for <40%> of the images"
+    page = text(render(dataclasses.replace(record(), suspicions=[sign])))
+    assert "may be weaker than the table says" in page
+    assert sign in page
+
+
+def test_every_attack_of_the_standard_suite_has_a_name_and_a_panel() -> None:
+    rows = [
+        robustness("champion", attack, epsilon, [0.9, 0.8])
+        for attack in (*SUITES["standard"], "worst")
+        for epsilon in (0.0, 8 / 255)
+    ]
+    page = text(render(record(robustness=rows)))
+    assert "ε = 0 ε = 8/255" in page
+    for name in ("APGD, targeted DLR", "FAB, targeted", "Square", "worst of all"):
+        assert f"{name} champion 85.00" in page
 
 
 def test_shares_of_time() -> None:

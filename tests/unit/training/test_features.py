@@ -14,7 +14,8 @@ from taylorglo.data import dataset as data
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import Fold, fold_of
 from taylorglo.errors import InputError
-from taylorglo.evaluation.comparison import attack_network, restore_network
+from taylorglo.evaluation.comparison import restore_network
+from taylorglo.evaluation.robustness import attack_network
 from taylorglo.loss.classic import CrossEntropy
 from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.networks.factory import BUILT_IN, build, check, skeleton
@@ -99,8 +100,9 @@ def test_the_unit_of_a_feature_decides_nothing(tmp_path: Any) -> None:
         attack_network(restore_network(result.weights, "mlp", dataset), dataset, settings, seed=0)
         for result, dataset in ((first, plain), (second, scaled))
     ]
-    assert robust[0] == robust[1]
-    assert robust[0]["worst"][0.0] > robust[0]["worst"][0.1] > 0
+    assert robust[0].accuracies == robust[1].accuracies
+    worst = robust[0].accuracies["worst"]
+    assert worst[0.0] > worst[0.1] > 0
 
 
 def test_a_fold_of_features_has_all_samples_once(tmp_path: Any) -> None:

@@ -1,0 +1,153 @@
+"""Attacks on trained networks: one by one, or those of all losses and seeds side by side."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from multiprocessing.connection import Connection
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from taylorglo.attacks import Strength, withstood
+from taylorglo.attacks.honesty import suspicions
+from taylorglo.attacks.radii import usual_radii
+from taylorglo.data.batches import scaled
+from taylorglo.data.dataset import Dataset
+from taylorglo.evaluation.comparison import restore_network
+from taylorglo.settings import AttackSettings, SweepSettings
+from taylorglo.training import server
+from taylorglo.training.devices import computing
+from taylorglo.training.engine import read_resident
+from taylorglo.training.machine import cpus, free_host_memory
+
+
+class Attacked(NamedTuple):
+    """What attacks left of a network: accuracies by attack and epsilon, and signs of doubt.
+
+    ``suspicions`` are sentences that say why the network may be weaker than it looks.
+    """
+
+    accuracies: Mapping[str, Mapping[float, float]]
+    suspicions: list[str]
+
+
+_WORKER_MEMORY = 2**30  # bytes that a worker takes, about half of them for PyTorch
+
+
+def radii(settings: AttackSettings, dataset: Dataset) -> list[float]:
+    """Return the epsilons of the settings, or those that are usual with the data set."""
+    usual = usual_radii(dataset.name, settings.norm, pixels=dataset.pixels)
+    return settings.epsilons or usual
+
+
+def attack_network(
+    network: nn.Module, dataset: Dataset, settings: AttackSettings, seed: int
+) -> Attacked:
+    """Attack a network on test images that are drawn with the seed; check the attacks, too.
+
+    Args:
+        network: from images or features to logits; it is moved to the device of the data.
+        dataset: with its test split.
+        settings: of the attacks; at most ``settings.images`` images are attacked.
+        seed: decides the images and the random starts.
+    """
+    assert dataset.test is not None
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(dataset.test), generator=generator)[: settings.images]
+    drawn = drawn.to(dataset.test.labels.device)
+    # In float32, because cuDNN's own default for convolutions is TF32.
+    with computing("float32", drawn.device):
+        network = network.to(drawn.device)
+        images, labels = scaled(dataset.test.images[drawn]), dataset.test.labels[drawn]
+        epsilons = radii(settings, dataset)
+        result = withstood(
+            network,
+            images,
+            labels,
+            epsilons,
+            strength=Strength(
+                settings.suite, settings.norm, settings.pgd_steps, settings.pgd_restarts, seed=seed
+            ),
+            unit=dataset.unit,
+        )
+        doubts = suspicions(
+            network,
+            images,
+            labels,
+            max(epsilons),
+            norm=settings.norm,
+            seed=seed,
+            unit=dataset.unit,
+        )
+    return Attacked(result.accuracies, doubts)
+
+
+def attack_all(
+    networks: Sequence[bytes], path: str, dataset: Dataset, settings: SweepSettings
+) -> Iterator[Attacked]:
+    """Attack trained networks, several at a time on a CPU; yield what is left of each, in order.
+
+    Args:
+        networks: their weights, as safetensors.
+        path: of the prepared data set with its test split.
+        dataset: the same, on the device to compute on.
+        settings: of the sweep.
+
+    Raises:
+        InputError: weights do not fit the network of the settings.
+    """
+    workers = _workers(len(networks), dataset, settings)
+    finished = 0
+    if workers > 1:
+        try:
+            for attacked in _side_by_side(networks, path, settings, workers):
+                finished += 1
+                yield attacked
+        except BrokenProcessPool:
+            # The system may have ended a worker because memory was short. Then one at a time.
+            pass
+    for weights in islice(networks, finished, None):
+        yield _attack(weights, dataset, settings)
+
+
+def _workers(networks: int, dataset: Dataset, settings: SweepSettings) -> int:
+    """Return how many processes attack networks; on a GPU the only one is this."""
+    assert dataset.test is not None
+    if dataset.test.images.device.type != "cpu":
+        return 1
+    wanted = settings.training.workers or cpus()
+    return max(1, min(networks, wanted, free_host_memory() // _WORKER_MEMORY))
+
+
+def _side_by_side(
+    networks: Sequence[bytes], path: str, settings: SweepSettings, workers: int
+) -> Iterator[Attacked]:
+    context = server.context()
+    # The workers live as long as this end of the pipe is open.
+    lifeline, held = context.Pipe(duplex=False)
+    arguments = (settings, path, max(1, cpus() // workers), lifeline)
+    with held, ProcessPoolExecutor(workers, context, _begin_worker, arguments) as executor:
+        yield from executor.map(_attack_in_worker, networks)
+
+
+_state: tuple[Dataset, SweepSettings] | None = None  # in a worker process
+
+
+def _begin_worker(settings: SweepSettings, path: str, threads: int, lifeline: Connection) -> None:
+    """Prepare a worker process, which ends with the process that began it."""
+    global _state
+    server.end_with(lifeline)
+    torch.set_num_threads(threads)
+    _state = read_resident(path, settings.training), settings
+
+
+def _attack_in_worker(weights: bytes) -> Attacked:
+    assert _state is not None
+    return _attack(weights, *_state)
+
+
+def _attack(weights: bytes, dataset: Dataset, settings: SweepSettings) -> Attacked:
+    network = restore_network(weights, settings.model.name, dataset)
+    return attack_network(network, dataset, settings.attack, settings.seed)

@@ -161,8 +161,8 @@ def withstood(
             for name in names:
                 if epsilon > 0:
                     campaign.attack(name, epsilon)
-                accuracies[name][epsilon] = campaign.accuracy(epsilon)
-            accuracies[WORST][epsilon] = campaign.accuracy(epsilon)
+                accuracies[name][epsilon] = campaign.accuracy(name, epsilon)
+            accuracies[WORST][epsilon] = accuracies[names[-1]][epsilon]
     return Withstood(accuracies, campaign.distances, campaign.by)
 
 
@@ -188,26 +188,40 @@ class _Campaign:
         )
         self._clean = torch.cat(logits)
         right = ~fooled(self._clean, labels)
-        self.distances = torch.where(right, torch.inf, torch.zeros_like(images.flatten(1)[:, 0]))
+        clean = torch.where(right, torch.inf, torch.zeros_like(images.flatten(1)[:, 0]))
+        # The smallest perturbation that each attack found. Attacks that find small ones answer for
+        # larger balls too, which is no merit of the attacks before them.
+        self._distances = {name: clean.clone() for name in SUITES[strength.suite]}
         self.by = ["" if standing else "clean" for standing in right.tolist()]
         # FAB looks for the smallest perturbation, so it answers for larger balls at once.
         self._followed = torch.zeros_like(right)
 
-    def accuracy(self, epsilon: float) -> float:
-        """Return the part of all images that withstood so far."""
-        return (self.distances > epsilon).double().mean().item()
+    @property
+    def distances(self) -> Tensor:
+        """The smallest perturbation of each image that an attack found, (N,)."""
+        return self._until(list(self._distances)[-1])
+
+    def _until(self, name: str) -> Tensor:
+        """Return the smallest perturbations of an attack and of those before it, (N,)."""
+        names = list(self._distances)
+        found = [self._distances[each] for each in names[: names.index(name) + 1]]
+        return torch.stack(found).amin(dim=0)
+
+    def accuracy(self, name: str, epsilon: float) -> float:
+        """Return the part of all images that withstood an attack and those before it."""
+        return (self._until(name) > epsilon).double().mean().item()
 
     def attack(self, name: str, epsilon: float) -> None:
         """Attack the images that are left, start by start and target by target."""
         for part in _parts(name, self._strength, self._clean.shape[1]):
-            left = self.distances > epsilon
+            left = self._until(name) > epsilon
             if name == "fab-t":
                 left = left & ~self._followed
             self._in_batches(
                 left.nonzero().squeeze(1), partial(self._run, part, name=name, epsilon=epsilon)
             )
         if name == "fab-t":
-            self._followed = self._followed | (self.distances > 0)
+            self._followed = self._followed | (self._distances[name] > 0)
 
     def _run(self, part: _Part, batch: Tensor, *, name: str, epsilon: float) -> None:
         ball = Ball(self._images[batch], epsilon, self._strength.norm, self._unit)
@@ -217,10 +231,12 @@ class _Campaign:
         if name != "fab-t":
             # Rounding may take a point on the surface out of the ball.
             sizes = sizes.clamp(max=epsilon)
-        nearer = found.fooled & (sizes < self.distances[batch])
-        self.distances[batch[nearer]] = sizes[nearer].to(self.distances)
-        for number in batch[nearer].tolist():
+        smallest = found.fooled & (sizes < self.distances[batch])
+        for number in batch[smallest].tolist():
             self.by[number] = name
+        own = self._distances[name]
+        nearer = found.fooled & (sizes < own[batch])
+        own[batch[nearer]] = sizes[nearer].to(own)
 
     def _in_batches(self, index: Tensor, run: Callable[[Tensor], None]) -> None:
         """Do something with each batch of images; with smaller batches once memory is full."""

@@ -264,6 +264,20 @@ class Counting(nn.Module):
         return self.network(images)
 
 
+def test_no_attack_gets_the_merit_of_a_later_one() -> None:
+    """FAB looks for small perturbations, and so it answers for larger balls before others do."""
+    model = trained("mlp")
+    _, _, images, labels = fashion()
+    epsilons = [0.02, 0.05, 0.1]
+    weak, strong = (
+        withstood(model, images[:100], labels[:100], epsilons, strength=strength).accuracies
+        for strength in (Strength(pgd_steps=5), Strength(**FAST))
+    )
+    assert {name: strong[name] for name in SUITES["quick"]} == {
+        name: weak[name] for name in SUITES["quick"]
+    }
+
+
 def test_images_that_are_broken_cost_nothing() -> None:
     model = Counting(linear(16, 2))
     images = uniform(50, 16)

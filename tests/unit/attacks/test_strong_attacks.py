@@ -24,6 +24,7 @@ from taylorglo.attacks import (
     square,
     withstood,
 )
+from taylorglo.attacks.draws import Draws
 from taylorglo.attacks.objectives import targeted_dlr
 from taylorglo.attacks.problem import problem
 from taylorglo.errors import InputError
@@ -289,6 +290,28 @@ def test_images_that_are_broken_cost_nothing() -> None:
     assert accuracies["fgsm"][1.0] == accuracies["worst"][1.0] == 0
     # The clean images, and two passes of FGSM.
     assert model.seen == 3 * 50
+
+
+def test_an_attack_leaves_an_image_alone_once_it_is_broken() -> None:
+    model = Counting(linear(16, 2))
+    images = uniform(50, 16)
+    labels = predictions(model.network, images)
+    attacked = pgd(model, images, labels, 1.0, steps=10, step_size=1.0, restarts=3)
+    assert bool((predictions(model.network, attacked) != labels).all())
+    # The images, and where the first step led them.
+    assert model.seen == 2 * 50
+
+
+def test_random_numbers_belong_to_an_image() -> None:
+    every = Draws(3, 150)
+    some = torch.tensor([1, 5, 64, 149])
+    for draw in (Draws.uniform, Draws.normal):
+        numbers = draw(every, "start", (2, 3))
+        assert torch.equal(draw(every.take(some), "start", (2, 3)), numbers[some])
+        assert torch.equal(draw(every.take(some).take(some == 64), "start", (2, 3)), numbers[[64]])
+        assert len(numbers.flatten().unique()) > 890
+        assert not torch.equal(draw(every, "stripes", (2, 3)), numbers)
+        assert not torch.equal(draw(Draws(4, 150), "start", (2, 3)), numbers)
 
 
 def test_the_batches_become_smaller_once_memory_is_full() -> None:

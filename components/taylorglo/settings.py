@@ -967,7 +967,8 @@ class AttackSettings(Section):
         3,
         ge=1,
         le=1000,
-        description="Number of trained networks to attack for each loss, at most `champion.seeds`.",
+        description="Number of trained networks to attack for each loss, at most `champion.seeds`; "
+        "by default fewer if that is below 3.",
     )
 
     @field_validator("epsilons")
@@ -1085,6 +1086,21 @@ class SweepSettings(Section):
         if self.data.name == "own" and self.model.changed():
             yield "model.name"
 
+    @model_validator(mode="before")
+    @classmethod
+    def _no_more_attacks_than_seeds(cls, values: Any) -> Any:
+        """Attack as many networks of a loss as there are, if nobody says how many."""
+        if not isinstance(values, Mapping):
+            return values
+        attack, champion = values.get("attack", {}), values.get("champion", {})
+        if not isinstance(attack, Mapping) or not isinstance(champion, Mapping):
+            return values
+        seeds = champion.get("seeds")
+        usual = AttackSettings.model_fields["seeds"].default
+        if "seeds" in attack or type(seeds) is not int or not 0 < seeds < usual:
+            return values
+        return {**values, "attack": {**attack, "seeds": seeds}}
+
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSettings":
         if self.evaluation.steps > self.training.steps:
@@ -1183,6 +1199,7 @@ def former_values() -> dict[Decides, dict[str, Scalar]]:
 
 
 Model = TypeVar("Model", bound=BaseModel)
+_UNKNOWN = "unknown key"
 
 
 def validated(
@@ -1204,15 +1221,22 @@ def validated(
     except ValidationError as error:
         lines = []
         for path, message in _problems(error):
-            place = [_origin(path, origins or {}) or source, *filter(None, [path])]
+            unknown = message.startswith(_UNKNOWN)
+            place = [_origin(path, origins or {}, unknown=unknown) or source, *filter(None, [path])]
             lines.append(": ".join([*place, message]))
         raise InputError("\n".join(lines)) from None
 
 
-def _origin(path: str, origins: Mapping[str, str]) -> str | None:
-    """Return where the setting of a path comes from, or None if it is not among the origins."""
+def _origin(path: str, origins: Mapping[str, str], *, unknown: bool) -> str | None:
+    """Return where the setting of a path comes from, or None if it is not among the origins.
+
+    Args:
+        path: of the setting.
+        origins: by path.
+        unknown: whether there is no such setting; then it may be the section of one that is given.
+    """
     for given, origin in origins.items():
-        if f"{path}.".startswith(f"{given}."):
+        if f"{path}.".startswith(f"{given}.") or (unknown and given.startswith(f"{path}.")):
             return origin
     return None
 
@@ -1223,7 +1247,7 @@ def _problems(error: ValidationError) -> Iterator[tuple[str, str]]:
         path = ".".join(_in_path(part) for part in problem["loc"])
         message = _SUBJECT.sub("should", problem["msg"].removeprefix("Value error, "))
         if problem["type"] == "extra_forbidden":
-            message = "unknown key"
+            message = _UNKNOWN
         elif problem["type"] == "model_type":
             message = "should be a group of settings"
         elif problem["type"] == "value_error":

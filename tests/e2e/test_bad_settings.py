@@ -114,6 +114,7 @@ def test_settings(
             "content, but found '<stream end>'",
         ),
         ("name.popsize=3", "--set name.popsize=3: name is not a section"),
+        ("trainig.steps=3", "--set trainig.steps=3: trainig: unknown key"),
     ],
 )
 def test_set(

@@ -421,3 +421,16 @@ def test_the_settings_name_every_suite_and_norm() -> None:
     for key, names in (("suite", tuple(SUITES)), ("norm", NORMS)):
         assert get_args(AttackSettings.model_fields[key].annotation) == names
         assert all(usual_radii("digits", norm, pixels=True) for norm in NORMS)
+
+
+def test_no_more_networks_are_attacked_than_are_trained_if_nobody_says_how_many() -> None:
+    def attacked(**sections: object) -> int:
+        return SweepSettings.model_validate(sections).attack.seeds
+
+    usual = SweepSettings().attack.seeds
+    assert attacked(champion={"seeds": 2}) == 2
+    assert attacked(champion={"seeds": 2}, attack={"images": 5}) == 2
+    assert attacked(champion={"seeds": usual + 1}) == usual
+    assert attacked(champion={"seeds": 2}, attack={"seeds": 1}) == 1
+    with pytest.raises(ValidationError, match=r"attack\.seeds: should be at most"):
+        attacked(champion={"seeds": 2}, attack={"seeds": 3})

@@ -312,8 +312,8 @@ def confusion_figure(tables: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
                 axes.set_xticks(range(size))
                 axes.set_yticks(range(size))
             axes.set_title(loss)
-            axes.set_xlabel("named class")
-        panels[0].set_ylabel("class of the image")
+            axes.set_xlabel("predicted class")
+        panels[0].set_ylabel("true class")
     return figure
 
 

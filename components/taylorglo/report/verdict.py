@@ -54,6 +54,9 @@ def _comparison_verdict(record: SweepRecord) -> str:
         return f"The champion reaches {reached}; there is no baseline to compare it with."
     baseline = record.comparison[best]
     apposition = ", the best baseline" if len(record.comparison) > 2 else ""
+    if record.champion.baseline == baseline.loss:
+        itself = f"tuned {baseline.loss} itself{apposition}"
+        return f"The champion is {itself}: the search found no better loss."
     name = f"tuned {baseline.loss}{apposition}"
     points = _points(record, baseline.accuracies, champion.accuracies)
     sizes = _sample_sizes(champion, baseline)

@@ -206,6 +206,9 @@ def _find(name: str) -> Callable[..., Any]:
     return imported(name, _subject(name), CALL)
 
 
+_printed: set[str] = set()  # the errors whose tracebacks this process has printed
+
+
 def _called(
     function: Callable[..., Any], name: str, recipe: Recipe, split: Split, device: str
 ) -> Any:
@@ -223,10 +226,12 @@ def _called(
         # The engine deals with these.
         raise
     except (Exception, SystemExit) as error:
-        # A person who mends the function wants the whole of it, which goes to the log of a task.
-        traceback.print_exc()
         kind, _, message = described(error).partition(": ")
         line = f"{_subject(name)}: raised {kind}{_place(error, function)}: {message}"
+        # A person who mends the function wants the whole of it, once.
+        if line not in _printed:
+            _printed.add(line)
+            traceback.print_exc()
     # Raised outside of the handler: the handled error would keep all tensors of its frames.
     raise TaylorgloError(line)
 

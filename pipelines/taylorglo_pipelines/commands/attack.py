@@ -188,7 +188,7 @@ def _table(attacked: Attacked) -> str:
     lines = [f"{'accuracy (%) at epsilon':24}{head}"]
     for attack_name, row in attacked.accuracies.items():
         cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
-        lines.append(f"{attack_name:24}{cells}")
+        lines.append(f"{attack_name:24}{cells}".rstrip())
     lines.append("each attack gets the images that those above it left")
     most_frequent = f"{100 * attacked.most_frequent_class:.2f} %"
     lines.append(

@@ -25,6 +25,12 @@ _NEXT = {
 }
 
 
+# What a run does after its last generation leaves no trace in the study.
+_AFTER_SEARCH = (
+    "after the last generation, champion and baselines are trained in full, compared and attacked"
+)
+
+
 @click.command("status")
 @sweep_argument("name", required=False)
 @folder_option
@@ -74,6 +80,9 @@ def _lines(sweep: "Sweep") -> list[str]:
         lines.append(f"fitness     best {best}, median {middle} in this generation")
     if sweep.result is not None:
         lines.append(f"verdict     {sweep.result.verdict}")
-    if _NEXT[sweep.state]:
-        lines.append(f"next        {_NEXT[sweep.state]}")
+    after = _NEXT[sweep.state]
+    if sweep.state == "running" and progress.generation == progress.generations:
+        after = _AFTER_SEARCH
+    if after:
+        lines.append(f"next        {after}")
     return lines

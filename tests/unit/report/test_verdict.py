@@ -78,6 +78,17 @@ def test_verdict_ahead() -> None:
     )
 
 
+def test_the_champion_may_be_a_baseline_itself() -> None:
+    values = record(accuracy=0.91)
+    own = dataclasses.replace(
+        values, champion=values.champion.model_copy(update={"baseline": "cross-entropy"})
+    )
+    assert verdict(own) == (
+        "The champion is tuned cross-entropy itself, the best baseline: "
+        "the search found no better loss."
+    )
+
+
 def test_verdict_behind() -> None:
     assert verdict(record(accuracy=0.9, baselines={"cross-entropy": 0.91})) == (
         "The champion is behind tuned cross-entropy by 1.00 points (p < 0.001, n = 5)."

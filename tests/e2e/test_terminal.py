@@ -175,7 +175,8 @@ def test_an_attack_as_a_json_document(watched: Watched, capsys: pytest.CaptureFi
     document = json.loads(said(capsys, "attack", str(champion), *words, "--json"))
     assert {"fgsm", "worst"} < set(document["accuracies"])
     assert all(set(row) == {"0.0", "0.1"} for row in document["accuracies"].values())
-    assert document["epsilon_unit"] == "pixels in [0, 1]"
+    assert document["epsilon_unit"] == "L∞, pixels in [0, 1]"
+    assert document["suspicions"] == []
 
 
 def test_bad_input_is_one_line(

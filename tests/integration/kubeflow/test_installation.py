@@ -363,7 +363,7 @@ def test_metrics_in_place_of_the_table(installation: Installation, tmp_path: Pat
         tags = {"mlflow.parentRunId": sweep}
         champion = client.create_run(experiment, run_name="champion", tags=tags).info.run_id
         client.log_metric(champion, "test_accuracy", 0.9377777777 + 1e-10 * len(folder.name))
-        client.log_metric(sweep, "wall_seconds", len(folder.name))
+        client.log_metric(sweep, "seconds", len(folder.name))
     installation.mlflow = f"sqlite:///{folders[1] / 'mlruns.db'}"
     assert compare(case, "r", "", folders[0]) == "1 metrics in MLflow are those of this machine"
     client.log_metric(champion, "test_accuracy", 0.938)

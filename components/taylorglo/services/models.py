@@ -109,12 +109,14 @@ class Models:
     def register(
         self, name: str, model_id: str, *, tags: Mapping[str, str], description: str
     ) -> str:
-        """Register a logged model as a version, once, and return the version.
+        """Register a logged model as a version, and return the version.
+
+        A version of the same files, or with the same tags, is the version already.
 
         Args:
             name: name of the registered model.
             model_id: id of the logged model.
-            tags: of the version.
+            tags: of the version, which say what it is.
             description: Markdown for its page.
         """
         call, client = self._connection.call, self._client
@@ -122,7 +124,8 @@ class Models:
         model = call(client.get_logged_model, model_id)
         # By the source: a server does not tell the id of a version's model.
         for version in call(client.search_model_versions, f"name = '{name}'"):
-            if version.source == model.artifact_location:
+            is_known = all(version.tags.get(tag) == value for tag, value in tags.items())
+            if is_known or version.source == model.artifact_location:
                 return str(version.version)
         return self.add_version(name, model_id, tags=tags, description=description)
 

@@ -88,7 +88,8 @@ class Outcome:
             self.record.champion.theta,
             description=self._note(sweep, f'taylorglo.load_loss("models:/{name}@champion")'),
         )
-        number = self._register_network(sweep)
+        tags = {"taylorglo.loss": f"{name}/{version}", "taylorglo.digest": digest}
+        number = self._register_network(sweep, tags)
         sentence, is_champion = self._compare_with_standing(sweep, name, version)
         if is_champion:
             # The network of an earlier champion is not that of this one.
@@ -118,8 +119,13 @@ class Outcome:
             )
         return runs["champion"]
 
-    def _register_network(self, sweep: Sweep) -> str | None:
-        """Register the champion's network, and return its version; None if none was logged."""
+    def _register_network(self, sweep: Sweep, tags: Mapping[str, str]) -> str | None:
+        """Register the champion's network, and return its version; None if none was logged.
+
+        Args:
+            sweep: the context of the sweep.
+            tags: of the version: the same for a run that is repeated.
+        """
         model_id = sweep.tracker.models.find(NETWORK)
         if model_id is None:
             return None
@@ -127,7 +133,7 @@ class Outcome:
         return sweep.tracker.models.register(
             name,
             model_id,
-            tags={"taylorglo.study": sweep.study},
+            tags={"taylorglo.study": sweep.study, **tags},
             description=self._note(sweep, f'mlflow.pytorch.load_model("models:/{name}@champion")'),
         )
 

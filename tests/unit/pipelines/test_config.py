@@ -1,6 +1,7 @@
 """The YAML file of a sweep."""
 
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,9 @@ def test_the_configurations_of_the_project_are_valid(path: Path) -> None:
     for section, values in yaml.safe_load(path.read_text()).items():
         settings = getattr(config, section)
         for key, value in values.items() if isinstance(values, dict) else ():
+            if key == "epsilons":
+                # Fractions are read, and 0 is always added.
+                value = sorted({0.0, *(float(Fraction(str(epsilon))) for epsilon in value)})
             assert getattr(settings, key) == value, f"{section}.{key}"
 
 

@@ -10,6 +10,7 @@ No library offers locks of both kinds under one interface, so this is our own co
 """
 
 import fcntl
+import weakref
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -67,6 +68,7 @@ class Claims:
                 return True
             # One handle for good: closing any handle of a file gives up all of a process's locks.
             self._file = opened(claims_of(path))
+            weakref.finalize(self, self._file.close)
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self._offset(part))
         except (BlockingIOError, PermissionError):

@@ -1,6 +1,7 @@
 """Real servers for the tests, one thread per process, and no silent skips in CI."""
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,3 +99,16 @@ def postgres() -> Iterator[str]:
 def postgres_url(postgres: str) -> str:
     """The URL of a new, empty database."""
     return new_database(postgres)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Return Debian's chromium, as playwright drives it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("chromium is not installed")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()

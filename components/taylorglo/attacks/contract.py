@@ -11,7 +11,7 @@ network, their ``.grad`` and the training flags are as they were before.
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import torch
 from torch import Tensor, nn
@@ -111,11 +111,9 @@ def _frozen(network: nn.Module) -> Iterator[None]:
 
 
 def _evaluate(network: nn.Module) -> None:
-    try:
+    # An exported program has one mode, and refuses to change it.
+    with suppress(NotImplementedError):
         network.eval()
-    except NotImplementedError:
-        # An exported program has one mode, and refuses to change it.
-        return
 
 
 def logits_of(network: Network, images: Tensor, labels: Tensor) -> Tensor:

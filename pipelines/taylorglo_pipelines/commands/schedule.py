@@ -131,10 +131,7 @@ def resume(name: str, experiment: str, *, as_json: bool, **access: Any) -> None:
     from taylorglo_pipelines.kubeflow import schedules
 
     lines = schedules.resume(connect(access), name, experiment)
-    if as_json:
-        _say(name, "is active", lines, as_json=True)
-    else:
-        echo("\n".join(lines))
+    _say(name, "is active", lines, as_json=as_json)
 
 
 @command.command("delete")

@@ -14,6 +14,7 @@ from kfp_server import Fault, KubeflowServer
 from taylorglo_pipelines.kubeflow.firings import IF_UTC
 
 SECONDS_OF_2_DAYS = "172800"
+RESUMED = "schedule 'tiny' is active\nstate     active\n"
 
 
 @pytest.fixture
@@ -194,7 +195,7 @@ def test_resume_starts_nothing_that_was_missed(
     status, out, err = schedule("resume", "tiny")
     after = only(server.recurring_runs)
     assert (status, err, server.runs) == (0, "", {})
-    assert out.startswith("state     active\n")
+    assert out.startswith(RESUMED)
     assert max(server.enabled) == 1
     own = {"recurring_run_id", "created_at", "mode", "status"}
     assert {k: v for k, v in after.items() if k not in own} == {
@@ -223,7 +224,7 @@ def test_resume_of_an_active_schedule_changes_nothing(
 ) -> None:
     schedule("create", config_path, "--every", "12h")
     before = dict(only(server.recurring_runs))
-    assert schedule("resume", "tiny")[1].startswith("state     active\n")
+    assert schedule("resume", "tiny")[1].startswith(RESUMED)
     assert only(server.recurring_runs) == before
 
 
@@ -333,7 +334,7 @@ def test_pause_resume_show_delete(schedule: Cli, server: KubeflowServer, config_
     assert schedule("pause", "tiny") == (0, "schedule 'tiny' is paused\n", "")
     assert only(server.recurring_runs)["mode"] == "DISABLE"
     assert "next" not in schedule("show", "tiny")[1]
-    assert schedule("resume", "tiny")[1].startswith("state     active\n")
+    assert schedule("resume", "tiny")[1].startswith(RESUMED)
     assert only(server.recurring_runs)["mode"] == "ENABLE"
     assert schedule("show", "tiny")[1].count(" UTC\n") == 3
     assert schedule("delete", "tiny") == (0, "schedule 'tiny' is deleted\n", "")

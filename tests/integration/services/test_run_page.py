@@ -5,7 +5,6 @@ One server and one sweep are shared by all tests, because both take seconds.
 
 import re
 import runpy
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,7 +24,6 @@ from taylorglo.networks.weights import Origin, weights_of
 from taylorglo.services.models import save_network
 from taylorglo.variables import IMAGE, KFP_PAGES, KFP_RUN, REVISION
 
-CHROMIUM = shutil.which("chromium")
 PAGE = Path(__file__).parents[3] / "docs/mlflow.md"
 TRAINING_MENU = "workflowType=machine_learning"
 
@@ -76,17 +74,6 @@ def logged(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lo
 @pytest.fixture
 def parent(server: str, logged: LoggedSweep) -> Any:
     return MlflowClient(server).get_run(logged.sweep.run_id)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    if CHROMIUM is None:
-        pytest.skip("chromium is not installed")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
-from victims import fashion, predictions, trained
+from victims import fashion, linear, predictions, trained, uniform
 
 from taylorglo.attacks import (
     SUITES,
@@ -32,19 +32,6 @@ from taylorglo.errors import InputError
 NORMS = ["linf", "l2"]
 STANDARD = SUITES["standard"]
 FAST = {"suite": "standard", "pgd_steps": 5, "apgd_steps": 12, "fab_steps": 8, "queries": 60}
-
-
-def linear(features: int, classes: int, seed: int = 0) -> nn.Sequential:
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(features, classes)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(classes, features, generator=generator))
-        layer.bias.copy_(-0.5 * layer.weight.sum(dim=1))
-    return nn.Sequential(nn.Flatten(), layer)
-
-
-def uniform(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 1) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def attacks(norm: str, unit: Tensor | None = None) -> dict[str, Callable[..., Tensor]]:

@@ -1,4 +1,4 @@
-"""Small networks on Fashion-MNIST that attacks are tried on; each is trained in seconds."""
+"""Networks that attacks are tried on: linear ones, and small ones trained on Fashion-MNIST."""
 
 from functools import cache
 from pathlib import Path
@@ -59,3 +59,18 @@ def fitted(
 @torch.no_grad()
 def predictions(network: nn.Module, images: Tensor) -> Tensor:
     return network(images).argmax(dim=1)
+
+
+def linear(features: int, classes: int, seed: int = 0) -> nn.Sequential:
+    """Return a linear model, whose robustness has a closed form."""
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(features, classes)
+    with torch.no_grad():
+        layer.weight.copy_(torch.randn(classes, features, generator=generator))
+        # Centred on the middle of the pixel range, so that all classes occur.
+        layer.bias.copy_(-0.5 * layer.weight.sum(dim=1))
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def uniform(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 1) -> Tensor:
+    return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))

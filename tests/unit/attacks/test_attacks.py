@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from victims import linear, uniform
 
 from taylorglo.attacks import dlr, fgsm, pgd, robust_accuracy
 from taylorglo.errors import InputError
@@ -27,23 +28,9 @@ class Scaled(nn.Module):
         return self.scale * self.model(images)
 
 
-def linear(features: int, classes: int, seed: int = 0) -> nn.Sequential:
-    generator = torch.Generator().manual_seed(seed)
-    layer = nn.Linear(features, classes)
-    with torch.no_grad():
-        layer.weight.copy_(torch.randn(classes, features, generator=generator))
-        # Centred on the middle of the pixel range, so that all classes occur.
-        layer.bias.copy_(-0.5 * layer.weight.sum(dim=1))
-    return nn.Sequential(nn.Flatten(), layer)
-
-
-def uniform_images(*shape: int, low: float = 0.0, high: float = 1.0, seed: int = 1) -> Tensor:
-    return low + (high - low) * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
-
-
 def test_a_unit_scales_the_attack_of_each_feature_and_nothing_is_cut() -> None:
     model = linear(6, 2)
-    points, labels = uniform_images(40, 6, low=-1, high=2), torch.arange(40) % 2
+    points, labels = uniform(40, 6, low=-1, high=2), torch.arange(40) % 2
     unit = torch.tensor([0.1, 1.0, 5.0, 2.0, 0.5, 3.0])
     # Of two classes, the gradient of cross-entropy has the sign of the difference of the weights.
     weight = model[1].weight.detach()
@@ -68,7 +55,7 @@ def predictions_margin(model: nn.Sequential, points: Tensor, labels: Tensor) -> 
 
 def test_a_unit_of_one_is_the_attack_on_pixels_away_from_black_and_white() -> None:
     model, labels = linear(6, 4), torch.arange(20) % 4
-    images, unit = uniform_images(20, 6, low=0.3, high=0.7), torch.ones(6)
+    images, unit = uniform(20, 6, low=0.3, high=0.7), torch.ones(6)
     assert torch.equal(
         fgsm(model, images, labels, 0.1), fgsm(model, images, labels, 0.1, unit=unit)
     )
@@ -157,7 +144,7 @@ def digits() -> tuple[nn.Module, Tensor, Tensor]:
 @pytest.mark.parametrize("features", [1, 7, 64])
 def test_two_class_linear_optimum_is_reached(features: int) -> None:
     model = linear(features, 2)
-    images = uniform_images(50, features, low=0.2, high=0.8)
+    images = uniform(50, features, low=0.2, high=0.8)
     labels = torch.arange(50) % 2
     exact = linear_margins(model, images, labels, 0.1)
     stepped = linear_margins(model, fgsm(model, images, labels, 0.1), labels, 0.0)
@@ -173,7 +160,7 @@ def test_two_class_linear_optimum_is_reached(features: int) -> None:
 
 def test_two_class_robust_accuracy_is_the_closed_form() -> None:
     model = linear(16, 2)
-    images = uniform_images(400, 1, 4, 4, low=0.3, high=0.7)
+    images = uniform(400, 1, 4, 4, low=0.3, high=0.7)
     labels = predictions(model, images)
     labels[::5] = 1 - labels[::5]
     epsilons = [0.0, 0.01, 0.03, 0.1]
@@ -195,7 +182,7 @@ def test_linear_certificate_is_never_broken_and_nearly_met(
     classes: int, objective: str, share: float
 ) -> None:
     model = linear(16, classes)
-    images = uniform_images(300, 16, low=0.2, high=0.8)
+    images = uniform(300, 16, low=0.2, high=0.8)
     labels = predictions(model, images)
     vulnerable = linear_margins(model, images, labels, 0.03) < -1e-4
     adversarial = pgd(model, images, labels, 0.03, steps=20, restarts=3, objective=objective)
@@ -218,7 +205,7 @@ def test_linear_certificate_is_never_broken_and_nearly_met(
 def test_stays_in_the_ball_and_in_range(
     epsilon: float, shape: tuple[int, ...], classes: int, objective: str, seed: int
 ) -> None:
-    images = uniform_images(*shape, low=-0.5, high=1.5, seed=seed).clamp(0, 1)
+    images = uniform(*shape, low=-0.5, high=1.5, seed=seed).clamp(0, 1)
     labels = torch.randint(classes, shape[:1], generator=torch.Generator().manual_seed(seed))
     model = linear(math.prod(shape[1:]), classes, seed=seed)
     for adversarial in (
@@ -234,7 +221,7 @@ def test_stays_in_the_ball_and_in_range(
 
 
 def test_epsilon_zero_gives_a_copy() -> None:
-    model, images = linear(4, 3), uniform_images(5, 4)
+    model, images = linear(4, 3), uniform(5, 4)
     labels = torch.zeros(5, dtype=torch.int64)
     for adversarial in (
         fgsm(model, images, labels, 0.0),
@@ -304,7 +291,7 @@ def test_the_model_is_left_as_it_was() -> None:
     model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(16), nn.Linear(16, 3), nn.Dropout(0.5))
     model.train()
     model[1].eval()
-    images = uniform_images(6, 1, 4, 4)
+    images = uniform(6, 1, 4, 4)
     labels = torch.arange(6) % 3
     model[2].weight.grad = torch.ones_like(model[2].weight)
     state = {name: value.clone() for name, value in model.state_dict().items()}
@@ -325,13 +312,13 @@ def test_the_model_is_left_as_it_was() -> None:
 def test_the_training_flag_is_restored_after_an_error() -> None:
     model = nn.Linear(4, 3).train()
     with pytest.raises(InputError, match="labels"):
-        fgsm(model, uniform_images(2, 4), torch.tensor([0, 3]), 0.1)
+        fgsm(model, uniform(2, 4), torch.tensor([0, 3]), 0.1)
     assert model.training
 
 
 def test_an_attack_works_if_gradients_are_off() -> None:
     model = linear(4, 2)
-    images = uniform_images(5, 4)
+    images = uniform(5, 4)
     labels = torch.arange(5) % 2
     with torch.no_grad():
         inside = fgsm(model, images, labels, 0.1)
@@ -375,10 +362,10 @@ def test_a_diverged_network_classifies_nothing() -> None:
     nn.init.constant_(model.weight, math.nan)
     labels = torch.zeros(6, dtype=torch.int64)
     answer = robust_accuracy(
-        model, uniform_images(6, 4), labels, epsilons=[0.1], pgd_steps=2, pgd_restarts=2
+        model, uniform(6, 4), labels, epsilons=[0.1], pgd_steps=2, pgd_restarts=2
     )
     assert all(value == 0 for curve in answer.values() for value in curve.values())
-    change = fgsm(model, uniform_images(6, 4), labels, 0.1) - uniform_images(6, 4)
+    change = fgsm(model, uniform(6, 4), labels, 0.1) - uniform(6, 4)
     assert change.abs().max() <= 0.1 + 1e-6
 
 

@@ -1,13 +1,11 @@
 """Sources of samples: each is read into tensors by the library that knows its format.
 
-torchvision and pyarrow take long to import, and a task needs one of them at most, so
+scikit-learn, torchvision and pyarrow take long to import, and a task needs one of them at most, so
 that each reader imports its library itself.
 """
 
-from importlib.metadata import distribution
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from taylorglo.data.folders import read_image_folder
@@ -65,9 +63,9 @@ def _read_root(settings: DataSettings, root: Path) -> Source:
 
 
 def _read_digits() -> Split:
-    # scikit-learn takes over a second to import, and its file is all that is needed.
-    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
-    table = torch.from_numpy(np.loadtxt(str(file), delimiter=","))
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
     # The gray levels are 0..16. They become 0..255, rounded to the nearest.
-    images = (table[:, :-1].view(-1, 1, 8, 8) * (255 / 16)).round().to(torch.uint8)
-    return Split(images, table[:, -1].long())
+    images = (torch.from_numpy(bunch.images) * (255 / 16)).round().to(torch.uint8)
+    return Split(images.unsqueeze(1), torch.from_numpy(bunch.target).long())

@@ -1,8 +1,9 @@
 """Starts the tasks of a local run from a process that has made their slow imports.
 
-``python3 -m taylorglo.components.warm DESCRIPTOR`` imports what tasks need, says that it is ready,
-and then forks a process for each request that comes through the socket of that descriptor. Such a
-process becomes the task, as if ``python3 -m taylorglo.components`` had been started for it.
+``python3 -m taylorglo.components.warm DESCRIPTOR`` imports what the task ``open`` needs, says that
+it is ready, and forks a process for each request that comes through the socket of that descriptor.
+Such a process becomes the task, as if ``python3 -m taylorglo.components`` had been started for it.
+What later tasks need is imported meanwhile; a request waits for the import that is being made.
 
 This process itself must never have a thread of Python's, a connection or a GPU: no operation of
 PyTorch is run here, and no service is called. It ends, and every task with it, when the other end
@@ -16,21 +17,28 @@ import select
 import signal
 import socket
 import sys
+from collections import deque
 from importlib import import_module
 from typing import NamedTuple
 
-# What the tasks import before they begin, and what they import at its first use.
-_IMPORTS = (
+# What the task ``open`` imports before it begins, and what it imports at its first use.
+_FIRST_IMPORTS = (
     # The program itself comes first, because what is registered first is called last at the end.
     "taylorglo.components.__main__",
     "kfp.dsl.executor",
     "taylorglo.tasks.open",
-    "taylorglo.tasks.search",
     "mlflow.tracking",
-    "cmaes",
-    "scipy.stats",
+    "mlflow.store.tracking.sqlalchemy_store",
+)
+# What the tasks after it import, in their order.
+_MORE_IMPORTS = (
+    "taylorglo.tasks.search",
     "taylorglo.tasks.baselines",
     "torch._dynamo",
+    # Networks on the device ``meta`` need it.
+    "torch._meta_registrations",
+    "cmaes",
+    "scipy.stats",
     "taylorglo.tasks.champion",
     "taylorglo.tasks.attack",
     "taylorglo.tasks.report",
@@ -55,54 +63,66 @@ def main() -> None:
     before = dict(os.environ)
     # kfp imports the part of itself that tasks need.
     os.environ["_KFP_RUNTIME"] = "true"
-    for module in _IMPORTS:
-        import_module(module)
-    # What the imported libraries have set belongs to every task.
-    added = {name: value for name, value in os.environ.items() if before.get(name) != value}
-    control.send(READY)
     task = _serve(control)
     if task is not None:
+        # What the imported libraries have set belongs to every task.
+        added = {name: value for name, value in os.environ.items() if before.get(name) != value}
         _become(task, added)
-        import_module(_IMPORTS[0]).run()
+        import_module(_FIRST_IMPORTS[0]).run()
 
 
 def _serve(control: socket.socket) -> _Task | None:
-    """Fork a process for each request, and tell its number and later its exit status.
+    """Import what tasks need, fork a process for each request, and tell how it ended.
+
+    Of each process, its number is told, and later its exit status.
 
     Returns:
         In such a process, its task; None in this one, when the other end is closed.
     """
+    for module in _FIRST_IMPORTS:
+        import_module(module)
     awake, wake = os.pipe()
     os.set_blocking(awake, False)
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    control.send(READY)
+    to_import = deque(_MORE_IMPORTS)
     answers: dict[int, int] = {}
     while True:
-        readable, _, _ = select.select([control.fileno(), awake], [], [])
+        patience = 0 if to_import else None
+        readable, _, _ = select.select([control.fileno(), awake], [], [], patience)
         if awake in readable:
             os.read(awake, MOST_BYTES)
             _report_ends(answers)
-        if control.fileno() not in readable:
-            continue
-        message, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES, 2)
-        if not message:
-            _end_all(answers)
-            return None
-        task = _Task(**json.loads(message), output=descriptors[0], answers=descriptors[1])
-        process = os.fork()
-        if not process:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for descriptor in (awake, wake, task.answers, *answers.values()):
-                os.close(descriptor)
-            control.close()
-            return task
-        # The task has a process group of its own, so that its workers can be ended with it.
-        os.setpgid(process, process)
-        os.close(task.output)
-        answers[process] = task.answers
-        _tell(task.answers, process)
+        if control.fileno() in readable:
+            message, descriptors, _, _ = socket.recv_fds(control, MOST_BYTES, 2)
+            if not message:
+                _end_all(answers)
+                return None
+            task = _Task(**json.loads(message), output=descriptors[0], answers=descriptors[1])
+            process = os.fork()
+            if not process:
+                _leave(control, awake, wake, task.answers, *answers.values())
+                return task
+            # The task has a process group of its own, so that its workers can be ended with it.
+            os.setpgid(process, process)
+            os.close(task.output)
+            answers[process] = task.answers
+            _tell(task.answers, process)
+        if to_import:
+            # If it fails, the task that needs it tells why.
+            with contextlib.suppress(Exception):
+                import_module(to_import.popleft())
+
+
+def _leave(control: socket.socket, *descriptors: int) -> None:
+    """Give up, in a process that was forked, what belongs to the one that forks."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    control.close()
 
 
 def _report_ends(answers: dict[int, int]) -> None:

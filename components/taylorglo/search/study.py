@@ -486,26 +486,28 @@ class Search:
 
     def _draw(self, generation: int, total: int) -> None:
         """Draw until the generation has ``total`` candidates."""
-        if not isinstance(self._study.sampler, GenerationalCmaEs):
-            self._study.sampler = self._sampler()
 
-        def draw() -> bool:
+        def draw() -> None:
             trials = self._study.get_trials(deepcopy=False)
-            own = [t for t in trials if t.user_attrs.get(GENERATION) == generation]
-            if len(own) >= total:
-                return False
-            # A process that is killed while it draws leaves a trial behind: it is the next draw.
-            orphan = next((t for t in trials if _is_orphan(t)), None)
-            trial = Trial(self._study, self._trial_id(orphan.number)) if orphan else None
-            trial = trial or self._study.ask()
-            for name, box in self.space.distributions.items():
-                assert isinstance(box, FloatDistribution)
-                trial.suggest_float(name, box.low, box.high)
-            trial.set_user_attr(GENERATION, generation)
-            return True
+            missing = total - sum(t.user_attrs.get(GENERATION) == generation for t in trials)
+            # A candidate is drawn in memory and written at once. Its coordinates and attributes
+            # would be ten writes, for each of which the database waits for its disk.
+            self._study.sampler = self._sampler()
+            memory = optuna.create_study(sampler=self._study.sampler, direction="maximize")
+            memory.add_trials(trials)
+            # An earlier version left a trial behind if it was killed while it drew: the next draw.
+            orphans = [trial.number for trial in trials if _is_orphan(trial)]
+            for _ in range(missing):
+                orphan = self._trial_id(orphans.pop(0)) if orphans else None
+                trial = memory.ask() if orphan is None else Trial(self._study, orphan)
+                for name, box in self.space.distributions.items():
+                    assert isinstance(box, FloatDistribution)
+                    trial.suggest_float(name, box.low, box.high)
+                trial.set_user_attr(GENERATION, generation)
+                if trial.study is memory:
+                    self._storage.create_new_trial(self._id, memory.get_trials(deepcopy=False)[-1])
 
-        while self._retried(draw):
-            pass
+        self._retried(draw)
 
     def _judge(self, candidate: Candidate, verdict: Verdict) -> None:
         self._set(candidate.trial, VERDICT, asdict(verdict))

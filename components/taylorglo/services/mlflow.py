@@ -407,10 +407,33 @@ def _create_database(path: Path, connect: Callable[[str], object]) -> None:
         fcntl.flock(folder, fcntl.LOCK_EX)
         if _is_empty(path):
             with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as temporary:
-                connect(sqlite_url(Path(temporary) / path.name))
-                os.replace(f"{temporary}/{path.name}", path)
+                made = Path(temporary) / path.name
+                with _without_waiting_for_disk():
+                    connect(sqlite_url(made))
+                with made.open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(made, path)
     finally:
         os.close(folder)
+
+
+@contextmanager
+def _without_waiting_for_disk() -> Iterator[None]:
+    """Let SQLite leave it to the system when writes reach the disk, for a file nobody has yet.
+
+    MLflow makes hundreds of writes for its tables, and SQLite would wait for the disk at each.
+    """
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def relax(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", relax)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", relax)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def render(
         )
         if process.returncode:
             raise RuntimeError(process.stderr.replace(str(root), "k8s"))
-        return list(yaml.safe_load_all(process.stdout))
+        return list(yaml.load_all(process.stdout, yaml.CSafeLoader))
 
 
 def name_of(thing: Object) -> str:

@@ -53,7 +53,7 @@ class CompiledPipeline(ABC):
 
     def __init__(self, path: Path, root: str) -> None:
         """Read the file; the outputs of the tasks go below the folder ``root``."""
-        self.spec, *platform = yaml.safe_load_all(path.read_text())
+        self.spec, *platform = yaml.load_all(path.read_text(), yaml.CSafeLoader)
         self.platform: Object = {}
         if platform:
             deployment = platform[0]["platforms"]["kubernetes"]["deploymentSpec"]

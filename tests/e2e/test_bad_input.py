@@ -224,9 +224,8 @@ ON_THIS_MACHINE = {
         r"use auto or float32$",
     ),
 }
-# Starting the command and its tasks takes seconds. So every case is tried in a task, and only these
-# by the command too. The second one needs a process of its own, because of its variable.
-BY_COMMAND = ("truncated gz",)
+# Starting the command and its tasks takes seconds. So every case is tried in a task, and only this
+# one by the command too. It needs a process of its own, because of its variable.
 ON_THIS_MACHINE_BY_COMMAND = ("no arithmetic in bfloat16",)
 
 
@@ -464,14 +463,9 @@ def refused_by_command(case: Case, folder: Path) -> None:
     assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize("case", BY_COMMAND)
-def test_by_command(case: str, tmp_path: Path) -> None:
-    refused_by_command(IN_A_TASK[case], tmp_path)
-
-
 @pytest.mark.long
-@pytest.mark.parametrize("case", [name for name in IN_A_TASK if name not in BY_COMMAND])
-def test_by_command_the_others(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("case", IN_A_TASK)
+def test_by_command(case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     refused_by_command(IN_A_TASK[case], tmp_path)
 

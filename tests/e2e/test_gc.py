@@ -15,7 +15,7 @@ from taylorglo.services.storage import open_store
 from taylorglo_pipelines.cli import main
 
 
-@pytest.fixture(params=["folder", "s3"])
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.long)])
 def store(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The URI of an empty store."""
     if request.param == "folder":

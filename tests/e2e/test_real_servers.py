@@ -1,5 +1,6 @@
 """Sweeps on real servers: PostgreSQL for the study, S3 for the store, and an MLflow server."""
 
+import json
 import secrets
 import shutil
 from pathlib import Path
@@ -68,10 +69,18 @@ def test_a_sweep_leaves_everything_on_the_servers_and_no_secret_anywhere(
                 "champion.finalists=1",
             ),
             {**s3.env(), **services, **secret},
+            ("--json",),
         )
         process = sweep.run()
         assert process.returncode == 0, process.stderr
-        assert process.stdout.splitlines()[-1] == f"runs      {uri}"
+        # Lines for a person are on the other stream.
+        document = json.loads(process.stdout)
+        assert [loss["loss"] for loss in document["losses"]] == LOSSES
+        assert all(len(loss["scores"]) == 2 for loss in document["losses"])
+        assert process.stderr.startswith("taylorglo 0.")
+        assert document["verdict"] in process.stderr
+        assert document["places"]["runs"] == uri
+        assert Path(document["places"]["log"]).is_file()
 
         # Nothing but logs and kfp's own artifacts is on this disk.
         visible = [path.name for path in sweep.work.iterdir() if not path.name.startswith(".")]
@@ -114,6 +123,7 @@ def test_a_sweep_leaves_everything_on_the_servers_and_no_secret_anywhere(
     shutil.rmtree(sweep.work)
 
 
+@pytest.mark.long
 def test_two_sweeps_at_once_end_as_one(postgres_url: str, tmp_path: Path) -> None:
     settings = (
         "name=shared",

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sweeps import LOSSES, Sweeps, final_table
+from sweeps import LOSSES, Sweeps
 from terminals import Screen, Session, in_terminal
 
 from taylorglo.services import layout
@@ -106,27 +106,6 @@ def test_messages_of_progress_are_in_no_log(watched: Watched) -> None:
     log = (watched.work / "logs" / "digits.log").read_text()
     assert "taylorglo-progress" not in log
     assert "Executing task 'report'" in log
-
-
-def test_quiet_prints_the_table_and_the_verdict_alone(watched: Watched) -> None:
-    process = Sweeps(watched.work, SETTINGS, words=("--quiet",)).run()
-    assert (process.returncode, process.stderr) == (0, "")
-    lines = process.stdout.splitlines()
-    assert lines == [*final_table(process.stdout)[:8], *lines[8:]]
-    assert lines[0].startswith("loss ")
-    assert [line for line in lines if line][-1].endswith(").")
-    assert len([line for line in lines if line]) == 2 + len(LOSSES) + 1 + 1
-
-
-def test_json_is_one_document_and_the_lines_are_on_the_other_stream(watched: Watched) -> None:
-    process = Sweeps(watched.work, SETTINGS, words=("--json",)).run()
-    assert process.returncode == 0, process.stderr
-    document = json.loads(process.stdout)
-    assert [loss["loss"] for loss in document["losses"]] == LOSSES
-    assert all(len(loss["scores"]) == 2 for loss in document["losses"])
-    assert Path(document["places"]["log"]).is_file()
-    assert process.stderr.startswith("taylorglo 0.")
-    assert document["verdict"] in process.stderr
 
 
 def test_list_and_status_tell_of_a_finished_sweep(

@@ -14,7 +14,17 @@ from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
-from sweeps import POPSIZE, Sweeps, files_of, mlflow_of, runs_of, study_of, trained
+from sweeps import (
+    LOSSES,
+    POPSIZE,
+    Sweeps,
+    files_of,
+    final_table,
+    mlflow_of,
+    runs_of,
+    study_of,
+    trained,
+)
 
 from taylorglo.services.memo import RunState
 from taylorglo.services.storage import open_store
@@ -66,6 +76,18 @@ def work(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def table_and_verdict_alone(output: str) -> bool:
+    """Return whether this is what ``--quiet`` prints."""
+    lines = output.splitlines()
+    printed = [line for line in lines if line]
+    return (
+        lines[:8] == final_table(output)[:8]
+        and printed[0].startswith("loss ")
+        and printed[-1].endswith(").")
+        and len(printed) == 2 + len(LOSSES) + 1 + 1
+    )
+
+
 def test_it_goes_on_and_trains_nothing_again(work: Path) -> None:
     before = trained(work, **SEARCH)
     assert len(before) == 2 * POPSIZE
@@ -74,10 +96,13 @@ def test_it_goes_on_and_trains_nothing_again(work: Path) -> None:
     store = open_store(str(work / "store"))
     unfinished = RunState.read(store, "digits").unfinished
 
-    process = Sweeps(work, SETTINGS).run()
+    process = Sweeps(work, SETTINGS, words=("--quiet",)).run()
     assert process.returncode == 0, process.stderr
     assert process.stderr == ""
-    lines = [line for line in process.stdout.splitlines() if line.startswith("generation ")]
+    assert table_and_verdict_alone(process.stdout)
+    log = (work / "logs" / "digits.log").read_text().splitlines()
+    said = [line.removeprefix("taylorglo: ") for line in log]
+    lines = [line for line in said if line.startswith("generation ")]
     assert lines[:2] == KNOWN
     assert lines[2].startswith("generation 3/3  best ")
     assert lines[2].endswith(" s")

@@ -209,7 +209,7 @@ class TestDocumentedCommands:
         command = [str(kubectl.find()), "kustomize", str(tmp_path / "k8s/overlays/vision")]
         made = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         assert not re.search("team[-_]a", made)
-        objects = list(yaml.safe_load_all(made))
+        objects = list(yaml.load_all(made, yaml.CSafeLoader))
         assert len(objects) == len(render(TEAM))
         assert faults_of_a_team(objects) == []
         config = named(objects, "ConfigMap vision/taylorglo")["data"]

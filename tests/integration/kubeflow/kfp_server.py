@@ -378,7 +378,7 @@ class KubeflowServer:
             for version in self.versions.values()
         ):
             raise Refusal(409, f"version {name} already exists")
-        documents = list(yaml.safe_load_all(request.body["uploadfile"]))
+        documents = list(yaml.load_all(request.body["uploadfile"], yaml.CSafeLoader))
         spec = json_format.ParseDict(documents[0], pipeline_spec_pb2.PipelineSpec())
         assert len(documents) < 3
         if len(documents) == 2:

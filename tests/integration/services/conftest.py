@@ -36,8 +36,19 @@ def tracker(uri: str, tmp_path: Path) -> Tracker:
     return Tracker.open(uri, "digits", run_name="first", artifact_location=artifacts)
 
 
-@pytest.fixture
-def server(uri: str, tmp_path: Path) -> Iterator[str]:
-    """Run a tracking server, which keeps the artifacts, too; return its URI."""
-    with mlflow_server(uri, str(tmp_path / "served"), tmp_path / "server.log") as running:
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the artifacts of the server."""
+    return tmp_path_factory.mktemp("served")
+
+
+@pytest.fixture(scope="session")
+def server(template: Path, served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Run a tracking server, which keeps the artifacts, too; return its URI.
+
+    All tests share it, because its start takes seconds. Each of them has names of its own there.
+    """
+    folder = tmp_path_factory.mktemp("server")
+    uri = f"sqlite:///{shutil.copy(template, folder / 'mlflow.db')}"
+    with mlflow_server(uri, str(served), folder / "server.log") as running:
         yield running.uri

@@ -192,7 +192,7 @@ class Buckets:
     def _variables(self, s3: Any) -> dict[str, str]:
         """Return the variables of the pod, as the manifest sets them."""
         path = K8S / "components/bucket-backup/bucket-backup.yaml"
-        objects = list(yaml.safe_load_all(path.read_text()))
+        objects = list(yaml.load_all(path.read_text(), yaml.CSafeLoader))
         (config,) = [thing["data"] for thing in objects if thing["kind"] == "ConfigMap"]
         return {
             **config,

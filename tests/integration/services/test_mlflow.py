@@ -201,11 +201,11 @@ def test_a_locked_database_is_tried_again(
 
 
 def test_everything_is_logged_through_a_server(
-    server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    server: str, served: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(InputError, match=f"parent run '{'0' * 32}': there is no such run"):
         Tracker.attach(server, "0" * 32)
-    tracker = Tracker.open(server, "digits", run_name="first")
+    tracker = Tracker.open(server, "through a server", run_name="first")
     tracker.log_settings({"seed": 0})
     tracker.log_settings({"seed": 0})
     tracker.log_dataset(description("sklearn", {"train": 9}))
@@ -221,9 +221,9 @@ def test_everything_is_logged_through_a_server(
     assert run.data.params == {"seed": "0"}
     assert run.data.metrics == {"best": 0.5}
     assert len(run.inputs.dataset_inputs) == 1
-    pages = list((tmp_path / "served").rglob(f"{tracker.run_id}/**/*.html"))
+    pages = list(served.rglob(f"{tracker.run_id}/**/*.html"))
     assert [path.name for path in pages] == ["report.html"]
-    resumed = Tracker.open(server, "digits", run_name="x", resume_run_id=tracker.run_id)
+    resumed = Tracker.open(server, "through a server", run_name="x", resume_run_id=tracker.run_id)
     assert MlflowClient(tracking_uri=server).get_run(resumed.run_id).info.status == "RUNNING"
     output = capfd.readouterr()
     assert output.out == ""

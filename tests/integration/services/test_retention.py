@@ -210,15 +210,15 @@ def test_more_runs_than_one_answer_has(
     assert aliased_runs(connection) == {found[0].nested[0]}
 
 
-def test_the_runs_behind_any_alias(server: str, file: Path) -> None:
+def test_the_runs_behind_any_alias(server: str) -> None:
     connection = Connection(server)
     client = connection.client
-    assert aliased_runs(connection) == set()
-    experiment = client.create_experiment("digits")
+    others = aliased_runs(connection)
+    experiment = client.create_experiment("aliases")
     runs = [client.create_run(experiment).info.run_id for _ in range(4)]
-    client.create_registered_model("digits-loss")
+    client.create_registered_model("aliases-loss")
     for run_id in runs:
-        client.create_model_version("digits-loss", f"runs:/{run_id}/loss", run_id)
-    client.set_registered_model_alias("digits-loss", "champion", "2")
-    client.set_registered_model_alias("digits-loss", "candidate", "3")
-    assert aliased_runs(connection) == {runs[1], runs[2]}
+        client.create_model_version("aliases-loss", f"runs:/{run_id}/loss", run_id)
+    client.set_registered_model_alias("aliases-loss", "champion", "2")
+    client.set_registered_model_alias("aliases-loss", "candidate", "3")
+    assert aliased_runs(connection) - others == {runs[1], runs[2]}

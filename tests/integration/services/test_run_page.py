@@ -1,6 +1,6 @@
 """What a whole sweep leaves in a real MLflow server, and how its pages look in a real browser.
 
-One server and one sweep are shared by all tests, because both take seconds.
+One sweep is shared by all tests, because it takes seconds.
 """
 
 import re
@@ -16,7 +16,6 @@ import pytest
 from logged_sweeps import ATTACKS, EPSILONS, GENERATIONS, POPSIZE, THETA, LoggedSweep
 from mlflow import MlflowClient
 from mlflow_runs import PASSWORD, history
-from servers import mlflow_server
 
 import taylorglo
 from taylorglo.errors import InputError
@@ -40,17 +39,6 @@ by_pyfunc = mlflow.pyfunc.load_model(uri).predict(samples)
 assert numpy.array_equal(by_torch, by_pyfunc)
 numpy.save(sys.argv[2], by_torch)
 """
-
-
-@pytest.fixture(scope="module")
-def server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Run a tracking server for the tests of this module; return its URI."""
-    folder = tmp_path_factory.mktemp("server")
-    database = folder / "mlflow.db"
-    database.write_bytes(template.read_bytes())
-    uri = f"sqlite:///{database}"
-    with mlflow_server(uri, str(folder / "served"), folder / "server.log") as running:
-        yield running.uri
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from clocks import Clock
 from mlflow import MlflowClient
-from servers import mlflow_server
+from servers import MlflowServer
 
 from taylorglo import retries
 from taylorglo.errors import ServiceError
@@ -18,17 +18,19 @@ def test_mlflow_is_waited_for_until_it_is_back(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    with mlflow_server(uri, str(tmp_path / "served"), tmp_path / "server.log") as server:
+    server = MlflowServer(uri, str(tmp_path / "served"), tmp_path / "server.log")
+    with pytest.raises(ServiceError):
+        Tracker.open(server.uri, "away", run_name="run")
+    clock = Clock(during=server.start)
+    monkeypatch.setattr(retries, "time", clock)
+    monkeypatch.setenv(SERVICE_TIMEOUT, "60")
+    try:
         tracker = Tracker.open(server.uri, "away", run_name="run")
-        server.stop()
-        with pytest.raises(ServiceError):
-            tracker.log_metrics({"accuracy": 0.5})
-        clock = Clock(during=server.start)
-        monkeypatch.setattr(retries, "time", clock)
-        monkeypatch.setenv(SERVICE_TIMEOUT, "60")
-        tracker.log_metrics({"accuracy": 0.75})
         assert clock.pauses == [15]
+        tracker.log_metrics({"accuracy": 0.75})
         run = MlflowClient(server.uri).get_run(tracker.run_id)
+    finally:
+        server.stop()
     assert run.data.metrics == {"accuracy": 0.75}
 
 

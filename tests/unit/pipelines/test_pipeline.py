@@ -68,7 +68,7 @@ def compiled(tmp_path: Path, *overrides: str) -> dict[str, Any]:
 def compiled_config(config: Config, output: Path) -> dict[str, Any]:
     content, _ = compile_sweep(config, output)
     assert content == output.read_bytes()
-    pipeline, platforms = yaml.safe_load_all(output.read_text())
+    pipeline, platforms = yaml.load_all(output.read_text(), yaml.CSafeLoader)
     assert set(platforms["platforms"]) == {"kubernetes"}
     return {
         **pipeline,

@@ -445,6 +445,18 @@ class Robustness(Record):
     suspicions: list[str] = []
 
 
+class Attacked(Record):
+    """What attacks left of one network.
+
+    Attributes:
+        accuracies: by attack and epsilon, in [0, 1].
+        suspicions: sentences that say why the network may be weaker than it looks.
+    """
+
+    accuracies: dict[str, dict[float, float]]
+    suspicions: list[str]
+
+
 class MemoryNeed(Record):
     """Memory of one training in bytes: weights, and activations of one image in a step."""
 

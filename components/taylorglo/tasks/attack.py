@@ -1,12 +1,14 @@
 """The task that attacks networks of the champion and of each baseline."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import fmean
 
+from taylorglo.data.dataset import Dataset
 from taylorglo.errors import InputError
-from taylorglo.evaluation.robustness import attack_all
+from taylorglo.evaluation.robustness import attack_all, attack_keys
 from taylorglo.results import (
+    Attacked,
     Comparison,
     FullTraining,
     Robustness,
@@ -55,11 +57,9 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
         return _nothing("the training returned no network", started)
     accuracies: dict[tuple[str, str, float], list[float]] = {}
     doubts: dict[tuple[str, str], int] = {}
-    show(Progress("attacking the networks", total=len(attacked)))
     try:
-        results = attack_all(networks, full_data, dataset, sweep.settings)
-        for number, (training, result) in enumerate(zip(attacked, results, strict=True)):
-            show(Progress("attacking the networks", done=number + 1, total=len(attacked)))
+        results = _results(sweep, attacked, networks, full_data=full_data, dataset=dataset)
+        for training, result in zip(attacked, results, strict=True):
             for sentence in result.suspicions:
                 doubt = (training.contender.name, sentence)
                 doubts[doubt] = doubts.get(doubt, 0) + 1
@@ -80,6 +80,37 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
     for suspicion in suspicions:
         say(f"suspect: {suspicion}")
     return Robustness(rows=rows, started=started, ended=time.time(), suspicions=suspicions)
+
+
+def _results(
+    sweep: Sweep,
+    trainings: Sequence[FullTraining],
+    networks: Sequence[bytes],
+    *,
+    full_data: str,
+    dataset: Dataset,
+) -> Iterator[Attacked]:
+    """Yield what is left of each network, which the store remembers if it was attacked before."""
+    keys = attack_keys(networks, dataset, sweep.settings)
+    memo, stage, total = sweep.attacks, "attacking the networks", len(keys)
+    recalled = [memo.recall(t.key, key) for t, key in zip(trainings, keys, strict=True)]
+    known = {key: result for key, result in zip(keys, recalled, strict=True) if result is not None}
+    remembered = sum(key in known for key in keys)
+    if remembered:
+        say(f"the attacks on {remembered} of {total} networks are known from before")
+    missing = [network for key, network in zip(keys, networks, strict=True) if key not in known]
+    new = attack_all(missing, full_data, dataset, sweep.settings)
+    show(Progress(stage, done=remembered, total=total, known=remembered))
+    done = remembered
+    for training, key in zip(trainings, keys, strict=True):
+        if key in known:
+            yield known[key]
+            continue
+        result = next(new)
+        memo.record(training.key, key, result)
+        done += 1
+        show(Progress(stage, done=done, total=total, known=remembered))
+        yield result
 
 
 def _nothing(reason: str, started: float) -> Robustness:

@@ -31,7 +31,7 @@ _FIRST_IMPORTS = (
     "mlflow.store.tracking.sqlalchemy_store",
 )
 # What the tasks after it import, in their order.
-_MORE_IMPORTS = (
+LATER_IMPORTS = (
     "taylorglo.tasks.search",
     "taylorglo.tasks.baselines",
     "torch._dynamo",
@@ -42,6 +42,7 @@ _MORE_IMPORTS = (
     "taylorglo.tasks.champion",
     "taylorglo.tasks.attack",
     "taylorglo.tasks.report",
+    "matplotlib.figure",
     "matplotlib.backends.backend_svg",
 )
 READY = b"ready"
@@ -87,7 +88,7 @@ def _serve(control: socket.socket) -> _Task | None:
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     control.send(READY)
-    to_import = deque(_MORE_IMPORTS)
+    to_import = deque(LATER_IMPORTS)
     answers: dict[int, int] = {}
     while True:
         patience = 0 if to_import else None

@@ -7,8 +7,10 @@ people, too, which may have some, unless ``MLFLOW_ALLOW_PICKLE_DESERIALIZATION``
 
 import json
 import shutil
+import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +29,8 @@ LOSS = "loss"
 _DIGEST = "taylorglo.digest"
 # The tag from which MLflow's table of logged models knows the versions.
 _VERSIONS = "mlflow.modelVersions"
+# The function of MLflow that compares requirements with what is installed.
+_WARN = "warn_dependency_requirement_mismatches"
 # An example has several samples, because PyTorch would take a single one for the only batch size.
 _EXAMPLES = 2
 
@@ -186,7 +190,6 @@ def save_network(network: "nn.Module", weights: Path, folder: Path) -> None:
         InputError: the weights do not say what they are for, or PyTorch cannot export the network,
             which may be any code of a user.
     """
-    import mlflow.pytorch
     import numpy as np
     import torch
     from mlflow.models import ModelSignature
@@ -204,16 +207,41 @@ def save_network(network: "nn.Module", weights: Path, folder: Path) -> None:
         outputs=Schema([TensorSpec(single, (-1, origin.classes))]),
     )
     try:
-        mlflow.pytorch.save_model(
-            network,
-            str(folder),
-            signature=signature,
-            input_example=example,
-            serialization_format="pt2",
-            # Without them, MLflow would load the model in another process to find them.
-            pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
-        )
+        with _pytorch_of_mlflow() as pytorch:
+            pytorch.save_model(
+                network,
+                str(folder),
+                signature=signature,
+                input_example=example,
+                serialization_format="pt2",
+                # Without them, MLflow would load the model in another process to find them.
+                pip_requirements=[f"torch=={torch.__version__.partition('+')[0]}", "numpy"],
+            )
     except Exception as error:
         # PyTorch has many errors for what it cannot export, and any code of a user may raise.
         raise InputError(f"PyTorch cannot export it: {one_line(error)}") from None
     shutil.copyfile(weights, folder / layout.NETWORK)
+
+
+@contextmanager
+def _pytorch_of_mlflow() -> Iterator[Any]:
+    """Yield MLflow's module for PyTorch without two things that take it seconds.
+
+    It imports Lightning, if that is installed, for a feature that is not used here. It lists the
+    files of all packages to compare requirements with what is installed, which ours are taken from.
+    """
+    from mlflow.utils import environment
+
+    names, imported = vars(environment), "pytorch_lightning" in sys.modules
+    warn = names.get(_WARN)
+    names[_WARN] = lambda requirements: None
+    # A module that is None cannot be imported.
+    sys.modules.setdefault("pytorch_lightning", None)  # type: ignore[arg-type]
+    try:
+        import mlflow.pytorch
+
+        yield mlflow.pytorch
+    finally:
+        names[_WARN] = warn
+        if not imported:
+            del sys.modules["pytorch_lightning"]

@@ -3,12 +3,14 @@
 import hashlib
 import math
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from threading import Thread
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.evaluation.comparison import (
     best_contender,
     compare,
@@ -27,6 +29,7 @@ from taylorglo.results import (
     StandingChampion,
     read_json,
 )
+from taylorglo.retries import without_waiting
 from taylorglo.scores import is_known, is_share, known, metric, words
 from taylorglo.services import layout
 from taylorglo.services.models import NETWORK, save_network
@@ -34,7 +37,7 @@ from taylorglo.services.registry import load_network
 from taylorglo.stats import mean_interval
 from taylorglo.tasks.console import say, task
 from taylorglo.tasks.context import Passed, Sweep, software
-from taylorglo.tasks.progress import WatchedTrainings
+from taylorglo.tasks.progress import WatchedTrainings, track_generations
 from taylorglo.training.engine import Engine
 
 
@@ -93,7 +96,8 @@ def run(
         mean over its seeds. Nothing if no training of it has a score.
     """
     sweep, tuning = read_json(tuning_path, Passed[list[FullTraining]]).both
-    outcome = crown(sweep, search_data_path, full_data_path, tuning)
+    with _telling(Sweep.read(tuning_path)):
+        outcome = crown(sweep, search_data_path, full_data_path, tuning)
     sweep.write(comparison_path, outcome.comparison)
     outcome.loss.save(loss_path)
     outcome.save_network(model_path)
@@ -101,6 +105,27 @@ def run(
         _log_network(sweep, Path(model_path), outcome.comparison.champion)
     mean = outcome.mean_score
     return {} if mean is None else {metric(sweep.settings.evaluation.score): mean}
+
+
+@contextmanager
+def _telling(sweep: Sweep) -> Iterator[None]:
+    """Tell MLflow of the candidates while the block trains.
+
+    Args:
+        sweep: a context that nothing else uses.
+    """
+
+    def tell() -> None:
+        # The report tells MLflow of what is left, or a person why it cannot.
+        with suppress(TaylorgloError), without_waiting():
+            track_generations(sweep, sweep.generations)
+
+    thread = Thread(target=tell)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 def crown(

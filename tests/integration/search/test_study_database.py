@@ -2,13 +2,16 @@
 that cannot be used."""
 
 import itertools
+import os
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from clocks import Clock
 from servers import at_once
@@ -351,6 +354,27 @@ def test_a_database_that_may_only_be_read(tmp_path: Path) -> None:
         match=r"study\.db: cannot be used: attempt to write a readonly database$",
     ):
         search.propose(1)
+
+
+def journal(file: Path) -> str:
+    """Return how SQLite writes to a file."""
+    with closing(sqlite3.connect(file)) as database:
+        return str(database.execute("PRAGMA journal_mode").fetchone()[0])
+
+
+def test_a_new_file_has_a_log_if_its_disk_is_of_this_machine(tmp_path: Path) -> None:
+    begin_search(f"sqlite:///{tmp_path}/study.db")
+    local = os.major(tmp_path.stat().st_dev) > 0
+    assert journal(tmp_path / "study.db") == ("wal" if local else "delete")
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as memory:
+        begin_search(f"sqlite:///{memory}/study.db")
+        assert journal(Path(memory) / "study.db") == "delete"
+
+
+def test_a_file_of_an_earlier_version_stays_as_it_is(tmp_path: Path) -> None:
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/study.db")
+    begin_search(f"sqlite:///{tmp_path}/study.db")
+    assert journal(tmp_path / "study.db") == "delete"
 
 
 @pytest.mark.usefixtures("clock")

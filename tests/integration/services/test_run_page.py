@@ -40,6 +40,19 @@ assert numpy.array_equal(by_torch, by_pyfunc)
 numpy.save(sys.argv[2], by_torch)
 """
 
+SAVES = """
+import sys
+from pathlib import Path
+import torch
+from taylorglo.networks.weights import Origin, weights_of
+from taylorglo.services.models import save_network
+folder, network = Path(sys.argv[1]), torch.nn.Linear(4, 2)
+weights = folder / "model.safetensors"
+weights.write_bytes(weights_of(network, Origin("my:network", (4,), 2)))
+save_network(network, weights, folder / "exported")
+assert "pytorch_lightning" not in sys.modules
+"""
+
 
 @pytest.fixture(scope="module")
 def logged(server: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoggedSweep]:
@@ -179,6 +192,12 @@ def test_the_network_is_loaded_without_this_package(
     assert taylorglo.load_loss("models:/digits-loss@champion").theta.tolist() == pytest.approx(
         THETA
     )
+
+
+def test_a_network_is_logged_without_lightning(tmp_path: Path) -> None:
+    """Lightning takes seconds to import, and so do the libraries that it imports."""
+    subprocess.run([sys.executable, "-c", SAVES, str(tmp_path)], check=True)
+    assert (tmp_path / "exported/requirements.txt").read_text().startswith("mlflow==")
 
 
 def test_a_network_that_cannot_be_exported_is_refused_with_the_reason(tmp_path: Path) -> None:

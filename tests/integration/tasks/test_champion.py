@@ -7,6 +7,7 @@ a later choice recalls them from there.
 import json
 
 import pytest
+from mlflow import MlflowClient
 from small_sweeps import Work, begin_generation, changed, evaluation, full_training, small_settings
 
 from taylorglo.errors import InputError
@@ -15,8 +16,9 @@ from taylorglo.report.text import expectation
 from taylorglo.results import Candidate, Champion, Comparison, FullTraining
 from taylorglo.scores import worst
 from taylorglo.services import layout
-from taylorglo.tasks.champion import Outcome, choose_champion, crown
+from taylorglo.tasks.champion import Outcome, choose_champion, crown, run
 from taylorglo.tasks.context import Sweep
+from taylorglo.variables import TRACKING_URI, required
 
 RATES = {  # the worse learning rate of a baseline, and the better one
     "cross-entropy": (0.1, 0.3),
@@ -107,6 +109,22 @@ def test_the_finalist_of_highest_accuracy_in_full_wins_and_of_equals_the_mean(
         assert saved["provenance"].get("baseline") == ("cross-entropy" if winner == 3 else None)
         program = (work.folder / "store/digits/champion/loss.py").read_text()
         assert program == again.loss.source()
+
+
+def test_mlflow_knows_the_candidates_before_the_report(
+    sweep: Sweep, work: Work, candidates: list[Candidate], tuning: list[FullTraining]
+) -> None:
+    sweep.write(work.folder / "tuning", tuning)
+    run(
+        search_data_path=work.search_data,
+        full_data_path=work.full_data,
+        tuning_path=str(work.folder / "tuning"),
+        **{f"{name}_path": str(work.folder / name) for name in ("comparison", "loss", "model")},
+    )
+    assert sweep.tracked() == candidates[0].generation
+    client = MlflowClient(required(TRACKING_URI))
+    nested = client.search_runs([sweep.tracker.experiment_id], "tags.`taylorglo.trial` != ''")
+    assert {int(r.data.tags["taylorglo.trial"]) for r in nested} == {c.trial for c in candidates}
 
 
 def test_one_finalist_needs_no_choice(

@@ -13,7 +13,7 @@ import pytest
 from pids import is_running
 
 from taylorglo.components import EXECUTOR
-from taylorglo.components.warm import MOST_BYTES
+from taylorglo.components.warm import LATER_IMPORTS, MOST_BYTES
 from taylorglo.variables import STORE_URI
 from taylorglo_pipelines.local.warm import Warm, WarmTask
 
@@ -136,3 +136,15 @@ def test_after_the_end_of_the_process_nothing_is_forked() -> None:
     ended._process.wait()
     assert ended.start(words, dict(os.environ)) is None
     ended.close()
+
+
+def test_an_import_that_fails_is_left_to_the_task_that_needs_it(tmp_path: Path) -> None:
+    (tmp_path / "cmaes.py").write_text("raise RuntimeError('broken')\n")
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    process = Warm({**os.environ, "PYTHONPATH": path})
+    words = [*PROGRAM, EXECUTOR, "--function_to_execute", "no_such_component"]
+    # Between two requests there is one import at most.
+    for _ in range(len(LATER_IMPORTS) + 1):
+        with started(process, words, dict(os.environ)) as task:
+            assert task.wait() == 2
+    process.close()

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from taylorglo.errors import InputError, quoted
+from taylorglo.errors import InputError, meant, quoted
 from taylorglo.extras import missing
 from taylorglo.loss.conventions import Options
 from taylorglo.loss.functions import TaylorLoss
@@ -108,8 +108,10 @@ def _in_zoo(source: str) -> Path:
     name, names = source.removeprefix(ZOO), zoo()
     # The name may be any text, also a path that leads out of the folder.
     if name not in names:
-        known = ", ".join(f"{ZOO}{other}" for other in names)
-        raise InputError(f"unknown loss {quoted(source)}; the zoo has {known}")
+        known = [f"{ZOO}{other}" for other in names]
+        raise InputError(
+            f"unknown loss {quoted(source)}; the zoo has {', '.join(known)}{meant(source, known)}"
+        )
     return _ZOO_FOLDER / f"{name}.json"
 
 

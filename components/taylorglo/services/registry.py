@@ -27,10 +27,10 @@ def load_loss(source: str | os.PathLike[str], **options: Unpack[Options]) -> Tay
     """Load a loss that a sweep found, as an ``nn.Module`` to train with.
 
     Args:
-        source: a loss of the zoo, ``zoo:NAME``; a saved loss (``loss.json``), by its path or as
-            ``s3://BUCKET/KEY``; or a version in MLflow's model registry, ``models:/NAME@champion``
-            or ``models:/NAME/VERSION``. MLFLOW_TRACKING_URI or ``mlflow.set_tracking_uri`` names
-            the MLflow.
+        source: a loss of the zoo, ``zoo:NAME``; a champion's folder or the loss in it
+            (``loss.json``), by its path or as ``s3://BUCKET/KEY``; or a version in MLflow's model
+            registry, ``models:/NAME@champion`` or ``models:/NAME/VERSION``. MLFLOW_TRACKING_URI or
+            ``mlflow.set_tracking_uri`` names the MLflow.
         **options: ``weight``, ``ignore_index``, ``reduction`` and ``label_smoothing``, as
             ``nn.CrossEntropyLoss`` has them.
 
@@ -46,7 +46,8 @@ def load_loss(source: str | os.PathLike[str], **options: Unpack[Options]) -> Tay
         if str(source).startswith("models:/"):
             path = _from_registry(str(source), layout.LOSS, folder)
             return TaylorLoss.load(path, **options)
-        return TaylorLoss.load(fetch(str(source), folder), **options)
+        path = fetch(str(source), folder)
+        return TaylorLoss.load(path / layout.LOSS if path.is_dir() else path, **options)
 
 
 def load_network(source: str | os.PathLike[str], model: str | None = None) -> "nn.Module":

@@ -373,7 +373,7 @@ def test_changed_settings_of_a_sweep(
         ),
         (
             {"data": {"train_fraction": 0.5}},
-            f"data 'digits {fingerprint[:12]}', now 'digits ",
+            "begun with other samples, labels or splits of the data 'digits': its candidates",
         ),
     ):
         with pytest.raises(SystemExit):

@@ -1,8 +1,10 @@
 """The errors that a user is meant to read: one line each, without a traceback."""
 
+import difflib
 import re
 import reprlib
 import unicodedata
+from collections.abc import Iterable
 
 MAX_REASON = 300  # characters of another library's message that are worth showing
 MAX_QUOTE = 80  # characters of a value that are worth showing
@@ -102,6 +104,18 @@ def _cut(line: str, limit: int) -> str:
         return head
     half = limit // 2
     return f"{head[: half - 3]} ... {printable(line[-half:])[2 - half :]}"
+
+
+def meant(name: object, names: Iterable[str]) -> str:
+    """Return the end of an error about an unknown name: a question for the name that is most alike.
+
+    It is empty if none of the names is much alike.
+    """
+    if not isinstance(name, str):
+        return ""
+    by_lower_case = {known.lower(): known for known in names}
+    alike = difflib.get_close_matches(name[:MAX_QUOTE].lower(), by_lower_case, n=1)
+    return f"; did you mean {by_lower_case[alike[0]]!r}?" if alike else ""
 
 
 def printable(text: str) -> str:

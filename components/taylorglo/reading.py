@@ -45,6 +45,18 @@ def read_bytes(path: str | os.PathLike[str], limit: int) -> bytes:
     return content
 
 
+def is_safetensors(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins as those of safetensors do: a length, and a group in JSON.
+
+    Raises:
+        OSError: the file cannot be read, or is no regular one.
+    """
+    check_regular(path)
+    with Path(path).open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and head[7] == 0
+
+
 def parse_json(content: bytes | str) -> Any:
     """Return the values of a JSON text, which is in UTF-8.
 

@@ -6,11 +6,11 @@ range, what it means, and what it decides in a search.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -25,7 +25,7 @@ from pydantic import (
 )
 
 from taylorglo import scores
-from taylorglo.errors import MAX_QUOTE, InputError, printable, quoted
+from taylorglo.errors import MAX_QUOTE, InputError, meant, printable, quoted
 
 Scalar = str | int | float | bool
 
@@ -48,6 +48,24 @@ _CONTROLS = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _FRACTION = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?\s*/\s*[0-9]{1,9}", re.ASCII)
 # How pydantic begins its messages, which stand after the path of the setting here.
 _SUBJECT = re.compile(r"^(Input|String|List|Dictionary) should")
+_UNKNOWN = "unknown key"
+# What a setting should be, by pydantic's name of the error, whose message is for programmers.
+_WORDS = {
+    "extra_forbidden": _UNKNOWN,
+    "invalid_key": "should have texts as keys",
+    "model_type": "should be a group of settings",
+    "dict_type": "should be keys with values",
+    "list_type": "should be a list",
+    "string_type": "should be a text",
+    "bool_type": "should be true or false",
+    "bool_parsing": "should be true or false",
+    "float_type": "should be a number",
+    "float_parsing": "should be a number",
+    "int_type": "should be a whole number",
+    "int_parsing": "should be a whole number",
+    "int_parsing_size": "should be a whole number, of fewer digits",
+    "int_from_float": "should be a whole number",
+}
 
 
 class Decides(Enum):
@@ -823,7 +841,9 @@ class SearchSettings(Section):
         known = ("published", "learnable", "stable", "none")
         for value in values:
             if value not in known:
-                raise ValueError(f"unknown filter {value!r}; there are {', '.join(known)}")
+                raise ValueError(
+                    f"unknown filter {value!r}; there are {', '.join(known)}{meant(value, known)}"
+                )
         if not values or ("none" in values and len(values) > 1) or len(set(values)) < len(values):
             raise ValueError(
                 "should be none, or one or more different ones of published, learnable, stable"
@@ -903,7 +923,9 @@ class BaselineSettings(Section):
         )
         for value in values:
             if value not in known:
-                raise ValueError(f"unknown loss {value!r}; there are {', '.join(known)}")
+                raise ValueError(
+                    f"unknown loss {value!r}; there are {', '.join(known)}{meant(value, known)}"
+                )
         if not values or len(set(values)) < len(values):
             raise ValueError(f"should be one or more different ones of {', '.join(known)}")
         return values
@@ -1074,7 +1096,7 @@ class SweepSettings(Section):
             *first, last = map(repr, scores.SCORES)
             raise ValueError(
                 f"evaluation.score: should be {', '.join(first)} or {last}, unless "
-                f"training.function measures it (got {quoted(score)})"
+                f"training.function measures it (got {quoted(score)}){meant(score, scores.SCORES)}"
             )
         if score == "ece" and not self.evaluation.give_up_step:
             raise ValueError(
@@ -1211,7 +1233,6 @@ def former_values() -> dict[Decides, dict[str, Scalar]]:
 
 
 Model = TypeVar("Model", bound=BaseModel)
-_UNKNOWN = "unknown key"
 
 
 def validated(
@@ -1232,7 +1253,7 @@ def validated(
         return model.model_validate(values)
     except ValidationError as error:
         lines = []
-        for path, message in _problems(error):
+        for path, message in _problems(error, model):
             unknown = message.startswith(_UNKNOWN)
             place = [_origin(path, origins or {}, unknown=unknown) or source, *filter(None, [path])]
             lines.append(": ".join([*place, message]))
@@ -1253,23 +1274,37 @@ def _origin(path: str, origins: Mapping[str, str], *, unknown: bool) -> str | No
     return None
 
 
-def _problems(error: ValidationError) -> Iterator[tuple[str, str]]:
+def _problems(error: ValidationError, model: type[BaseModel]) -> Iterator[tuple[str, str]]:
     """Yield the path of each setting that is wrong, and what is wrong with it."""
     for problem in error.errors(include_url=False):
-        path = ".".join(_in_path(part) for part in problem["loc"])
+        kind, place = problem["type"], problem["loc"]
+        path = ".".join(_in_path(part) for part in place)
         message = _SUBJECT.sub("should", problem["msg"].removeprefix("Value error, "))
-        if problem["type"] == "extra_forbidden":
-            message = _UNKNOWN
-        elif problem["type"] == "model_type":
-            message = "should be a group of settings"
-        elif problem["type"] == "value_error":
+        message = _WORDS.get(kind, message).replace(" after validation", "")
+        if kind == "value_error":
             head, colon, tail = message.partition(": ")
             # The validator of a whole section names the key itself.
             if colon and " " not in head:
                 path, message = f"{path}.{head}".lstrip("."), tail
         given = problem["input"]
         shown = "" if isinstance(given, dict | BaseModel) else f" (got {quoted(given)})"
-        yield path, f"{message}{shown}"
+        hint = ""
+        if kind == "extra_forbidden":
+            hint = meant(place[-1], _keys(model, place[:-1]))
+        elif kind == "literal_error":
+            hint = meant(given, re.findall("'([^']+)'", problem["ctx"]["expected"]))
+        yield path, f"{message}{shown}{hint}"
+
+
+def _keys(model: type[BaseModel], path: Sequence[str | int]) -> list[str]:
+    """Return the keys of the group of settings at a path."""
+    for part in path:
+        annotation = None if isinstance(part, int) else model.model_fields[part].annotation
+        # A list of groups has the group as the argument of its type.
+        for inner in (annotation, *get_args(annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                model = inner
+    return list(model.model_fields)
 
 
 def _in_path(part: str | int) -> str:

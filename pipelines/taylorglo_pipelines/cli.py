@@ -9,7 +9,7 @@ from importlib import import_module
 from importlib.metadata import requires
 from io import TextIOWrapper
 
-from taylorglo.errors import InputError, TaylorgloError, shortened
+from taylorglo.errors import InputError, TaylorgloError, meant, shortened
 from taylorglo.extras import missing
 
 try:
@@ -59,6 +59,19 @@ class Commands(click.Group):
         module = import_module(f"taylorglo_pipelines.commands.{cmd_name}")
         command: click.Command = module.command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Return the command that the first word names, and the other words.
+
+        Raises:
+            UsageError: there is no such command.
+        """
+        name = args[0]
+        if not (name in COMMANDS or name.startswith("-") or ctx.resilient_parsing):
+            raise click.UsageError(f"no such command {name!r}{meant(name, COMMANDS)}", ctx)
+        return super().resolve_command(ctx, args)
 
 
 @click.group(

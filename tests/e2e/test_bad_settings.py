@@ -27,10 +27,10 @@ def sweep_file(tmp_path: Path) -> Path:
     ("settings", "expected"),
     [
         (["nonsense=1"], ["nonsense: unknown key (got 1)"]),
-        (["search.popsise=3"], ["search.popsise: unknown key (got 3)"]),
+        (["search.popsise=3"], ["search.popsise: unknown key (got 3); did you mean 'popsize'?"]),
         (["services.bucket=x"], ["services.bucket: unknown key (got 'x')"]),
-        (["training.steps=many"], ["training.steps: should be a valid integer"]),
-        (["training.nesterov=perhaps"], ["training.nesterov: should be a valid boolean"]),
+        (["training.steps=many"], ["training.steps: should be a whole number"]),
+        (["training.nesterov=perhaps"], ["training.nesterov: should be true or false"]),
         (["search=3"], ["search: should be a group of settings (got 3)"]),
         (
             ["search.popsize=1"],
@@ -70,7 +70,7 @@ def sweep_file(tmp_path: Path) -> Path:
         (["name=My Sweep"], ["name: "]),
         (
             ["seed=-1", "name=null"],
-            ["name: should be a valid string", "seed: should be greater than or equal to 0"],
+            ["name: should be a text", "seed: should be greater than or equal to 0"],
         ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,

@@ -12,6 +12,7 @@ from taylorglo.errors import (
     TaylorgloError,
     described,
     first_line,
+    meant,
     one_line,
     printable,
     quoted,
@@ -160,3 +161,20 @@ def test_values_that_python_does_not_write_are_quoted() -> None:
     for _ in range(500):
         value = [value] * 10
     assert len(quoted(value)) <= MAX_QUOTE
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("mpl", "; did you mean 'mlp'?"),
+        ("MLP", "; did you mean 'mlp'?"),
+        ("wrn_16_8", "; did you mean 'WRN-16-8'?"),
+        ("transformer", ""),
+        ("", ""),
+        (3, ""),
+        ("mlp" * 10**7, ""),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_an_unknown_name_is_followed_by_the_one_that_was_meant(name: object, end: str) -> None:
+    assert meant(name, ["mlp", "cnn", "WRN-16-8"]) == end

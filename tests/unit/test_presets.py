@@ -284,7 +284,7 @@ def test_an_unknown_preset_is_refused_with_a_list_of_all_presets(value: object) 
     [
         ({"training": None}, "training: should be a group of settings (got None)"),
         ({"model": "mlp"}, "model: should be a group of settings (got 'mlp')"),
-        ({"training": {"stpes": 3}}, "training.stpes: unknown key (got 3)"),
+        ({"training": {"stpes": 3}}, "training.stpes: unknown key (got 3); did you mean 'steps'?"),
         ({"training": {"steps": 100}}, "evaluation.steps: should be at most training.steps (100)"),
     ],
 )

@@ -1,6 +1,7 @@
 """Settings: what is accepted, and what is refused and how."""
 
 import math
+import re
 from typing import get_args
 
 import pytest
@@ -21,6 +22,7 @@ from taylorglo.settings import (
     SweepSettings,
     validated,
 )
+from taylorglo_pipelines.config import Config
 
 
 def test_the_defaults_are_valid() -> None:
@@ -66,7 +68,7 @@ BAD: list[tuple[str, object, str]] = [
     ("name", "٣", "should be 1 to 63"),
     ("seed", -1, "greater than or equal to 0"),
     ("seed", 2**31, "less than 2147483648"),
-    ("seed", 1.5, "valid integer"),
+    ("seed", 1.5, "should be a whole number"),
     ("seed", True, "should not be true or false"),
     ("data.name", "imagenet", "should be 'digits'"),
     ("data.name", "mnist", ""),
@@ -84,7 +86,7 @@ BAD: list[tuple[str, object, str]] = [
     ("data.image_size", 4097, "less than or equal to 4096"),
     ("data.interpolation", "lanczos", "should be 'bilinear'"),
     ("data.color", "bgr", "should be 'rgb'"),
-    ("data.download", "perhaps", "valid boolean"),
+    ("data.download", "perhaps", "should be true or false"),
     ("model.name", "", "at least 1 character"),
     ("training.steps", 0, "greater than or equal to 1"),
     ("training.steps", True, "should not be true or false"),
@@ -97,11 +99,11 @@ BAD: list[tuple[str, object, str]] = [
     ("search.mean", [1e300, 0, 0, 0], "numbers between -1,000,000 and 1,000,000"),
     ("baselines.learning_rates", [0.1, 1e300], "at most 1,000,000"),
     ("training.batch_size", 0, "greater than or equal to 1"),
-    ("training.batch_size", 64.5, "valid integer"),
+    ("training.batch_size", 64.5, "should be a whole number"),
     ("training.learning_rate", 0, "greater than 0"),
     ("training.learning_rate", math.nan, "finite number"),
     ("training.learning_rate", math.inf, "finite number"),
-    ("training.learning_rate", "fast", "valid number"),
+    ("training.learning_rate", "fast", "should be a number"),
     ("training.momentum", 1, "less than 1"),
     ("training.momentum", -0.1, "greater than or equal to 0"),
     ("training.weight_decay", -1e-9, "greater than or equal to 0"),
@@ -114,9 +116,9 @@ BAD: list[tuple[str, object, str]] = [
     ("training.threads", 0, "greater than or equal to 1"),
     ("augmentation.crop_padding", -1, "greater than or equal to 0"),
     ("augmentation.crop_padding", True, "should not be true or false"),
-    ("augmentation.flip", "perhaps", "valid boolean"),
+    ("augmentation.flip", "perhaps", "should be true or false"),
     ("augmentation.cutout", -1, "greater than or equal to 0"),
-    ("augmentation.cutout", 0.5, "valid integer"),
+    ("augmentation.cutout", 0.5, "should be a whole number"),
     ("augmentation.cutmix", -0.1, "greater than or equal to 0"),
     ("augmentation.cutmix", 1.1, "less than or equal to 1"),
     ("evaluation.steps", 0, "greater than or equal to 1"),
@@ -170,7 +172,7 @@ BAD: list[tuple[str, object, str]] = [
     ("baselines.losses", "generalized-cross-entropy", "unknown loss 'generalized-cross-entropy'"),
     ("baselines.losses", [], "one or more different ones of cross-entropy, label-smoothing"),
     ("baselines.losses", "baikal, baikal", "one or more different ones"),
-    ("baselines.losses", [1], "valid string"),
+    ("baselines.losses", [1], "should be a text"),
     ("champion.finalists", 0, "greater than or equal to 1"),
     ("champion.seeds", 1, "greater than or equal to 2"),
     ("attack.epsilons", [0.1, 2], "less than or equal to 1"),
@@ -201,6 +203,53 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
     assert message in line
     assert "pydantic" not in line
     assert "Value error" not in line
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "name"),
+    [
+        ("serach", {}, "search"),
+        ("training.step", 3, "steps"),
+        ("data.name", "Digits", "digits"),
+        ("training.optimizer", "sdg", "sgd"),
+        ("search.filters", "lernable", "learnable"),
+        ("baselines.losses", ["baikl"], "baikal"),
+        ("evaluation.score", "acuracy", "accuracy"),
+    ],
+)
+def test_a_misspelt_name_is_followed_by_the_one_that_was_meant(
+    path: str, value: object, name: str
+) -> None:
+    with pytest.raises(InputError, match=rf"; did you mean '{name}'\?"):
+        validated(SweepSettings, nested(path, value), "sweep.yaml")
+
+
+# Some of each type that YAML has.
+ODD: list[object] = [None, True, -1, 10**400, 1.5, math.inf, "", "ten", [], [[]], [{}], ["x"]]
+ODD += [
+    {},
+    {"a": {}},
+    {1: 2},
+    "1" * 5000,
+    "x" * 5000,
+    ["a"] * 200,
+    {str(n): "" for n in range(200)},
+]
+
+
+@pytest.mark.parametrize("value", ODD, ids=lambda value: type(value).__name__)
+def test_no_message_is_in_the_words_of_the_library_that_validates(value: object) -> None:
+    words = re.compile(
+        r"valid |unable|pars|instance|boolean|integer|Input|after validation|\bstring"
+    )
+    for section, field in Config.model_fields.items():
+        keys = getattr(type(field.default), "model_fields", {})
+        for path in [section, *(f"{section}.{key}" for key in keys)]:
+            try:
+                validated(Config, nested(path, value), "sweep.yaml")
+            except InputError as error:
+                message = re.sub(r"\(got .*", "", str(error))
+                assert not words.search(message), message
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taylorglo.attacks.ball import NORMS
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, meant
 
 Network = Callable[[Tensor], Tensor]
 
@@ -80,7 +80,9 @@ def check_counts(**counts: int) -> None:
 def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raise InputError if a text is not among its choices."""
     if value not in choices:
-        raise InputError(f"{name}: should be one of {', '.join(choices)}, got {value!r}")
+        raise InputError(
+            f"{name}: should be one of {', '.join(choices)}, got {value!r}{meant(value, choices)}"
+        )
 
 
 @contextmanager

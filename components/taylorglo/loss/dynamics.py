@@ -18,7 +18,7 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, meant
 from taylorglo.loss.polynomial import (
     check_classes,
     checked_theta,
@@ -303,7 +303,9 @@ def check_classic(name: str, label_smoothing: float = 0.0) -> None:
     """
     _check_smoothing(label_smoothing)
     if name not in CLASSIC:
-        raise InputError(f"unknown loss {name!r}; there are {', '.join(CLASSIC)}")
+        raise InputError(
+            f"unknown loss {name!r}; there are {', '.join(CLASSIC)}{meant(name, CLASSIC)}"
+        )
     if label_smoothing and name != "cross-entropy":
         raise InputError(f"label smoothing is for cross-entropy only, not for {name!r}")
 

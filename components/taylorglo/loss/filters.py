@@ -8,7 +8,7 @@ A > 0, and ``stable``, B at most kappa A.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, meant
 from taylorglo.loss.dynamics import collapse_rate, gamma, learning_drive
 
 _FEW_CLASSES = 5
@@ -97,8 +97,10 @@ def all_of(names: Sequence[str]) -> Filter:
     """
     unknown = [name for name in names if name not in FILTERS]
     if unknown or not names:
+        hint = meant(unknown[0], FILTERS) if unknown else ""
         raise InputError(
-            f"unknown filter {', '.join(unknown) or '(none given)'}; there are {', '.join(FILTERS)}"
+            f"unknown filter {', '.join(unknown) or '(none given)'}; there are "
+            f"{', '.join(FILTERS)}{hint}"
         )
 
     def combined(theta: Sequence[float], num_classes: int) -> Verdict:

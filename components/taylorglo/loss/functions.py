@@ -39,7 +39,7 @@ from taylorglo.loss.polynomial import (
     length,
 )
 from taylorglo.loss.source import python_source
-from taylorglo.reading import parse_json, read_bytes
+from taylorglo.reading import is_safetensors, parse_json, read_bytes
 
 # Files of the first format have a theta without the logarithm, and name no family.
 _FIRST_FORMAT = "taylorglo.loss/1"
@@ -370,7 +370,14 @@ class TaylorLoss(Loss):
                 not read, or holds an invalid theta; or an option is wrong.
         """
         try:
+            if is_safetensors(path):
+                raise InputError(
+                    f"{path}: is a network or data, and no saved loss: taylorglo.load_network "
+                    "reads networks, and taylorglo.load_loss the loss.json beside them"
+                )
             content = parse_json(read_bytes(path, MOST_BYTES))
+        except InputError:
+            raise
         except OSError as error:
             raise InputError(f"{path}: is not a saved loss: {error.strerror}") from None
         except ValueError as error:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from taylorglo.errors import InputError, described
+from taylorglo.errors import InputError, described, meant
 from taylorglo.imports import FROM_USERS, imported, revision_of
 from taylorglo.networks.residual import preresnet_20, pyramidnet_110_48, wide_resnet
 
@@ -406,7 +406,7 @@ def _find(name: str) -> Factory:
     if not (module and colon and attribute):
         raise InputError(
             f"model {name!r}: unknown; there are {', '.join(BUILT_IN)}, torchvision:NAME and "
-            "package.module:factory"
+            f"package.module:factory{meant(name, BUILT_IN)}"
         )
     if module == "torchvision":
         return _torchvision(attribute)

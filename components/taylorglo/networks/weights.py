@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from taylorglo.errors import InputError, one_line, quoted
 from taylorglo.networks.factory import ImageShape, build, skeleton
-from taylorglo.reading import check_regular, parse_json
+from taylorglo.reading import check_regular, is_safetensors, parse_json
 
 _MOST_AXES = 3  # of a sample: (C, H, W) of an image, (F,) of features
 _LARGEST_SIDE = 1_000_000
+_HEAD = 1_000_000  # bytes of a file that is no network, within which a saved loss names its format
 
 
 class Origin(NamedTuple):
@@ -57,9 +58,16 @@ def origin_of(weights: Path) -> Origin:
     """
     try:
         check_regular(weights)
+        if _is_loss(weights):
+            raise InputError(
+                f"{weights}: is a saved loss, and no network: taylorglo.load_loss reads losses, "
+                "and taylorglo.load_network the model.safetensors beside them"
+            )
         with safe_open(weights, framework="pt") as file:
             metadata = file.metadata() or {}
         content: Any = parse_json(metadata.get("taylorglo", "{}"))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{weights}: cannot be read: {error.strerror or error}") from None
     except (SafetensorError, ValueError) as error:
@@ -72,6 +80,14 @@ def origin_of(weights: Path) -> Origin:
         tuple(shape) if isinstance(shape, list) and _is_shape(shape) else None,
         classes if _is_side(classes) else None,
     )
+
+
+def _is_loss(path: Path) -> bool:
+    """Return whether a file is a loss as a sweep saves it, in JSON."""
+    if is_safetensors(path):
+        return False
+    with path.open("rb") as file:
+        return b'"taylorglo.loss/' in file.read(_HEAD)
 
 
 def _is_shape(values: Sequence[object]) -> bool:

@@ -120,7 +120,7 @@ class ComparisonRow:
         accuracies: test accuracies in [0, 1], one for each seed.
         curve: (step, validation accuracy), the mean over the seeds.
         p_value: p value of Welch's two-sided test against the champion; None for the champion
-            itself, or if no test is possible.
+            itself, also if it is a baseline, or if no test is possible.
         label_smoothing: the alpha that it was trained with, 0 for a loss without.
         measures: other measures on the test split by name (see
             :class:`taylorglo.results.Training`), one for each seed; NaN if it was not measured.
@@ -290,7 +290,7 @@ def sweep_record(
         generations=_generations(candidates),
         champion=comparison.champion,
         tuning=_tuning(tuning),
-        comparison=_comparison(comparison.trainings),
+        comparison=_comparison(comparison.trainings, comparison.champion.baseline),
         robustness=robustness.rows,
         seconds=spent.by_stage,
         wall_seconds=spent.wall,
@@ -424,10 +424,12 @@ def _tuning(trainings: Sequence[FullTraining]) -> list[TuningRow]:
     ]
 
 
-def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
+def _comparison(trainings: Sequence[FullTraining], itself: str) -> list[ComparisonRow]:
     """Return a row for each loss, with its test against the champion.
 
-    The champion has to be among the trainings.
+    Args:
+        trainings: of all losses, with those of the champion.
+        itself: the baseline that the champion is, which is not compared with itself; or empty.
     """
     groups = by_contender(trainings)
     champion = next(group for group in groups if group[0].contender.name == "champion")
@@ -437,12 +439,13 @@ def _comparison(trainings: Sequence[FullTraining]) -> list[ComparisonRow]:
         contender = group[0].contender
         accuracies = _known(full.test_accuracy for full in group)
         curve = mean_curve([full.training.curve for full in group])
+        same = group is champion or contender.name == itself
         row = ComparisonRow(
             loss=contender.name,
             learning_rate=contender.learning_rate,
             accuracies=accuracies,
             curve=[(step, accuracy) for step, accuracy, _ in curve],
-            p_value=None if group is champion else welch(reference, accuracies),
+            p_value=None if same else welch(reference, accuracies),
             label_smoothing=contender.label_smoothing,
             measures=_measures(group),
             counts=answers(group),

@@ -17,6 +17,7 @@ from taylorglo.report.verdict import (
     best_baseline,
     comparison_cells,
     headline,
+    is_best_baseline,
     standing_verdict,
     verdict,
 )
@@ -105,13 +106,16 @@ def outcome(record: SweepRecord) -> str:
 
     Returns:
         ``ahead`` or ``behind`` if champion and best baseline differ significantly, else ``no
-        significant difference``; ``learned nothing`` or ``not tested`` if that comes first.
+        significant difference``; ``no better loss`` if the champion is the best baseline itself;
+        ``learned nothing`` or ``not tested`` if that comes first.
     """
-    numbers = headline(record)
-    if f"champion_{record.metric}" not in numbers or "p_value" not in numbers:
+    numbers, itself = headline(record), is_best_baseline(record)
+    if f"champion_{record.metric}" not in numbers or not (itself or "p_value" in numbers):
         return "not tested"
     if not beats_guessing(record):
         return "learned nothing"
+    if itself:
+        return "no better loss"
     if numbers["p_value"] >= SIGNIFICANCE:
         return "no significant difference"
     return "ahead" if _difference(record, numbers) > 0 else "behind"
@@ -129,7 +133,8 @@ def metrics(record: SweepRecord) -> dict[str, float]:
     champion; the number of trainings; wall time; and the part of it inside trainings.
     """
     numbers = headline(record)
-    if best_baseline(record) is not None and f"champion_{record.metric}" in numbers:
+    tested = best_baseline(record) is not None and not is_best_baseline(record)
+    if tested and f"champion_{record.metric}" in numbers:
         numbers["difference"] = _difference(record, numbers)
     worst = [row for row in record.robustness if (row.loss, row.attack) == ("champion", "worst")]
     if worst:

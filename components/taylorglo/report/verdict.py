@@ -54,7 +54,7 @@ def _comparison_verdict(record: SweepRecord) -> str:
         return f"The champion reaches {reached}; there is no baseline to compare it with."
     baseline = record.comparison[best]
     apposition = ", the best baseline" if len(record.comparison) > 2 else ""
-    if record.champion.baseline == baseline.loss:
+    if is_best_baseline(record):
         itself = f"tuned {baseline.loss} itself{apposition}"
         return f"The champion is {itself}: the search found no better loss."
     name = f"tuned {baseline.loss}{apposition}"
@@ -268,6 +268,12 @@ def best_baseline(record: SweepRecord) -> int | None:
     return max(means, key=means.__getitem__, default=None)
 
 
+def is_best_baseline(record: SweepRecord) -> bool:
+    """Return whether the champion is the best baseline itself, so that there is nothing to test."""
+    best = best_baseline(record)
+    return best is not None and record.comparison[best].loss == record.champion.baseline
+
+
 def _points(record: SweepRecord, reference: Sequence[float], accuracies: Sequence[float]) -> float:
     """Return how far the mean score is above that of the reference; for shares, in points."""
     scale = 100 if record.share else 1
@@ -292,7 +298,7 @@ def _difference(record: SweepRecord, row: ComparisonRow) -> str:
     """Return how far a baseline is above the champion, as text."""
     champion = record.comparison[0]
     tested = finite(champion.accuracies).size and finite(row.accuracies).size
-    if row is champion or not tested:
+    if row is champion or row.loss == record.champion.baseline or not tested:
         return NOTHING
     points = _points(record, champion.accuracies, row.accuracies)
     return difference(points, record.share, sign=True)

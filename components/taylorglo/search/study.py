@@ -209,7 +209,10 @@ class Search:
         if untrained and changed <= {*identity.fitness, *of_fitness, Identity.PRECISION}:
             # Nothing was trained with the former settings, which may have been a mistake.
             return []
-        return [f"{key} {known.get(key)!r}, now {now.get(key)!r}" for key in sorted(changed)]
+        if "data_classes" in changed:
+            # Data that no task sees differ by nothing else.
+            changed.discard("data")
+        return [_difference(key, known.get(key), now.get(key)) for key in sorted(changed)]
 
     def _check_identity(self, identity: Identity) -> None:
         if changed := self.changes(identity):
@@ -555,6 +558,18 @@ class Search:
 
     def _set(self, number: int, key: str, value: Any) -> None:
         self._retried(lambda: self._storage.set_trial_user_attr(self._trial_id(number), key, value))
+
+
+def _difference(key: str, former: object, now: object) -> str:
+    """Return in words what a study was begun with, and what it is now; no checksums."""
+    if key == "training_function_revision" and former and now:
+        return "another version of the training function, whose source has changed"
+    if key == "data" and former and now:
+        names = [str(value).partition(" ")[0] for value in (former, now)]
+        if names[0] == names[1]:
+            return f"other samples, labels or splits of the data {names[0]!r}"
+        former, now = names
+    return f"{key} {former!r}, now {now!r}"
 
 
 def _is_orphan(trial: FrozenTrial) -> bool:

@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack
 
-from taylorglo.errors import InputError, quoted
+from taylorglo.errors import InputError, meant, quoted
 from taylorglo.extras import missing
 from taylorglo.loss.conventions import Options
 from taylorglo.loss.functions import TaylorLoss
@@ -27,10 +27,10 @@ def load_loss(source: str | os.PathLike[str], **options: Unpack[Options]) -> Tay
     """Load a loss that a sweep found, as an ``nn.Module`` to train with.
 
     Args:
-        source: a loss of the zoo, ``zoo:NAME``; a saved loss (``loss.json``), by its path or as
-            ``s3://BUCKET/KEY``; or a version in MLflow's model registry, ``models:/NAME@champion``
-            or ``models:/NAME/VERSION``. MLFLOW_TRACKING_URI or ``mlflow.set_tracking_uri`` names
-            the MLflow.
+        source: a loss of the zoo, ``zoo:NAME``; a champion's folder or the loss in it
+            (``loss.json``), by its path or as ``s3://BUCKET/KEY``; or a version in MLflow's model
+            registry, ``models:/NAME@champion`` or ``models:/NAME/VERSION``. MLFLOW_TRACKING_URI or
+            ``mlflow.set_tracking_uri`` names the MLflow.
         **options: ``weight``, ``ignore_index``, ``reduction`` and ``label_smoothing``, as
             ``nn.CrossEntropyLoss`` has them.
 
@@ -46,7 +46,8 @@ def load_loss(source: str | os.PathLike[str], **options: Unpack[Options]) -> Tay
         if str(source).startswith("models:/"):
             path = _from_registry(str(source), layout.LOSS, folder)
             return TaylorLoss.load(path, **options)
-        return TaylorLoss.load(fetch(str(source), folder), **options)
+        path = fetch(str(source), folder)
+        return TaylorLoss.load(path / layout.LOSS if path.is_dir() else path, **options)
 
 
 def load_network(source: str | os.PathLike[str], model: str | None = None) -> "nn.Module":
@@ -108,8 +109,10 @@ def _in_zoo(source: str) -> Path:
     name, names = source.removeprefix(ZOO), zoo()
     # The name may be any text, also a path that leads out of the folder.
     if name not in names:
-        known = ", ".join(f"{ZOO}{other}" for other in names)
-        raise InputError(f"unknown loss {quoted(source)}; the zoo has {known}")
+        known = [f"{ZOO}{other}" for other in names]
+        raise InputError(
+            f"unknown loss {quoted(source)}; the zoo has {', '.join(known)}{meant(source, known)}"
+        )
     return _ZOO_FOLDER / f"{name}.json"
 
 

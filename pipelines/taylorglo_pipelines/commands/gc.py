@@ -1,7 +1,7 @@
 """``taylorglo gc``: delete what is old and no longer needed of all sweeps."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from taylorglo.search.studies import Studies, Study
     from taylorglo.services.mlflow import Connection
     from taylorglo.services.storage import Store, StoredFile
+    from taylorglo_pipelines.config import ServiceSettings
 
 _AGE = re.compile(r"(\d+)([dh])")
 _UNITS = {"d": "days", "h": "hours"}
@@ -46,11 +47,11 @@ def command(
     before = threshold(older_than, datetime.now(UTC))
     if path is None and overrides:
         raise click.UsageError("--set needs a CONFIG", click.get_current_context())
-    variables = _variables(path, overrides)
+    settings = _settings(path, overrides)
     if as_json:
-        echo_json(_document(variables, before, delete=delete))
+        echo_json(_document(settings, before, delete=delete))
         return
-    for line in collect(variables, before, delete=delete):
+    for line in collect(settings, before, delete=delete):
         click.echo(line)
 
 
@@ -77,13 +78,13 @@ def threshold(age: str, now: datetime) -> datetime:
     return time
 
 
-def _variables(path: Path | None, overrides: Sequence[str]) -> dict[str, str]:
-    """Return the addresses of the services, as a local run has them."""
+def _settings(path: Path | None, overrides: Sequence[str]) -> "ServiceSettings":
+    """Return the places of the services, as a local run has them."""
     from taylorglo_pipelines import config
 
     if path is None:
-        return config.ServiceSettings().variables()
-    return config.load(path, overrides).services.variables()
+        return config.ServiceSettings()
+    return config.load(path, overrides).services
 
 
 @dataclass(frozen=True)
@@ -134,11 +135,11 @@ class Count:
         return f"{things} and {_bytes(self.size)} in the store"
 
 
-def collect(variables: Mapping[str, str], before: datetime, *, delete: bool) -> Iterator[str]:
+def collect(settings: "ServiceSettings", before: datetime, *, delete: bool) -> Iterator[str]:
     """Find what can be deleted, and delete it if asked; yield the lines to show.
 
     Args:
-        variables: the addresses of the services.
+        settings: the places of the services.
         before: what was written since then is kept.
         delete: whether to delete.
 
@@ -146,7 +147,7 @@ def collect(variables: Mapping[str, str], before: datetime, *, delete: bool) -> 
         InputError: an address is wrong.
         ServiceError: a service fails. What was deleted so far is in the lines before.
     """
-    services = Services.open(variables)
+    services = Services.open(settings)
     count = Count()
     action = "deleting" if delete else "would delete"
     yield f"{action} what is not needed and older than {before.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
@@ -155,9 +156,9 @@ def collect(variables: Mapping[str, str], before: datetime, *, delete: bool) -> 
     yield _ending(count, delete)
 
 
-def _document(variables: Mapping[str, str], before: datetime, *, delete: bool) -> dict[str, Any]:
+def _document(settings: "ServiceSettings", before: datetime, *, delete: bool) -> dict[str, Any]:
     """Find what can be deleted, and delete it if asked; return all of it as JSON values."""
-    found = list(_each(Services.open(variables), before, Count(), delete=delete))
+    found = list(_each(Services.open(settings), before, Count(), delete=delete))
     return {
         "older_than": before.astimezone(UTC).isoformat(timespec="seconds"),
         "deleted": delete,
@@ -212,27 +213,30 @@ class Services:
         store: a folder or a bucket.
         mlflow: the connection to MLflow.
         champions: the runs behind the versions with an alias in MLflow's registry.
+        folder: of runs on this machine.
     """
 
     studies: "Studies"
     store: "Store"
     mlflow: "Connection"
     champions: frozenset[str]
+    folder: Path
 
     @classmethod
-    def open(cls, variables: Mapping[str, str]) -> "Services":
-        """Connect to the services of these addresses, and read the registry."""
+    def open(cls, settings: "ServiceSettings") -> "Services":
+        """Connect to the services of these places, and read the registry."""
         from taylorglo.search.studies import Studies
         from taylorglo.services.mlflow import Connection
         from taylorglo.services.retention import aliased_runs
         from taylorglo.services.storage import open_store
         from taylorglo.variables import STORE_URI, STUDY_URL, TRACKING_URI
 
+        variables = settings.variables()
         # The study first: if it is not there, nothing is created in MLflow's place either.
         studies = Studies.open(variables[STUDY_URL])
         mlflow = Connection(variables[TRACKING_URI])
         champions = frozenset(aliased_runs(mlflow))
-        return cls(studies, open_store(variables[STORE_URI]), mlflow, champions)
+        return cls(studies, open_store(variables[STORE_URI]), mlflow, champions, settings.folder)
 
     def old(
         self, sweep: str, studies: Sequence["Study"], before: datetime
@@ -241,13 +245,15 @@ class Services:
         from taylorglo.search.studies import deletable
         from taylorglo.services.memo import RunState
         from taylorglo.services.retention import unlisted
+        from taylorglo_pipelines.local.claim import is_running
 
         state = RunState.read(self.store, sweep)
         gone = deletable(studies, before, kept=state.study)
         left = [study for study in studies if study not in gone]
         items = [*self._runs(sweep, before, state.unfinished), *map(self._study, gone)]
-        newest = left[-1]
-        if state.unfinished or not newest.finished or any(study.in_use for study in left):
+        if is_running(self.folder, sweep) or any(study.in_use for study in left):
+            return items, [f"{sweep}: running, so all of its files are kept"]
+        if state.unfinished or not left[-1].finished:
             return items, [f"{sweep}: unfinished, so all of its files are kept"]
         if lacking := unlisted(self.store, sweep, [study.name for study in left]):
             return items, [

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from taylorglo.errors import InputError, quoted
+from taylorglo.errors import InputError, meant, quoted
 from taylorglo_pipelines.commands.options import FILE, echo_json, json_option
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _theta(words: Sequence[str]) -> tuple[list[float], int | None]:
         if not in_zoo and not words[0].endswith(".json"):
             raise InputError(
                 f"unknown loss {quoted(words[0])}; there are {', '.join(CLASSIC)}, saved losses "
-                "(.json), the zoo (zoo:NAME) and thetas (numbers)"
+                f"(.json), the zoo (zoo:NAME) and thetas (numbers){meant(words[0], CLASSIC)}"
             )
         # PyTorch takes seconds to import, and only a saved loss needs it.
         from taylorglo.loss.functions import TaylorLoss

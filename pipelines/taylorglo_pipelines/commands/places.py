@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
-from taylorglo.errors import InputError, quoted
+from taylorglo.errors import InputError, meant, quoted
 
 if TYPE_CHECKING:
     from taylorglo.results import SweepResult
@@ -134,6 +134,7 @@ class Places:
             there = ", ".join(by_sweep) or "none"
             raise InputError(
                 f"there is no sweep {quoted(name)} in {self.folder}; there are: {there}"
+                f"{meant(name, by_sweep)}"
             )
         return by_sweep[name][-1]
 

@@ -188,12 +188,21 @@ def test_the_zoo_is_its_folder() -> None:
     assert zoo() == sorted(path.stem for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", ["zoo:nobody", "zoo:", "zoo:digits.json", "zoo:../zoo/digits"])
-def test_an_unknown_loss_of_the_zoo_is_refused_with_the_names(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("zoo:nobody", ""),
+        ("zoo:", ""),
+        ("zoo:digit", "; did you mean 'zoo:digits'?"),
+        ("zoo:digits.json", "; did you mean 'zoo:digits'?"),
+        ("zoo:../zoo/digits", "; did you mean 'zoo:digits'?"),
+    ],
+)
+def test_an_unknown_loss_of_the_zoo_is_refused_with_the_names(name: str, hint: str) -> None:
     with pytest.raises(InputError) as caught:
         taylorglo.load_loss(name)
     known = ", ".join(f"zoo:{other}" for other in zoo())
-    assert str(caught.value) == f"unknown loss {name!r}; the zoo has {known}"
+    assert str(caught.value) == f"unknown loss {name!r}; the zoo has {known}{hint}"
 
 
 @pytest.mark.parametrize("source", [LOSS, "zoo:digits"])

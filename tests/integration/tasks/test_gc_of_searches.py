@@ -13,6 +13,7 @@ from taylorglo.services.storage import FolderStore
 from taylorglo.tasks.context import Sweep
 from taylorglo_pipelines.commands.gc import collect
 from taylorglo_pipelines.config import ServiceSettings
+from taylorglo_pipelines.local.claim import only_run
 
 
 def search_once(work: Work, *, finish: bool = True) -> Sweep:
@@ -33,7 +34,7 @@ def search_once(work: Work, *, finish: bool = True) -> Sweep:
 def gc(*, delete: bool, before: datetime | None = None) -> list[tuple[str, ...]]:
     """Collect what is older than now; return kind and name of each thing."""
     before = before or datetime.now(UTC) + timedelta(seconds=1)
-    lines = list(collect(ServiceSettings().variables(), before, delete=delete))
+    lines = list(collect(ServiceSettings(), before, delete=delete))
     return [tuple(line.split()[:2]) for line in lines[1:-1]]
 
 
@@ -89,13 +90,22 @@ def test_files_are_kept_if_it_is_not_known_which_are_needed(work: Work, finish: 
     if finish:
         sweep.finish(search=True)
     before = sweep.store.files("digits")
-    output = list(
-        collect(ServiceSettings().variables(), datetime.now(UTC) + timedelta(1), delete=True)
-    )
+    output = list(collect(ServiceSettings(), datetime.now(UTC) + timedelta(1), delete=True))
     reason = "an older version of taylorglo did not write down" if finish else "unfinished"
     assert [line for line in output if reason in line]
     assert sweep.store.files("digits") == before
     assert study_names(sweep) == ["digits"]
+
+
+def test_a_sweep_that_is_running_is_called_so(work: Work) -> None:
+    search_once(work)
+    before = datetime.now(UTC) + timedelta(seconds=1)
+    # A repeated run of a finished sweep: it has claimed the sweep, and no task has begun yet.
+    with only_run(work.folder, "digits"):
+        places = ServiceSettings(work_dir=str(work.folder))
+        lines = list(collect(places, before, delete=True))
+        assert "digits: running, so all of its files are kept" in lines
+    assert gc(delete=False) == []
 
 
 def test_a_sweep_without_a_study_here_is_left_alone(work: Work) -> None:
@@ -123,9 +133,9 @@ def test_a_store_that_fails_half_way(work: Work, monkeypatch: pytest.MonkeyPatch
     lines: list[str] = []
     with monkeypatch.context() as patch:
         patch.setattr(FolderStore, "delete", failing)
-        variables = ServiceSettings().variables()
+        services = ServiceSettings()
         with pytest.raises(ServiceError) as caught:
-            lines.extend(collect(variables, datetime.now(UTC) + timedelta(1), delete=True))
+            lines.extend(collect(services, datetime.now(UTC) + timedelta(1), delete=True))
     assert str(caught.value) == (
         "the disk fails; before that, 5 items and 2 B in the store were deleted; "
         "the same command deletes the rest"

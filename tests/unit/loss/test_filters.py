@@ -165,7 +165,7 @@ def test_all_of_needs_every_filter_and_names_the_first_that_rejects(names: list[
 def test_the_settings_know_exactly_these_filters() -> None:
     with pytest.raises(InputError) as caught:
         validated(SearchSettings, {"filters": ["lernable"]}, "search")
-    assert f"there are {', '.join(FILTERS)} (got" in str(caught.value)
+    assert f"there are {', '.join(FILTERS)};" in str(caught.value)
 
 
 def test_unknown_and_missing_filters_are_refused() -> None:

@@ -68,11 +68,33 @@ def test_what_is_no_network_of_a_sweep_is_refused_in_one_line(
         "unknown; there are mlp": lambda: taylorglo.load_network(folder, "nonsense"),
         "do not name their network": lambda: taylorglo.load_network(tmp_path / "nameless"),
         "do not say what samples": lambda: taylorglo.load_network(tmp_path / "nameless", "mlp"),
+        "loss.json: is a saved loss, and no network: taylorglo.load_loss reads": lambda: (
+            taylorglo.load_network(tmp_path / "loss.json")
+        ),
+        "is a network or data, and no saved loss: taylorglo.load_network reads": lambda: (
+            taylorglo.load_loss(folder / layout.NETWORK)
+        ),
+        "other.json: are not weights in safetensors": lambda: taylorglo.load_network(
+            tmp_path / "other.json"
+        ),
         "in safetensors: ": lambda: taylorglo.load_network(tmp_path / "cut"),
     }
     (tmp_path / "nameless").write_bytes(save(load(whole)))
+    taylorglo.load_loss("zoo:digits").save(tmp_path / "loss.json")
+    (tmp_path / "other.json").write_text('{"theta": [1, 2]}')
     (tmp_path / "cut").write_bytes(whole[:100])
     for message, call in cases.items():
         with pytest.raises(InputError, match=message) as caught:
             call()
         assert "\n" not in str(caught.value)
+
+
+def test_a_loss_is_loaded_from_the_folder_that_a_network_is_loaded_from(
+    digits: Dataset, tmp_path: Path
+) -> None:
+    folder = champion_in(tmp_path / "champion", digits)
+    loss = taylorglo.load_loss("zoo:digits")
+    loss.save(folder / layout.LOSS)
+    assert torch.equal(taylorglo.load_loss(folder).theta, loss.theta)
+    with pytest.raises(InputError, match=r"loss\.json: is not a saved loss: No such file"):
+        taylorglo.load_loss(tmp_path)

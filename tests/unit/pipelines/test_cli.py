@@ -92,6 +92,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ([], r"missing command \(see taylorglo --help\)"),
         (["search"], r"no such command 'search' \(see taylorglo --help\)"),
+        (["rnu"], r"no such command 'rnu'; did you mean 'run'\? \(see taylorglo --help\)"),
         (["--sett", "a=1"], "no such option:? '?--sett"),
         (["run"], r"missing argument 'CONFIG' \(see taylorglo run --help\)"),
         (

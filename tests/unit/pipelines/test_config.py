@@ -101,7 +101,7 @@ def test_a_problem_is_one_of_the_override_that_gave_the_key(tmp_path: Path) -> N
 )
 def test_what_is_no_plain_value_in_yaml_is_text(tmp_path: Path, text: str, value: str) -> None:
     assert loaded(tmp_path, f"data: {{root: {text}}}").data.root == value
-    with pytest.raises(InputError, match=r"training\.steps: should be a valid integer"):
+    with pytest.raises(InputError, match=r"training\.steps: should be a whole number"):
         loaded(tmp_path, "training: {steps: 1:30}")
 
 
@@ -200,7 +200,7 @@ IMAGE = "should be a container image: "
         ("config_map=-a", f"config_map: {NAME}"),
         ("node_selector={-a: b}", "node_selector.-a.[key]: should be a key of Kubernetes: "),
         ("node_selector={a: b c}", "node_selector.a: should be a value of a label: "),
-        ("node_selector={a: true}", "node_selector.a: should be a valid string"),
+        ("node_selector={a: true}", "node_selector.a: should be a text"),
         ("tolerations=[{key: a b}]", "tolerations.0.key: should be a key of Kubernetes: "),
         ("tolerations=[{key: a, value: /}]", "tolerations.0.value: should be a value of a label"),
         ("image=UPPER", f"image: {IMAGE}"),

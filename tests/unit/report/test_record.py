@@ -16,6 +16,9 @@ from taylorglo.data.dataset import Split
 from taylorglo.loss.dynamics import learning_drive
 from taylorglo.loss.filters import Verdict
 from taylorglo.report.record import GenerationRecord, SweepRecord, sweep_record
+from taylorglo.report.run_page import metrics, outcome
+from taylorglo.report.text import NOTHING
+from taylorglo.report.verdict import comparison_cells
 from taylorglo.results import (
     Candidate,
     Champion,
@@ -169,6 +172,24 @@ def test_the_comparison_tests_each_baseline_against_the_champion() -> None:
     assert baseline.loss == "cross-entropy"
     assert baseline.p_value == welch(champion.accuracies, baseline.accuracies)
     assert baseline.curve == [(100, pytest.approx(0.6166667)), (200, pytest.approx(0.7166667))]
+
+
+def test_a_champion_that_is_a_baseline_is_not_tested_against_itself() -> None:
+    others = [full_training("Baikal", accuracy) for accuracy in (0.6, 0.62, 0.63)]
+    compared = comparison([*TRAININGS, *others])
+    itself = compared.champion.model_copy(update={"baseline": "cross-entropy"})
+    values = record(comparison=compared.model_copy(update={"champion": itself}))
+    champion, same, other = values.comparison
+    assert same.p_value is None
+    # One test is left, and nothing to adjust it for.
+    assert other.p_value == welch(champion.accuracies, other.accuracies)
+    header, rows = comparison_cells(values)
+    shown = [dict(zip(header, cells, strict=True)) for cells in rows]
+    assert [row["vs champion (points)"] == NOTHING for row in shown[:3]] == [True, True, False]
+    assert [row["p"] == NOTHING for row in shown[:3]] == [True, True, False]
+    assert shown[2]["p (Holm)"] == shown[2]["p"]
+    assert outcome(values) == "no better loss"
+    assert {"difference", "p_value"}.isdisjoint(metrics(values))
 
 
 def test_tuning_has_a_row_for_each_loss_and_rate() -> None:

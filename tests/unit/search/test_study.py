@@ -54,6 +54,10 @@ def test_a_study_of_other_settings_is_refused(opened: Callable[..., Search]) -> 
     assert "sweep 's' was begun with model 'mlp', now 'cnn', seed 1, now 2" in str(caught.value)
     with pytest.raises(InputError, match="with data 'digits abc', now None"):
         opened(identity(seed=1))
+    with pytest.raises(InputError, match="with data 'digits', now 'mnist': its candidates"):
+        opened(identity(seed=1, data="mnist abc"))
+    with pytest.raises(InputError, match="with other samples, labels or splits of the data 'digit"):
+        opened(identity(seed=1, data="digits def"))
     opened(identity({}, seed=2), name="another")
 
 

@@ -22,6 +22,7 @@ from taylorglo.attacks.contract import (
     evaluating,
     fooled,
     looked_at,
+    named,
 )
 from taylorglo.attacks.draws import Draws
 from taylorglo.attacks.problem import Found, Problem
@@ -76,11 +77,16 @@ class Withstood:
         distances: by image, the norm of the smallest perturbation that was found to break it, (N,):
             0 if it is misclassified without an attack, infinite if none was found.
         by: by image, the attack that found it; empty if there is none.
+        predicted: the class that the network names without an attack, (N,); -1 if a logit is NaN.
+        nearest: by image, the point with that perturbation, (N, ...); the image itself if it is
+            misclassified without an attack or no perturbation was found.
     """
 
     accuracies: dict[str, dict[float, float]]
     distances: Tensor
     by: list[str]
+    predicted: Tensor
+    nearest: Tensor
 
 
 def robust_accuracy(
@@ -163,7 +169,9 @@ def withstood(
                     campaign.attack(name, epsilon)
                 accuracies[name][epsilon] = campaign.accuracy(name, epsilon)
             accuracies[WORST][epsilon] = accuracies[names[-1]][epsilon]
-    return Withstood(accuracies, campaign.distances, campaign.by)
+    return Withstood(
+        accuracies, campaign.distances, campaign.by, campaign.predicted, campaign.nearest
+    )
 
 
 class _Campaign:
@@ -187,12 +195,14 @@ class _Campaign:
             everyone, lambda batch: logits.append(looked_at(model, images[batch], labels[batch]))
         )
         self._clean = torch.cat(logits)
+        self.predicted = named(self._clean)
         right = ~fooled(self._clean, labels)
         clean = torch.where(right, torch.inf, torch.zeros_like(images.flatten(1)[:, 0]))
         # The smallest perturbation that each attack found. Attacks that find small ones answer for
         # larger balls too, which is no merit of the attacks before them.
         self._distances = {name: clean.clone() for name in SUITES[strength.suite]}
         self.by = ["" if standing else "clean" for standing in right.tolist()]
+        self.nearest = images.clone()
         # FAB looks for the smallest perturbation, so it answers for larger balls at once.
         self._followed = torch.zeros_like(right)
 
@@ -234,6 +244,7 @@ class _Campaign:
         smallest = found.fooled & (sizes < self.distances[batch])
         for number in batch[smallest].tolist():
             self.by[number] = name
+        self.nearest[batch[smallest]] = found.images[smallest]
         own = self._distances[name]
         nearer = found.fooled & (sizes < own[batch])
         own[batch[nearer]] = sizes[nearer].to(own)

@@ -1,37 +1,27 @@
 """Attacks on trained networks: one by one, or those of all losses and seeds side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from taylorglo.attacks import Strength, withstood
+from taylorglo.attacks import Strength, corrupted_accuracy, withstood
 from taylorglo.attacks.honesty import suspicions
 from taylorglo.attacks.radii import usual_radii
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
+from taylorglo.evaluation.attacked_images import examples_of, found_for
 from taylorglo.evaluation.comparison import restore_network
+from taylorglo.results import Attacked
 from taylorglo.settings import AttackSettings, SweepSettings
 from taylorglo.training import server
 from taylorglo.training.devices import computing
 from taylorglo.training.engine import read_resident
 from taylorglo.training.machine import cpus, free_host_memory
-
-
-class Attacked(NamedTuple):
-    """What attacks left of a network: accuracies by attack and epsilon, and signs of doubt.
-
-    ``suspicions`` are sentences that say why the network may be weaker than it looks.
-    """
-
-    accuracies: Mapping[str, Mapping[float, float]]
-    suspicions: list[str]
-
 
 _WORKER_MEMORY = 2**30  # bytes that a worker takes, about half of them for PyTorch
 
@@ -46,6 +36,8 @@ def attack_network(
     network: nn.Module, dataset: Dataset, settings: AttackSettings, seed: int
 ) -> Attacked:
     """Attack a network on test images that are drawn with the seed; check the attacks, too.
+
+    It is also measured on the same images with corruptions that nobody aims at it.
 
     Args:
         network: from images or features to logits; it is moved to the device of the data.
@@ -81,7 +73,17 @@ def attack_network(
             seed=seed,
             unit=dataset.unit,
         )
-    return Attacked(result.accuracies, doubts)
+        corrupted = corrupted_accuracy(network, images, labels, seed=seed, unit=dataset.unit)
+        found = found_for(result, drawn, labels, epsilons)
+        pictured = dataset.pixels and images.ndim == 4
+        examples = examples_of(network, images, result, found) if pictured else []
+    return Attacked(
+        accuracies=result.accuracies,
+        suspicions=doubts,
+        images=found,
+        corruptions=corrupted,
+        examples=examples,
+    )
 
 
 def attack_all(

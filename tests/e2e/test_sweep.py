@@ -247,10 +247,15 @@ def test_an_attack_on_the_champion_starts_from_its_test_accuracy(
     settings = ("epsilons=[0.1]", "images=10000", "pgd_steps=1", "pgd_restarts=1")
     words = [word for setting in settings for word in ("--set", setting)]
     assert main(["attack", str(finished.store / "champion"), *words]) == 0
-    head, *rows, remark, last = capsys.readouterr().out.splitlines()
+    head, *rows, remark, unit, corrupted = capsys.readouterr().out.splitlines()
     assert head.split()[-2:] == ["0", "0.1"]
     assert remark == "each attack gets the images that those above it left"
-    assert "always the most frequent class: 10.22 %" in last
+    assert "always the most frequent class: 10.22 %" in unit
+    assert re.fullmatch(
+        r"corrupted images, mean of five strengths: noise [\d.]+ %, blur [\d.]+ %, contrast "
+        r"[\d.]+ %",
+        corrupted,
+    )
     comparison = finished.comparison()
     first = comparison.trainings[0]
     assert first.contender.name == "champion"

@@ -1,21 +1,28 @@
 """Attacks on trained networks: one by one, or those of all losses and seeds side by side."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
 from itertools import islice
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 from torch import nn
 
+from taylorglo import attacks
 from taylorglo.attacks import Strength, corrupted_accuracy, withstood
 from taylorglo.attacks.honesty import suspicions
 from taylorglo.attacks.radii import usual_radii
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.splits import digest_of
 from taylorglo.evaluation.attacked_images import examples_of, found_for
 from taylorglo.evaluation.comparison import restore_network
+from taylorglo.networks.factory import revision
 from taylorglo.results import Attacked
 from taylorglo.settings import AttackSettings, SweepSettings
 from taylorglo.training import server
@@ -84,6 +91,43 @@ def attack_network(
         corruptions=corrupted,
         examples=examples,
     )
+
+
+def attack_keys(networks: Sequence[bytes], dataset: Dataset, settings: SweepSettings) -> list[str]:
+    """Return for each network a digest of all that decides what the attacks leave of it.
+
+    Args:
+        networks: their weights, as safetensors.
+        dataset: with its test split.
+        settings: of the sweep.
+
+    Raises:
+        InputError: there is no such network.
+    """
+    decisive = {
+        "model": [settings.model.name, revision(settings.model.name)],
+        "test": digest_of(test=dataset.test),
+        "normalisation": [dataset.mean, dataset.std, dataset.pixels],
+        "attack": settings.attack.model_dump(exclude={"seeds", "epsilons"}),
+        "epsilons": radii(settings.attack, dataset),
+        "seed": settings.seed,
+        "software": [_revision_of_attacks(), version("torch")],
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    keys = []
+    for weights in networks:
+        own = digest.copy()
+        own.update(weights)
+        keys.append(own.hexdigest())
+    return keys
+
+
+def _revision_of_attacks() -> str:
+    """Return a checksum of the program of the attacks: another one may leave other accuracies."""
+    own = Path(__file__)
+    files = [own, own.with_name("attacked_images.py")]
+    files += sorted(Path(attacks.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def attack_all(

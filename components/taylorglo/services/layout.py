@@ -68,6 +68,19 @@ def weights(sweep: str, key: str) -> str:
     return f"{trainings(sweep)}/{key}.safetensors"
 
 
+def attacks(sweep: str) -> str:
+    """Return the folder of what attacks left of a sweep's networks."""
+    return f"{sweep}/attacks"
+
+
+def attack(sweep: str, training: str, key: str) -> str:
+    """Return the key of what attacks left of the network of a training in full.
+
+    The name begins with the key of the training, which decides how long the file is needed.
+    """
+    return f"{attacks(sweep)}/{training}.{key}.json"
+
+
 def all_references(sweep: str) -> str:
     """Return the folder of the references of a sweep's studies."""
     return f"{sweep}/references"

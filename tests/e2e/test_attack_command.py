@@ -122,7 +122,7 @@ def test_the_test_images_of_a_configuration_are_those_of_its_sweep(
     config.write_text("data: {name: own, classes: 3}\ntraining: {function: 'a:b'}\n")
     assert "its data set 'own' is read by its training alone" in attack(program, "--data", config)
     config.write_text("data: {name: nothing}\n")
-    assert "data.name: should be 'digits'" in attack(program, "--data", config)
+    assert "data.name: " in attack(program, "--data", config)
 
 
 def test_weights_are_attacked_on_a_folder_if_they_have_their_normalisation(
@@ -226,12 +226,12 @@ def test_a_factory_of_a_plain_function_is_refused(
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("epsilons=[2]", "epsilons.0: should be less than or equal to 1"),
-        ("epsilons=[-0.1]", "epsilons.0: should be greater than or equal to 0"),
+        ("epsilons=[2]", "epsilons.0: "),
+        ("epsilons=[-0.1]", "epsilons.0: "),
         ("epsilons=[.nan]", "epsilons.0: "),
-        ("images=0", "images: should be greater than or equal to 1"),
-        ("norm=l1", "norm: should be 'linf' or 'l2'"),
-        ("suite=hard", "suite: should be 'quick' or 'standard'"),
+        ("images=0", "images: "),
+        ("norm=l1", "norm: "),
+        ("suite=hard", "suite: "),
     ],
 )
 def test_settings(attack: Callable[..., str], setting: str, message: str) -> None:

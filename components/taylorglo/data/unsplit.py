@@ -7,7 +7,7 @@ import torch
 from taylorglo.data.checks import check_source
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.sources import read_source
-from taylorglo.data.splits import Split, digest_of
+from taylorglo.data.splits import Source, Split, digest_of
 from taylorglo.settings import DataSettings
 
 
@@ -25,9 +25,7 @@ def read_unsplit(root: Path) -> Dataset:
     settings = DataSettings(name="image-folder", root=str(root))
     source = read_source(settings, root)
     classes = check_source(source, str(root))
-    parts = [part for part in (source.train, source.validation) if part is not None]
-    images, labels = (torch.cat(values) for values in zip(*map(_tensors, parts), strict=True))
-    test = source.test or Split(images, labels)
+    test = source.test or _joined(source)
     provenance = {
         "source": str(root),
         "fingerprint": digest_of(train=test, validation=test),
@@ -37,5 +35,11 @@ def read_unsplit(root: Path) -> Dataset:
     return Dataset(settings.name, classes, test, test, test, (), (), provenance, classes=named)
 
 
-def _tensors(split: Split) -> tuple[torch.Tensor, torch.Tensor]:
-    return split.images, split.labels
+def _joined(source: Source) -> Split:
+    """Return the training and the validation split of a source as one."""
+    if source.validation is None:
+        return source.train
+    parts = (source.train, source.validation)
+    return Split(
+        torch.cat([part.images for part in parts]), torch.cat([part.labels for part in parts])
+    )

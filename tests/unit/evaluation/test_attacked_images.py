@@ -43,7 +43,9 @@ def trained(dataset: Dataset) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def attacked(digits: Dataset) -> Attacked:
-    settings = AttackSettings(images=120, pgd_steps=5, pgd_restarts=1, epsilons=EPSILONS)
+    settings = AttackSettings(
+        suite="quick", images=120, pgd_steps=5, pgd_restarts=1, epsilons=EPSILONS
+    )
     return attack_network(trained(digits), digits, settings, seed=3)
 
 

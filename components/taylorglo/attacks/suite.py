@@ -25,6 +25,7 @@ from taylorglo.attacks.contract import (
     evaluating,
     fooled,
     looked_at,
+    named,
 )
 from taylorglo.attacks.draws import Draws
 from taylorglo.attacks.problem import Found, Problem
@@ -85,11 +86,16 @@ class Withstood:
         distances: by image, the norm of the smallest perturbation that was found to break it, (N,):
             0 if it is misclassified without an attack, infinite if none was found.
         by: by image, the attack that found it; empty if there is none.
+        predicted: the class that the network names without an attack, (N,); -1 if a logit is NaN.
+        nearest: by image, the point with that perturbation, (N, ...); the image itself if it is
+            misclassified without an attack or no perturbation was found.
     """
 
     accuracies: dict[str, dict[float, float]]
     distances: Tensor
     by: list[str]
+    predicted: Tensor
+    nearest: Tensor
 
 
 def robust_accuracy(
@@ -169,7 +175,9 @@ def withstood(
             campaign.attack(name)
     accuracies = {name: campaign.accuracies(name, radii) for name in names}
     accuracies[WORST] = dict(accuracies[names[-1]])
-    return Withstood(accuracies, campaign.distances, campaign.by)
+    return Withstood(
+        accuracies, campaign.distances, campaign.by, campaign.predicted, campaign.nearest
+    )
 
 
 class _Rows(NamedTuple):
@@ -229,12 +237,14 @@ class _Campaign:
 
         self._in_batches(_Rows(every, every, every), look)
         self._clean = torch.cat(logits)
+        self.predicted = named(self._clean)
         right = ~fooled(self._clean, labels)
         clean = torch.where(right, torch.inf, torch.zeros_like(images.flatten(1)[:, 0]))
         # The smallest perturbation that each attack found. Attacks that find small ones answer for
         # larger balls too, which is no merit of the attacks before them.
         self._distances = {name: clean.clone() for name in SUITES[strength.suite]}
         self.by = ["" if standing else "clean" for standing in right.tolist()]
+        self.nearest = images.clone()
 
     @property
     def distances(self) -> Tensor:
@@ -310,7 +320,12 @@ class _Campaign:
             # Rounding may take a point on the surface out of the ball.
             sizes = sizes.minimum(rows.epsilons)
         sizes = torch.where(found.fooled, sizes, torch.inf)
+        before = self.distances
         self._distances[name].scatter_reduce_(0, index, sizes, "amin")
+        least = self.distances
+        # Of an image with several rows, any of those that are nearest.
+        nearest = (found.fooled & (sizes == least[index]) & (least < before)[index]).nonzero()
+        self.nearest[index[nearest.squeeze(1)]] = found.images[nearest.squeeze(1)]
 
     def _in_batches(self, rows: _Rows, run: Callable[[_Rows], None]) -> None:
         """Do something with each batch of rows; with smaller batches once memory is full."""

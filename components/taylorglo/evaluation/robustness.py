@@ -1,37 +1,34 @@
 """Attacks on trained networks: one by one, or those of all losses and seeds side by side."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from importlib.metadata import version
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from pathlib import Path
 
 import torch
 from torch import nn
 
-from taylorglo.attacks import Strength, withstood
+from taylorglo import attacks
+from taylorglo.attacks import Strength, corrupted_accuracy, withstood
 from taylorglo.attacks.honesty import suspicions
 from taylorglo.attacks.radii import usual_radii
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
+from taylorglo.data.splits import digest_of
+from taylorglo.evaluation.attacked_images import examples_of, found_for
 from taylorglo.evaluation.comparison import restore_network
+from taylorglo.networks.factory import revision
+from taylorglo.results import Attacked
 from taylorglo.settings import AttackSettings, SweepSettings
 from taylorglo.training import server
 from taylorglo.training.devices import computing
 from taylorglo.training.engine import read_resident
 from taylorglo.training.machine import cpus, free_host_memory
-
-
-class Attacked(NamedTuple):
-    """What attacks left of a network: accuracies by attack and epsilon, and signs of doubt.
-
-    ``suspicions`` are sentences that say why the network may be weaker than it looks.
-    """
-
-    accuracies: Mapping[str, Mapping[float, float]]
-    suspicions: list[str]
-
 
 _WORKER_MEMORY = 2**30  # bytes that a worker takes, about half of them for PyTorch
 
@@ -46,6 +43,8 @@ def attack_network(
     network: nn.Module, dataset: Dataset, settings: AttackSettings, seed: int
 ) -> Attacked:
     """Attack a network on test images that are drawn with the seed; check the attacks, too.
+
+    It is also measured on the same images with corruptions that nobody aims at it.
 
     Args:
         network: from images or features to logits; it is moved to the device of the data.
@@ -81,7 +80,54 @@ def attack_network(
             seed=seed,
             unit=dataset.unit,
         )
-    return Attacked(result.accuracies, doubts)
+        corrupted = corrupted_accuracy(network, images, labels, seed=seed, unit=dataset.unit)
+        found = found_for(result, drawn, labels, epsilons)
+        pictured = dataset.pixels and images.ndim == 4
+        examples = examples_of(network, images, result, found) if pictured else []
+    return Attacked(
+        accuracies=result.accuracies,
+        suspicions=doubts,
+        images=found,
+        corruptions=corrupted,
+        examples=examples,
+    )
+
+
+def attack_keys(networks: Sequence[bytes], dataset: Dataset, settings: SweepSettings) -> list[str]:
+    """Return for each network a digest of all that decides what the attacks leave of it.
+
+    Args:
+        networks: their weights, as safetensors.
+        dataset: with its test split.
+        settings: of the sweep.
+
+    Raises:
+        InputError: there is no such network.
+    """
+    decisive = {
+        "model": [settings.model.name, revision(settings.model.name)],
+        "test": digest_of(test=dataset.test),
+        "normalisation": [dataset.mean, dataset.std, dataset.pixels],
+        "attack": settings.attack.model_dump(exclude={"seeds", "epsilons"}),
+        "epsilons": radii(settings.attack, dataset),
+        "seed": settings.seed,
+        "software": [_revision_of_attacks(), version("torch")],
+    }
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
+    keys = []
+    for weights in networks:
+        own = digest.copy()
+        own.update(weights)
+        keys.append(own.hexdigest())
+    return keys
+
+
+def _revision_of_attacks() -> str:
+    """Return a checksum of the program of the attacks: another one may leave other accuracies."""
+    own = Path(__file__)
+    files = [own, own.with_name("attacked_images.py")]
+    files += sorted(Path(attacks.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def attack_all(

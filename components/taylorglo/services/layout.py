@@ -6,6 +6,9 @@ LOSS = "loss.json"
 PROGRAM = "loss.py"
 NETWORK = "model.safetensors"
 
+# What the attacks found for each image, an artifact in MLflow under the same name.
+ATTACKED_IMAGES = "attacked-images.parquet"
+
 
 def report(sweep: str) -> str:
     """Return the key of a sweep's report."""
@@ -35,6 +38,11 @@ def champion(sweep: str, name: str = LOSS) -> str:
     return f"{sweep}/champion/{name}"
 
 
+def attacked_images(sweep: str) -> str:
+    """Return the key of the table of what the attacks of a sweep found for each image."""
+    return f"{sweep}/{ATTACKED_IMAGES}"
+
+
 def run_state(sweep: str) -> str:
     """Return the key of the state of a sweep's unfinished pipeline run."""
     return f"{sweep}/run.json"
@@ -58,6 +66,19 @@ def training(sweep: str, key: str) -> str:
 def weights(sweep: str, key: str) -> str:
     """Return the key of the weights of a training in full."""
     return f"{trainings(sweep)}/{key}.safetensors"
+
+
+def attacks(sweep: str) -> str:
+    """Return the folder of what attacks left of a sweep's networks."""
+    return f"{sweep}/attacks"
+
+
+def attack(sweep: str, training: str, key: str) -> str:
+    """Return the key of what attacks left of the network of a training in full.
+
+    The name begins with the key of the training, which decides how long the file is needed.
+    """
+    return f"{attacks(sweep)}/{training}.{key}.json"
 
 
 def all_references(sweep: str) -> str:

@@ -1,4 +1,4 @@
-"""The memory of a sweep in the store: its finished trainings and its unfinished pipeline run."""
+"""The memory of a sweep in the store: finished trainings and attacks, and the unfinished run."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from typing import Self, TypeVar
 from pydantic import ValidationError
 
 from taylorglo.errors import InputError
-from taylorglo.results import Comparison, FullTraining, Record, SweepResult, Training
+from taylorglo.results import Attacked, Comparison, FullTraining, Record, SweepResult, Training
 from taylorglo.services import layout
 from taylorglo.services.storage import Store
 
@@ -79,6 +79,25 @@ class FullTrainings:
         digest = hashlib.sha256(weights).hexdigest()
         recorded = _Recorded(**dict(training), weights_sha256=digest)
         self.store.write(layout.training(self.sweep, training.key), _encoded(recorded))
+
+
+@dataclass(frozen=True)
+class Attacks:
+    """What attacks left of the networks of a sweep.
+
+    The key of an attack is a digest of everything that decides its result.
+    """
+
+    store: Store
+    sweep: str
+
+    def recall(self, training: str, key: str) -> Attacked | None:
+        """Return what was left of the network of a training, or None."""
+        return _read(self.store, layout.attack(self.sweep, training, key), Attacked)
+
+    def record(self, training: str, key: str, attacked: Attacked) -> None:
+        """Record what was left of the network of a training."""
+        self.store.write(layout.attack(self.sweep, training, key), _encoded(attacked))
 
 
 @dataclass(frozen=True)

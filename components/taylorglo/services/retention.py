@@ -58,6 +58,26 @@ def unneeded_trainings(
     return unneeded
 
 
+def unneeded_attacks(
+    store: Store, sweep: str, studies: Iterable[str], before: datetime
+) -> list[StoredFile]:
+    """Return old files of attacks on networks that no study refers to.
+
+    Args:
+        store: that has the attacks.
+        sweep: name of the sweep.
+        studies: all studies of the sweep, each with references.
+        before: files that were written since then are kept.
+    """
+    read = [References.read(store, sweep, study) for study in studies]
+    needed = {key for references in read if references for key in references.weights}
+    return [
+        file
+        for file in store.files(layout.attacks(sweep))
+        if PurePosixPath(file.key).name.partition(".")[0] not in needed and file.modified <= before
+    ]
+
+
 def unneeded_data(
     store: Store, sweep: str, fingerprints: Iterable[str], before: datetime
 ) -> list[StoredFile]:

@@ -13,7 +13,7 @@ from typing import Any, Generic, TypeVar
 from taylorglo.results import Guessing, Record, StandingChampion, read_json, write_json
 from taylorglo.search.study import Search
 from taylorglo.services import layout
-from taylorglo.services.memo import FullTrainings, RunState, ShortTrainings
+from taylorglo.services.memo import Attacks, FullTrainings, RunState, ShortTrainings
 from taylorglo.services.storage import Store, fetch, open_store
 from taylorglo.services.tracking import Tracker
 from taylorglo.settings import SweepSettings
@@ -104,6 +104,11 @@ class Sweep(Record):
     def full_trainings(self) -> FullTrainings:
         """The trainings in full that are finished."""
         return FullTrainings(self.store, self.settings.name)
+
+    @property
+    def attacks(self) -> Attacks:
+        """What attacks left of the networks that were attacked before."""
+        return Attacks(self.store, self.settings.name)
 
     @property
     def short_trainings(self) -> ShortTrainings:

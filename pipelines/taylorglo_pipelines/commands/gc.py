@@ -281,6 +281,8 @@ class Services:
         trainings = retention.unneeded_trainings(self.store, sweep, names, before)
         for file in trainings:
             yield self._file("weights" if file.key.endswith(".safetensors") else "training", file)
+        for file in retention.unneeded_attacks(self.store, sweep, names, before):
+            yield self._file("attack", file)
         for file in retention.unneeded_data(self.store, sweep, data, before):
             yield self._file("data", file)
         for file in retention.unneeded_references(self.store, sweep, names, before):

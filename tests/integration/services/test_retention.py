@@ -18,6 +18,7 @@ from taylorglo.services.retention import (
     delete_run,
     old_runs,
     unlisted,
+    unneeded_attacks,
     unneeded_data,
     unneeded_references,
     unneeded_trainings,
@@ -72,6 +73,18 @@ def test_trainings_that_no_study_refers_to(store: Store) -> None:
         *("digits/trainings/d.json", "digits/trainings/d.safetensors"),
     ]
     assert unneeded_trainings(store, "digits", studies, LONG_AGO) == []
+
+
+def test_attacks_on_networks_that_no_study_refers_to(store: Store) -> None:
+    for training in "abc":
+        for key in "12":
+            store.write(layout.attack("digits", training, key), b"{}")
+    References(results=["a", "b"], weights=["a"]).write(store, "digits", "digits.2")
+    References(results=["c"], weights=["c"]).write(store, "digits", "digits.3")
+    studies = ["digits.2", "digits.3"]
+    gone = keys(unneeded_attacks(store, "digits", studies, NOW))
+    assert gone == ["digits/attacks/b.1.json", "digits/attacks/b.2.json"]
+    assert unneeded_attacks(store, "digits", studies, LONG_AGO) == []
 
 
 def test_data_and_references_of_studies_that_are_gone(store: Store) -> None:

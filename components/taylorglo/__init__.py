@@ -9,7 +9,15 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from taylorglo.attacks import apgd, fab, fgsm, pgd, robust_accuracy, square
+    from taylorglo.attacks import (
+        apgd,
+        corrupted_accuracy,
+        fab,
+        fgsm,
+        pgd,
+        robust_accuracy,
+        square,
+    )
     from taylorglo.errors import InputError, ServiceError, TaylorgloError
     from taylorglo.loss.classic import (
         Baikal,
@@ -65,6 +73,7 @@ __all__ = [
     "apgd",
     "coefficients",
     "collapse_rate",
+    "corrupted_accuracy",
     "dynamics",
     "equilibrium_confidence",
     "fab",
@@ -81,7 +90,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "attacks": ("apgd", "fab", "fgsm", "pgd", "robust_accuracy", "square"),
+    "attacks": (
+        "apgd",
+        "corrupted_accuracy",
+        "fab",
+        "fgsm",
+        "pgd",
+        "robust_accuracy",
+        "square",
+    ),
     "errors": ("InputError", "ServiceError", "TaylorgloError"),
     "loss.classic": (
         "Baikal",

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
 from pydantic_core import to_jsonable_python
@@ -431,11 +431,86 @@ class RobustnessRow(Record):
     accuracies: list[float]
 
 
-class Robustness(Record):
-    """What the attacks left of the accuracy, and when they ran (seconds since the epoch).
+class CorruptionRow(Record):
+    """Accuracies in [0, 1] on corrupted images of a strength from 1, one per attacked network."""
 
-    ``reason`` says why nothing was attacked, if nothing was. ``suspicions`` are signs that attacks
-    went astray, so that a network may be weaker than it looks.
+    loss: str
+    corruption: str
+    strength: int
+    accuracies: list[float]
+
+
+class AttackedImage(NamedTuple):
+    """What attacks found for an image.
+
+    Attributes:
+        image: its place in the test split.
+        label: its class.
+        predicted: the class that the network names without an attack; -1 if a logit is NaN.
+        perturbation: the size of the smallest perturbation that was found: 0 if the image is
+            misclassified without an attack, None if none was found.
+        attack: the attack that found it; ``clean`` without an attack, empty if none was found.
+    """
+
+    image: int
+    label: int
+    predicted: int
+    perturbation: float | None
+    attack: str
+
+    def withstands(self, epsilon: float) -> bool:
+        """Return whether no attack found a perturbation of this size or a smaller one."""
+        return self.perturbation is None or self.perturbation > epsilon
+
+
+class Example(Record):
+    """An image before and after the attacks, as three small pictures: PNG in Base64.
+
+    Attributes:
+        found: what the attacks found for it.
+        taken_for: the class that the network names for the attacked image.
+        clean: the image without an attack.
+        change: ten times the perturbation, on grey.
+        attacked: the image with the perturbation.
+    """
+
+    found: AttackedImage
+    taken_for: int
+    clean: str
+    change: str
+    attacked: str
+
+
+class Attacked(Record):
+    """What attacks and corruptions left of a network.
+
+    Attributes:
+        accuracies: in [0, 1], by attack and epsilon.
+        suspicions: sentences that say why the network may be weaker than it looks.
+        images: what was found for each image that was attacked.
+        corruptions: accuracies in [0, 1] by corruption, in the order of the strengths from 1.
+        examples: of images with pixels, a few before and after the attacks.
+    """
+
+    accuracies: dict[str, dict[float, float]]
+    suspicions: list[str]
+    images: list[AttackedImage] = []
+    corruptions: dict[str, list[float]] = {}
+    examples: list[Example] = []
+
+
+class Robustness(Record):
+    """What the attacks left of the accuracy.
+
+    Attributes:
+        rows: accuracies under attack.
+        started: when the attacks began, in seconds since the epoch.
+        ended: when they ended.
+        reason: why nothing was attacked, if nothing was.
+        suspicions: signs that attacks went astray, so that a network may be weaker than it looks.
+        corruptions: accuracies on corrupted images, of the same networks.
+        examples: attacked images of a network of each loss.
+        images: the address of the table with the results by image; empty if there is none.
     """
 
     rows: list[RobustnessRow]
@@ -443,18 +518,9 @@ class Robustness(Record):
     ended: float
     reason: str = ""
     suspicions: list[str] = []
-
-
-class Attacked(Record):
-    """What attacks left of one network.
-
-    Attributes:
-        accuracies: by attack and epsilon, in [0, 1].
-        suspicions: sentences that say why the network may be weaker than it looks.
-    """
-
-    accuracies: dict[str, dict[float, float]]
-    suspicions: list[str]
+    corruptions: list[CorruptionRow] = []
+    examples: dict[str, list[Example]] = {}
+    images: str = ""
 
 
 class MemoryNeed(Record):

@@ -104,7 +104,7 @@ def test_a_sweep_leaves_everything_on_the_servers_and_no_secret_anywhere(
         others = [run.info.run_name for run in nested if "taylorglo.trial" not in run.data.tags]
         assert sorted(others) == sorted(LOSSES)
         assert sum("taylorglo.trial" in run.data.tags for run in nested) == 2
-        assert artifacts_of(client, parent) == ["figures", "report.html"]
+        assert artifacts_of(client, parent) == ["attacked-images.parquet", "figures", "report.html"]
         (champion,) = [run for run in nested if run.info.run_name == "champion"]
         assert artifacts_of(client, champion) == ["loss.json", "loss.py", "model.safetensors"]
 

@@ -10,11 +10,13 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from in_process import run_sweep
 from mlflow import MlflowClient
+from pyarrow import parquet
 from safetensors import safe_open
 from sweeps import (
     GENERATIONS,
@@ -178,7 +180,7 @@ def test_the_parent_run(client: MlflowClient) -> None:
         "digits-validation",
         "digits-test",
     }
-    assert artifacts_of(client, parent) == ["figures", "report.html"]
+    assert artifacts_of(client, parent) == ["attacked-images.parquet", "figures", "report.html"]
     assert len(parent.outputs.model_outputs) == 2
     best = client.get_metric_history(parent.info.run_id, "generation/best")
     assert sorted(point.step for point in best) == [1, 2]
@@ -189,6 +191,26 @@ def test_the_parent_run(client: MlflowClient) -> None:
         left = {point.step: point.value for point in curve}
         assert list(left) == [0, 50]
         assert left[0] >= left[50]
+        name = f"corrupted_accuracy/contrast/{loss}"
+        curve = client.get_metric_history(parent.info.run_id, name)
+        assert [point.step for point in curve] == [1, 2, 3, 4, 5]
+
+
+def test_what_the_attacks_found_for_each_image(
+    client: MlflowClient, finished: Finished, tmp_path: Path
+) -> None:
+    (parent,), _ = runs_of(client)
+    name = "attacked-images.parquet"
+    downloaded = client.download_artifacts(parent.info.run_id, name, str(tmp_path))
+    table = parquet.read_table(downloaded)
+    assert table == parquet.read_table(finished.store / name)
+    assert set(table["sweep"].to_pylist()) == {"digits"}
+    for loss in LOSSES:
+        curve = client.get_metric_history(parent.info.run_id, f"robust_accuracy/worst/{loss}")
+        counted = [row["withstood"] for row in table.to_pylist() if row["loss"] == loss]
+        assert fmean(counted) == pytest.approx(curve[-1].value)
+    # The report says where the table is.
+    assert str(finished.store / name) in (finished.store / "report.html").read_text()
 
 
 def test_a_nested_run_per_trained_candidate(client: MlflowClient, finished: Finished) -> None:
@@ -247,10 +269,15 @@ def test_an_attack_on_the_champion_starts_from_its_test_accuracy(
     settings = ("epsilons=[0.1]", "images=10000", "pgd_steps=1", "pgd_restarts=1")
     words = [word for setting in settings for word in ("--set", setting)]
     assert main(["attack", str(finished.store / "champion"), *words]) == 0
-    head, *rows, remark, last = capsys.readouterr().out.splitlines()
+    head, *rows, remark, unit, corrupted = capsys.readouterr().out.splitlines()
     assert head.split()[-2:] == ["0", "0.1"]
     assert remark == "each attack gets the images that those above it left"
-    assert "always the most frequent class: 10.22 %" in last
+    assert "always the most frequent class: 10.22 %" in unit
+    assert re.fullmatch(
+        r"corrupted images, mean of five strengths: noise [\d.]+ %, blur [\d.]+ %, contrast "
+        r"[\d.]+ %",
+        corrupted,
+    )
     comparison = finished.comparison()
     first = comparison.trainings[0]
     assert first.contender.name == "champion"

@@ -156,6 +156,8 @@ def test_an_attack_as_a_json_document(watched: Watched, capsys: pytest.CaptureFi
     assert all(set(row) == {"0.0", "0.1"} for row in document["accuracies"].values())
     assert document["epsilon_unit"] == "L∞, pixels in [0, 1]"
     assert document["suspicions"] == []
+    assert list(document["corruptions"]) == ["noise", "blur", "contrast"]
+    assert all(len(accuracies) == 5 for accuracies in document["corruptions"].values())
 
 
 def test_bad_input_is_one_line(

@@ -11,13 +11,17 @@ from pydantic import ValidationError
 from taylorglo.errors import InputError
 from taylorglo.loss.filters import Verdict
 from taylorglo.results import (
+    Attacked,
+    AttackedImage,
     Candidate,
     Champion,
     Comparison,
     Contender,
+    CorruptionRow,
     Counts,
     DatasetDescription,
     Evaluation,
+    Example,
     Execution,
     FullTraining,
     GenerationSummary,
@@ -66,6 +70,17 @@ CANDIDATE = Candidate(
     ended="2025-11-23T18:40:12+00:00",
 )
 ROW = RobustnessRow(loss="champion", attack="fgsm", epsilon=0.1, accuracies=[0.5])
+CORRUPTED = CorruptionRow(loss="champion", corruption="blur", strength=5, accuracies=[0.5, 0.25])
+FOUND = AttackedImage(image=7, label=3, predicted=3, perturbation=0.1, attack="fgsm")
+WITHSTOOD = AttackedImage(image=8, label=0, predicted=0, perturbation=None, attack="")
+EXAMPLE = Example(found=FOUND, taken_for=5, clean="aW1hZ2U=", change="aQ==", attacked="")
+ATTACKED = Attacked(
+    accuracies={"fgsm": {0.0: 1.0, 0.1: 0.5}, "worst": {0.0: 1.0, 0.1: 0.5}},
+    suspicions=["one step breaks more images than 20 steps"],
+    images=[FOUND, WITHSTOOD],
+    corruptions={"noise": [1.0, 0.5, 0.5, 0.5, 0.0]},
+    examples=[EXAMPLE],
+)
 
 # A training in full as version 0.1.0 wrote it.
 FLAT = {
@@ -120,6 +135,17 @@ RECORDS: list[Record] = [
     Comparison(champion=CHAMPION, finalists=[FULL], trainings=[FULL], standing=[], complete=False),
     ROW,
     Robustness(rows=[ROW], started=1.0, ended=2.5),
+    Robustness(
+        rows=[ROW],
+        started=1.0,
+        ended=2.5,
+        corruptions=[CORRUPTED],
+        examples={"champion": [EXAMPLE]},
+        images="s3://bucket/digits/attacked-images.parquet",
+    ),
+    CORRUPTED,
+    EXAMPLE,
+    ATTACKED,
     MemoryNeed(weights=2**40, activations_per_image=1),
     DatasetDescription(
         name="digits",
@@ -197,6 +223,11 @@ def test_a_file_with_something_else_is_refused(tmp_path: Path) -> None:
             read_json(path, Champion)
     with pytest.raises(InputError, match="cannot be read: Is a directory"):
         read_json(tmp_path, Champion)
+
+
+def test_an_image_withstands_what_is_smaller_than_the_smallest_perturbation() -> None:
+    assert [FOUND.withstands(epsilon) for epsilon in (0.0, 0.05, 0.1, 0.2)] == [1, 1, 0, 0]
+    assert WITHSTOOD.withstands(1.0)
 
 
 def test_records_are_immutable() -> None:

@@ -7,6 +7,7 @@ all their random numbers, on every device.
 
 from taylorglo.attacks.auto_pgd import apgd
 from taylorglo.attacks.boundary import fab
+from taylorglo.attacks.corruptions import corrupted_accuracy
 from taylorglo.attacks.gradient import fgsm, pgd
 from taylorglo.attacks.objectives import dlr
 from taylorglo.attacks.squares import square
@@ -17,6 +18,7 @@ __all__ = [
     "Strength",
     "Withstood",
     "apgd",
+    "corrupted_accuracy",
     "dlr",
     "fab",
     "fgsm",

@@ -148,3 +148,8 @@ def fooled(logits: Tensor, labels: Tensor) -> Tensor:
     # A NaN is no classification. But argmax picks it, so that a diverged network would score on the
     # class of its NaN.
     return (logits.argmax(dim=1) != labels) | logits.isnan().any(dim=1)
+
+
+def named(logits: Tensor) -> Tensor:
+    """Return the class that a network names for each sample, (N,); -1 if a logit is NaN."""
+    return logits.argmax(dim=1).masked_fill(logits.isnan().any(dim=1), -1)

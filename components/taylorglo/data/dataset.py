@@ -52,7 +52,8 @@ class Dataset:
         train: the training split.
         validation: the validation split.
         test: the test split, or None if it was taken out.
-        mean: of the training split by channel or feature, of images of 8 bits in [0, 1].
+        mean: of the training split by channel or feature, of images of 8 bits in [0, 1]; empty if
+            there is no training split.
         std: their standard deviation by channel or feature, above 0: at least one gray level
             (1/255) for pixels, and 1 for what is constant in other data. The features of a table
             are standardised or one-hot already, and have mean 0 and deviation 1 here.

@@ -273,7 +273,7 @@ def restore_network(weights: bytes, model_name: str, dataset: Dataset) -> nn.Mod
             model_name,
             dataset.image_shape,
             dataset.num_classes,
-            normalisation=(dataset.mean, dataset.std),
+            normalisation=(dataset.mean, dataset.std) if dataset.mean else None,
         )
     except InputError:
         raise

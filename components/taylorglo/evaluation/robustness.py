@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from taylorglo import attacks
-from taylorglo.attacks import Strength, withstood
+from taylorglo.attacks import Strength, corrupted_accuracy, withstood
 from taylorglo.attacks.honesty import suspicions
 from taylorglo.attacks.radii import usual_radii
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.splits import digest_of
+from taylorglo.evaluation.attacked_images import examples_of, found_for
 from taylorglo.evaluation.comparison import restore_network
 from taylorglo.networks.factory import revision
 from taylorglo.results import Attacked
@@ -42,6 +43,8 @@ def attack_network(
     network: nn.Module, dataset: Dataset, settings: AttackSettings, seed: int
 ) -> Attacked:
     """Attack a network on test images that are drawn with the seed; check the attacks, too.
+
+    It is also measured on the same images with corruptions that nobody aims at it.
 
     Args:
         network: from images or features to logits; it is moved to the device of the data.
@@ -77,7 +80,17 @@ def attack_network(
             seed=seed,
             unit=dataset.unit,
         )
-    return Attacked(accuracies=result.accuracies, suspicions=doubts)
+        corrupted = corrupted_accuracy(network, images, labels, seed=seed, unit=dataset.unit)
+        found = found_for(result, drawn, labels, epsilons)
+        pictured = dataset.pixels and images.ndim == 4
+        examples = examples_of(network, images, result, found) if pictured else []
+    return Attacked(
+        accuracies=result.accuracies,
+        suspicions=doubts,
+        images=found,
+        corruptions=corrupted,
+        examples=examples,
+    )
 
 
 def attack_keys(networks: Sequence[bytes], dataset: Dataset, settings: SweepSettings) -> list[str]:
@@ -111,7 +124,9 @@ def attack_keys(networks: Sequence[bytes], dataset: Dataset, settings: SweepSett
 
 def _revision_of_attacks() -> str:
     """Return a checksum of the program of the attacks: another one may leave other accuracies."""
-    files = [Path(__file__), *sorted(Path(attacks.__file__).parent.glob("*.py"))]
+    own = Path(__file__)
+    files = [own, own.with_name("attacked_images.py")]
+    files += sorted(Path(attacks.__file__).parent.glob("*.py"))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

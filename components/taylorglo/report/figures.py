@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import itertools
 import math
@@ -16,6 +17,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from taylorglo.loss.dynamics import equilibrium_confidence, net_pull
+from taylorglo.report.text import taken_for
+from taylorglo.results import Example
 from taylorglo.stats import finite
 
 # matplotlib takes most of a second to import, so the functions that draw import it themselves.
@@ -399,6 +402,110 @@ def attack_figure(
             ncols=min(len(attacked), 4),
         )
     return figure
+
+
+# A shape for each colour: they tell losses apart without colours.
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "d")
+
+
+def bands_figure(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, Accuracies]]]],
+    losses: Sequence[str],
+    across: str,
+) -> Figure:
+    """Draw the mean accuracy over networks, in a band from the lowest to the highest one.
+
+    Args:
+        panels: by title of a panel and loss, the points (x, accuracies in [0, 1] of the networks).
+        losses: all losses, in the order that gives them their colours.
+        across: what x is, in words.
+    """
+    handles: dict[str, Line2D] = {}
+    with _style():
+        figure = _figure(2.6)
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, points) in zip(grid, panels.items(), strict=True):
+            handles |= _plot_bands(axes, points, losses)
+            axes.set_title(title)
+        lowest = min(axes.dataLim.y0 for axes in grid)
+        # Nothing is drawn if no accuracy is finite.
+        if math.isfinite(lowest):
+            grid[0].set_ylim(10 * math.floor(lowest / 10) - 3, 103)
+        figure.supxlabel(across, fontsize=8, color=MUTED)
+        grid[0].set_ylabel("accuracy (%)")
+        drawn = [loss for loss in losses if loss in handles]
+        lines = [handles[loss] for loss in drawn]
+        figure.legend(lines, drawn, loc="outside upper center", ncols=min(len(drawn), 4))
+    return figure
+
+
+def _plot_bands(
+    axes: Axes, points: Mapping[str, Sequence[tuple[float, Accuracies]]], losses: Sequence[str]
+) -> dict[str, Line2D]:
+    """Draw mean, lowest and highest accuracy along x; return the line of each loss."""
+    handles = {}
+    for loss, by_x in points.items():
+        index = losses.index(loss)
+        scored = sorted((x, 100 * finite(values)) for x, values in by_x if finite(values).size)
+        order = 3 - 0.1 * index
+        handles[loss] = axes.plot(
+            [x for x, _ in scored],
+            [values.mean() for _, values in scored],
+            color=_series(index),
+            marker=_MARKERS[index % len(_MARKERS)],
+            markersize=3.5,
+            zorder=order,
+        )[0]
+        axes.fill_between(
+            [x for x, _ in scored],
+            [values.min() for _, values in scored],
+            [values.max() for _, values in scored],
+            color=_series(index),
+            alpha=0.18,
+            linewidth=0,
+            zorder=order - 0.05,
+        )
+    axes.grid(axis="y")
+    return handles
+
+
+def examples_figure(examples: Mapping[str, Sequence[Example]]) -> Figure:
+    """Draw images above their magnified perturbations and attacked forms: a row for each loss.
+
+    Args:
+        examples: of the same images, by loss.
+    """
+    columns = max(map(len, examples.values()))
+    with _style():
+        figure = _figure(1.1 * (1 + len(examples)))
+        grid = figure.subplots(1 + len(examples), 2 * columns, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for column, example in enumerate(next(iter(examples.values()))):
+            _show_picture(grid[0, 2 * column], example.clean, f"class {example.found.label}")
+        for row, (loss, shown) in enumerate(examples.items(), start=1):
+            grid[row, 0].annotate(
+                loss,
+                (-0.1, 0.5),
+                xycoords="axes fraction",
+                rotation=90,
+                ha="right",
+                va="center",
+                fontsize=7,
+            )
+            for column, example in enumerate(shown):
+                _show_picture(grid[row, 2 * column], example.change, "change × 10")
+                _show_picture(grid[row, 2 * column + 1], example.attacked, taken_for(example))
+    return figure
+
+
+def _show_picture(axes: Axes, picture: str, title: str) -> None:
+    """Show a PNG in Base64 with a title."""
+    from matplotlib import image
+
+    pixels = image.imread(io.BytesIO(base64.b64decode(picture)), format="png")
+    axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_title(title, fontsize=6.5, pad=2)
 
 
 def png(figure: Figure) -> bytes:

@@ -5,7 +5,8 @@ record gives the same bytes. This module computes the numbers; the template has 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +17,7 @@ from taylorglo.loss.polynomial import checked_theta, has_log
 from taylorglo.report import text
 from taylorglo.report.figures import (
     attack_figure,
+    bands_figure,
     calibration_figure,
     confusion_figure,
     loss_figure,
@@ -67,6 +69,7 @@ def render(record: SweepRecord) -> str:
             champion=_champion(record),
             search=_search(record),
             attacks=_attacks(record),
+            corruptions=_corruptions(record),
             flow=_flow(record),
             plane=_plane(record),
             calibration=_calibration(record),
@@ -100,6 +103,7 @@ def _environment() -> Environment:
         "sample_size": text.sample_size,
         "seconds": text.seconds,
         "share": text.share,
+        "taken_for": text.taken_for,
     }
     return environment
 
@@ -304,17 +308,66 @@ def _attacks(record: SweepRecord) -> dict[str, object] | None:
         attack: {loss: list(by_epsilon.items()) for loss, by_epsilon in by_loss.items()}
         for attack, by_loss in by_attack.items()
     }
-    # The losses of the comparison come first, so that a loss has one colour in all figures.
-    losses = [row.loss for row in record.comparison] + [row.loss for row in record.robustness]
-    figure = attack_figure(points, list(dict.fromkeys(losses)), record.epsilon_unit)
+    figure = attack_figure(points, record.losses, record.epsilon_unit)
     epsilons = sorted({row.epsilon for row in record.robustness})
     return {
         "header": ["attack", "loss", *(f"ε = {epsilon_text(epsilon)}" for epsilon in epsilons)],
         "epsilons": epsilons,
         "by_attack": by_attack,
         "sizes": sorted({len(row.accuracies) for row in record.robustness}),
+        "worst": _worst(record),
         "figure": svg(figure, "attacks", "Accuracy under attack"),
     }
+
+
+def _worst(record: SweepRecord) -> Markup | None:
+    """Return the figure of what the worst of all attacks left; None if it is not known."""
+    points = record.worst()
+    if not points:
+        return None
+    label = f"Accuracy under the worst of all attacks by ε: {_ranges(points)}"
+    across = f"perturbation ε ({record.epsilon_unit})"
+    return svg(bands_figure({_ATTACKS["worst"]: points}, record.losses, across), "worst", label)
+
+
+def _ranges(points: Mapping[str, Sequence[tuple[float, Sequence[float]]]]) -> str:
+    """Describe curves at their last point, for a reader who does not see their figure."""
+    parts = []
+    for loss, by_x in points.items():
+        x, values = max(by_x, key=lambda point: point[0])
+        if (known := 100 * finite(values)).size:
+            span = f"{known.min():.1f} to {known.max():.1f}"
+            parts.append(
+                f"{loss} {known.mean():.1f} % at {epsilon_text(x)} ({span}, n = {known.size})"
+            )
+    return "; ".join(parts)
+
+
+def _corruptions(record: SweepRecord) -> dict[str, object] | None:
+    """Return mean accuracies with corruptions by loss, and their figure; None without any."""
+    panels = record.corrupted()
+    if not panels:
+        return None
+    rows = []
+    for loss in next(iter(panels.values())):
+        means = [_means(panels[name][loss]) for name in panels]
+        clean = dict(panels[next(iter(panels))][loss]).get(0.0, [])
+        every = [fmean(values) for values in zip(*means, strict=True)]
+        rows.append((loss, [clean, *means, every]))
+    label = "; ".join(f"{name} {_ranges(points)}" for name, points in panels.items())
+    figure = bands_figure(panels, record.losses, "strength")
+    return {
+        "names": list(panels),
+        "header": ["loss", "clean", *panels, "mean"],
+        "rows": rows,
+        "figure": svg(figure, "corruptions", f"Accuracy by strength of a corruption: {label}"),
+    }
+
+
+def _means(by_strength: Sequence[tuple[float, Sequence[float]]]) -> list[float]:
+    """Return the mean over the strengths above 0, for each network."""
+    columns = zip(*(values for strength, values in by_strength if strength), strict=True)
+    return [fmean(values) for values in columns]
 
 
 class _Tuned(NamedTuple):

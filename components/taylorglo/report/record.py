@@ -16,8 +16,10 @@ from taylorglo.results import (
     Candidate,
     Champion,
     Comparison,
+    CorruptionRow,
     Counts,
     Evaluation,
+    Example,
     Execution,
     FullTraining,
     GenerationSummary,
@@ -33,6 +35,7 @@ from taylorglo.settings import Scalar, SweepSettings
 from taylorglo.stats import covered, finite, paired, welch
 
 Spans = list[tuple[float, float]]
+Points = dict[str, list[tuple[float, list[float]]]]  # (x, accuracies of the networks) by loss
 Fate = Literal["rejected", "failed", "diverged", "stopped", "trained", "finalist", "champion"]
 
 
@@ -179,6 +182,10 @@ class SweepRecord:
         standing: the champion of an earlier search, if there was one to compare with.
         not_attacked: why no network was attacked, if none was.
         suspicions: signs that attacks went astray, by loss.
+        corruptions: accuracies on corrupted images, of the attacked networks.
+        examples: attacked images of a network of each loss.
+        attacked_images: the address of the table with the results of the attacks by image; empty if
+            there is none.
         candidates: the candidates that have an end, by their dynamics.
         savings: what filters and early stops saved; None if no candidate was trained to the end.
         command: shell commands that repeat the sweep; empty if they are not known.
@@ -203,6 +210,9 @@ class SweepRecord:
     standing: StandingRecord | None = None
     not_attacked: str = ""
     suspicions: list[str] = field(default_factory=list)
+    corruptions: list[CorruptionRow] = field(default_factory=list)
+    examples: Mapping[str, list[Example]] = field(default_factory=dict)
+    attacked_images: str = ""
     candidates: list[CandidateRecord] = field(default_factory=list)
     savings: Savings | None = None
     command: str = ""
@@ -240,6 +250,34 @@ class SweepRecord:
         """The norm and the unit of the attacks' epsilon, in words."""
         norm = {"linf": "L∞", "l2": "L2"}[str(self.settings.get("attack_norm", "linf"))]
         return f"{norm}, {epsilon_unit(self.provenance)}"
+
+    @property
+    def losses(self) -> list[str]:
+        """All losses, in the order that gives them their colours: those of the comparison first."""
+        losses = [row.loss for row in self.comparison] + [row.loss for row in self.robustness]
+        return list(dict.fromkeys(losses))
+
+    def worst(self) -> Points:
+        """Return what the worst of all attacks left: (epsilon, accuracies) by loss."""
+        points: Points = {}
+        for row in self.robustness:
+            if row.attack == "worst":
+                points.setdefault(row.loss, []).append((row.epsilon, row.accuracies))
+        return points
+
+    def corrupted(self) -> dict[str, Points]:
+        """Return (strength, accuracies) by corruption and loss, from the clean images, strength 0.
+
+        The clean ones are those that were attacked, as the corrupted ones are.
+        """
+        worst = self.worst()
+        clean = {loss: [point for point in curve if not point[0]] for loss, curve in worst.items()}
+        panels: dict[str, Points] = {}
+        for row in self.corruptions:
+            panel = panels.setdefault(row.corruption, {})
+            curve = panel.setdefault(row.loss, list(clean.get(row.loss, [])))
+            curve.append((float(row.strength), row.accuracies))
+        return panels
 
     @property
     def _score(self) -> str:
@@ -299,6 +337,9 @@ def sweep_record(
         standing=_standing(standing, comparison),
         not_attacked=robustness.reason,
         suspicions=robustness.suspicions,
+        corruptions=robustness.corruptions,
+        examples=robustness.examples,
+        attacked_images=robustness.images,
         candidates=_fates(candidates, comparison, num_classes),
         savings=_savings(candidates),
         command=_command(settings, generations),

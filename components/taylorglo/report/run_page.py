@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from taylorglo.errors import InputError
 from taylorglo.loss.polynomial import checked_theta
-from taylorglo.report.figures import attack_figure, loss_figure, png, search_figure, seeds_figure
+from taylorglo.report.figures import (
+    attack_figure,
+    bands_figure,
+    examples_figure,
+    loss_figure,
+    png,
+    search_figure,
+    seeds_figure,
+)
 from taylorglo.report.formula import Term, expanded
 from taylorglo.report.record import SweepRecord
 from taylorglo.report.text import number
@@ -152,13 +160,20 @@ def metrics(record: SweepRecord) -> dict[str, float]:
 
 
 def curves(record: SweepRecord) -> dict[str, list[tuple[int, float]]]:
-    """Return the accuracy under attack by epsilon in thousandths, for each attack and loss."""
+    """Return accuracies by attack and loss, and by corruption and loss.
+
+    The steps are epsilon in thousandths, and the strength of the corruption from 1.
+    """
     by_name: dict[str, list[tuple[int, float]]] = {}
     for row in record.robustness:
         if left := known(row.accuracies):
             name = f"robust_accuracy/{row.attack}/{row.loss}"
             point = (round(_THOUSANDTHS * row.epsilon), fmean(left))
             by_name.setdefault(name, []).append(point)
+    for corrupted in record.corruptions:
+        if left := known(corrupted.accuracies):
+            name = f"corrupted_accuracy/{corrupted.corruption}/{corrupted.loss}"
+            by_name.setdefault(name, []).append((corrupted.strength, fmean(left)))
     return by_name
 
 
@@ -177,17 +192,21 @@ def _figures(record: SweepRecord) -> "Iterator[tuple[str, Figure]]":
     fitnesses = [(each.number, each.fitnesses) for each in record.generations]
     if finite([value for _, values in fitnesses for value in values]).size:
         yield "3-search", search_figure(fitnesses, None, record.score, record.share)
+    if points := record.worst():
+        across = f"perturbation ε ({record.epsilon_unit})"
+        yield "4-robustness", bands_figure({"worst of all": points}, record.losses, across)
     if record.robustness:
-        yield "4-attacks", attack_figure(*_attacks(record), record.epsilon_unit)
+        yield "5-attacks", attack_figure(_attacks(record), record.losses, record.epsilon_unit)
+    if record.examples:
+        yield "6-attacked-images", examples_figure(record.examples)
+    if panels := record.corrupted():
+        yield "7-corruptions", bands_figure(panels, record.losses, "strength")
 
 
-def _attacks(
-    record: SweepRecord,
-) -> tuple[dict[str, dict[str, list[tuple[float, list[float]]]]], Sequence[str]]:
-    """Return (epsilon, accuracies) by attack and loss, and the losses in the report's order."""
+def _attacks(record: SweepRecord) -> dict[str, dict[str, list[tuple[float, list[float]]]]]:
+    """Return (epsilon, accuracies) by attack and loss."""
     points: dict[str, dict[str, list[tuple[float, list[float]]]]] = {}
     for row in record.robustness:
         by_loss = points.setdefault(row.attack, {})
         by_loss.setdefault(row.loss, []).append((row.epsilon, row.accuracies))
-    losses = [row.loss for row in record.comparison] + [row.loss for row in record.robustness]
-    return points, list(dict.fromkeys(losses))
+    return points

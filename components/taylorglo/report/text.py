@@ -6,7 +6,7 @@ A score is a share in [0, 1], which is shown in percent, or any other number.
 import math
 from collections.abc import Sequence
 
-from taylorglo.results import Champion
+from taylorglo.results import Champion, Example
 from taylorglo.scores import is_known
 from taylorglo.stats import finite
 
@@ -121,3 +121,13 @@ def expectation(champion: Champion, share: bool = True) -> str:
         f"{text} (95 % interval {score(low, share)} to {score(high, share)}, "
         f"{champion.trainings} trainings)"
     )
+
+
+def taken_for(example: Example) -> str:
+    """Return what an attacked image is taken for, and after which change, in words."""
+    size = example.found.perturbation
+    if size is None:
+        return "withstands all"
+    if not size:
+        return f"taken for {example.taken_for} as it is"
+    return f"taken for {example.taken_for} at {size:.2g}"

@@ -6,6 +6,9 @@ LOSS = "loss.json"
 PROGRAM = "loss.py"
 NETWORK = "model.safetensors"
 
+# What the attacks found for each image, an artifact in MLflow under the same name.
+ATTACKED_IMAGES = "attacked-images.parquet"
+
 
 def report(sweep: str) -> str:
     """Return the key of a sweep's report."""
@@ -33,6 +36,11 @@ def search_data(sweep: str, fingerprint: str) -> str:
 def champion(sweep: str, name: str = LOSS) -> str:
     """Return the key of a file of a sweep's champion: ``LOSS``, ``PROGRAM`` or ``NETWORK``."""
     return f"{sweep}/champion/{name}"
+
+
+def attacked_images(sweep: str) -> str:
+    """Return the key of the table of what the attacks of a sweep found for each image."""
+    return f"{sweep}/{ATTACKED_IMAGES}"
 
 
 def run_state(sweep: str) -> str:

@@ -1,15 +1,22 @@
 """The task that attacks networks of the champion and of each baseline."""
 
+import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import fmean
 
+from taylorglo.attacks.suite import WORST
 from taylorglo.data.dataset import Dataset
 from taylorglo.errors import InputError
+from taylorglo.evaluation.attacked_images import NetworkImages, table_of, write_parquet
 from taylorglo.evaluation.robustness import attack_all, attack_keys
 from taylorglo.results import (
     Attacked,
     Comparison,
+    CorruptionRow,
+    Example,
     FullTraining,
     Robustness,
     RobustnessRow,
@@ -18,9 +25,14 @@ from taylorglo.results import (
     read_json,
     write_json,
 )
+from taylorglo.services import layout
 from taylorglo.tasks.console import Progress, say, show, task
 from taylorglo.tasks.context import Passed, Sweep
 from taylorglo.training.engine import read_resident
+
+_Pair = tuple[FullTraining, Attacked]
+
+_MOST_LOSSES = 4  # whose attacked images are shown
 
 
 @task
@@ -55,31 +67,94 @@ def attack_networks(sweep: Sweep, full_data: str, trainings: Sequence[FullTraini
     networks = [sweep.full_trainings.weights(training.key) for training in attacked]
     if not all(networks):
         return _nothing("the training returned no network", started)
-    accuracies: dict[tuple[str, str, float], list[float]] = {}
-    doubts: dict[tuple[str, str], int] = {}
     try:
         results = _results(sweep, attacked, networks, full_data=full_data, dataset=dataset)
-        for training, result in zip(attacked, results, strict=True):
-            for sentence in result.suspicions:
-                doubt = (training.contender.name, sentence)
-                doubts[doubt] = doubts.get(doubt, 0) + 1
-            for attack, by_epsilon in result.accuracies.items():
-                for epsilon, accuracy in by_epsilon.items():
-                    place = (training.contender.name, attack, epsilon)
-                    accuracies.setdefault(place, []).append(accuracy)
+        pairs = list(zip(attacked, results, strict=True))
     except InputError as error:
         if not sweep.settings.training.function:
             raise
         return _nothing(f"the training returned another network: {error}", started)
-    rows = [
+    rows, corruptions, suspicions = _rows(pairs), _corruptions(pairs), _doubts(pairs)
+    unit = epsilon_unit(dataset.provenance)
+    _announce(rows, settings.seeds, unit)
+    _announce_corruptions(corruptions)
+    for suspicion in suspicions:
+        say(f"suspect: {suspicion}")
+    return Robustness(
+        rows=rows,
+        started=started,
+        ended=time.time(),
+        suspicions=suspicions,
+        corruptions=corruptions,
+        examples=_examples(pairs),
+        images=_write_images(sweep, pairs, unit),
+    )
+
+
+def _rows(pairs: Sequence[_Pair]) -> list[RobustnessRow]:
+    """Return the accuracies of all networks of a loss by attack and epsilon."""
+    accuracies: dict[tuple[str, str, float], list[float]] = {}
+    for training, result in pairs:
+        for attack, by_epsilon in result.accuracies.items():
+            for epsilon, accuracy in by_epsilon.items():
+                place = (training.contender.name, attack, epsilon)
+                accuracies.setdefault(place, []).append(accuracy)
+    return [
         RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=values)
         for (loss, attack, epsilon), values in accuracies.items()
     ]
-    suspicions = [f"{loss} (n = {count}): {sentence}" for (loss, sentence), count in doubts.items()]
-    _announce(rows, settings.seeds, epsilon_unit(dataset.provenance))
-    for suspicion in suspicions:
-        say(f"suspect: {suspicion}")
-    return Robustness(rows=rows, started=started, ended=time.time(), suspicions=suspicions)
+
+
+def _corruptions(pairs: Sequence[_Pair]) -> list[CorruptionRow]:
+    """Return the accuracies of all networks of a loss by corruption and strength."""
+    accuracies: dict[tuple[str, str, int], list[float]] = {}
+    for training, result in pairs:
+        for corruption, by_strength in result.corruptions.items():
+            for strength, accuracy in enumerate(by_strength, start=1):
+                place = (training.contender.name, corruption, strength)
+                accuracies.setdefault(place, []).append(accuracy)
+    return [
+        CorruptionRow(loss=loss, corruption=corruption, strength=strength, accuracies=values)
+        for (loss, corruption, strength), values in accuracies.items()
+    ]
+
+
+def _doubts(pairs: Sequence[_Pair]) -> list[str]:
+    """Return the signs that attacks went astray, with the number of networks that show each."""
+    doubts = Counter(
+        (training.contender.name, sentence)
+        for training, result in pairs
+        for sentence in result.suspicions
+    )
+    return [f"{loss} (n = {count}): {sentence}" for (loss, sentence), count in doubts.items()]
+
+
+def _examples(pairs: Sequence[_Pair]) -> dict[str, list[Example]]:
+    """Return the examples of the first network of the first few losses, for a small report."""
+    examples: dict[str, list[Example]] = {}
+    for training, result in pairs:
+        if result.examples and len(examples) < _MOST_LOSSES:
+            examples.setdefault(training.contender.name, result.examples)
+    return examples
+
+
+def _write_images(sweep: Sweep, pairs: Sequence[_Pair], unit: str) -> str:
+    """Keep the results by image in the store; return the address of their table."""
+    networks = [
+        NetworkImages(training.contender.name, training.seed, result.images)
+        for training, result in pairs
+    ]
+    epsilon = max(pairs[0][1].accuracies[WORST])
+    norm = sweep.settings.attack.norm
+    table = table_of(networks, sweep=sweep.settings.name, epsilon=epsilon, norm=norm, unit=unit)
+    key = layout.attacked_images(sweep.settings.name)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / layout.ATTACKED_IMAGES
+        write_parquet(table, path)
+        sweep.store.upload(path, key)
+    address = f"{sweep.store.uri}/{key}"
+    say(f"what the attacks found for each image: {address}")
+    return address
 
 
 def _results(
@@ -126,9 +201,19 @@ def _announce(rows: Sequence[RobustnessRow], networks: int, unit: str) -> None:
     left = ", ".join(
         f"{row.loss} {fmean(row.accuracies):.1%}"
         for row in rows
-        if (row.attack, row.epsilon) == ("worst", largest)
+        if (row.attack, row.epsilon) == (WORST, largest)
     )
     say(
         f"attacked {networks} networks per loss; accuracy left at epsilon {epsilon_text(largest)} "
         f"({unit}): {left}"
     )
+
+
+def _announce_corruptions(rows: Sequence[CorruptionRow]) -> None:
+    """Print the mean accuracy of each loss over all corruptions and strengths."""
+    by_loss: dict[str, list[float]] = {}
+    for row in rows:
+        by_loss.setdefault(row.loss, []).extend(row.accuracies)
+    names = ", ".join(dict.fromkeys(row.corruption for row in rows))
+    left = ", ".join(f"{loss} {fmean(accuracies):.1%}" for loss, accuracies in by_loss.items())
+    say(f"mean accuracy with {names} at five strengths: {left}")

@@ -36,7 +36,7 @@ class Outcome:
     champion: Mapping[str, Path]
 
     def log(self, sweep: Sweep, page: Path) -> None:
-        """Log page, contenders, metrics, curves and figures.
+        """Log page, contenders, metrics, curves, figures, and what the attacks found by image.
 
         Args:
             sweep: the context of the sweep.
@@ -55,6 +55,11 @@ class Outcome:
                 path = Path(name) / file
                 path.write_bytes(content)
                 files[f"figures/{file}"] = path
+            key = layout.attacked_images(sweep.settings.name)
+            # Somebody may have deleted it since the attacks.
+            if self.record.attacked_images and sweep.store.exists(key):
+                files[layout.ATTACKED_IMAGES] = Path(name) / layout.ATTACKED_IMAGES
+                sweep.store.download(key, files[layout.ATTACKED_IMAGES])
             tracker.log_files(files)
         description = run_page.description(self.record, sweep.tracker.links(champion=run_id))
         tracker.log_tags({NOTE: description, "taylorglo.outcome": run_page.outcome(self.record)})

@@ -1,8 +1,10 @@
 """``taylorglo attack``: a suite of attacks on a trained network, outside a sweep."""
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
 import click
@@ -13,6 +15,7 @@ from taylorglo.services import layout
 from taylorglo_pipelines.commands.options import echo_json, json_option
 
 if TYPE_CHECKING:
+    from pyarrow import Table
     from torch import nn
 
     from taylorglo.data.dataset import Dataset
@@ -24,9 +27,10 @@ _TRIED = 100  # images whose logits are looked at before the attacks
 @click.argument("model", metavar="MODEL")
 @click.option(
     "--data",
-    metavar="FILE",
+    metavar="DATA",
     show_default="the one beside the champion",
-    help="Prepared data set, a path or an s3:// URI.",
+    help="Prepared data set (.safetensors), a folder of images by class, or the configuration of a "
+    "sweep (.yaml), whose test images are attacked. A path or an s3:// URI.",
 )
 @click.option(
     "--model-name",
@@ -43,6 +47,11 @@ _TRIED = 100  # images whose logits are looked at before the attacks
     "epsilons=[0.1,8/255]. "
     "May be given again.",
 )
+@click.option(
+    "--per-image",
+    metavar="FILE",
+    help="Parquet file to write: what the attacks found for each image.",
+)
 @json_option
 def command(
     model: str,
@@ -50,18 +59,21 @@ def command(
     model_name: str | None,
     overrides: Sequence[str],
     *,
+    per_image: str | None,
     as_json: bool,
 ) -> None:
-    """Attack a trained network with FGSM and PGD, or as hard as AutoAttack does.
+    """Attack a trained network with FGSM, PGD and APGD, or as hard as AutoAttack does.
 
     MODEL is a champion's folder, weights (.safetensors) or a program of images in [0, 1] (.pt2 of
     torch.export, .pt of torch.jit), a path or an s3:// URI. A program needs --data.
     """
-    attacked = attack(model, data, model_name, overrides)
+    attacked = attack(model, data, model_name, overrides, per_image=per_image)
     if as_json:
         echo_json(attacked._asdict())
     else:
         click.echo(_table(attacked))
+        if per_image:
+            click.echo(f"what the attacks found for each image: {per_image}")
 
 
 class Attacked(NamedTuple):
@@ -72,16 +84,23 @@ class Attacked(NamedTuple):
         epsilon_unit: norm and unit of epsilon, in words.
         most_frequent_class: the share of the most frequent class in the test split.
         suspicions: signs that an attack went astray, a sentence each.
+        corruptions: accuracies in [0, 1] by corruption, in the order of the strengths from 1.
     """
 
     accuracies: Mapping[str, Mapping[float, float]]
     epsilon_unit: str
     most_frequent_class: float
     suspicions: Sequence[str]
+    corruptions: Mapping[str, Sequence[float]]
 
 
 def attack(
-    model: str, data: str | None, model_name: str | None, overrides: Sequence[str]
+    model: str,
+    data: str | None,
+    model_name: str | None,
+    overrides: Sequence[str],
+    *,
+    per_image: str | None = None,
 ) -> Attacked:
     """Attack a network on the test split; return the accuracy that is left.
 
@@ -90,20 +109,19 @@ def attack(
             ``.safetensors``, of the bare network or of the network with its normalisation; or a
             program that ``torch.export.save`` (``.pt2``) or ``torch.jit.save`` (``.pt``) wrote,
             from images in [0, 1] to logits. A path or an s3:// URI.
-        data: a prepared data set; None: ``../data.safetensors``, seen from the champion's folder.
+        data: a prepared data set, a folder of images, or a sweep's configuration; None:
+            ``../data.safetensors``, seen from the champion's folder.
         model_name: the network that the weights belong to; None: the one that they name.
         overrides: ``key=value`` for :class:`~taylorglo.settings.AttackSettings`.
+        per_image: the Parquet file to write the results by image to.
 
     Raises:
         InputError: something is missing, or does not fit together.
     """
-    from taylorglo.data import dataset as datasets
-    from taylorglo.evaluation.comparison import restore_network
+    from taylorglo.evaluation.attacked_images import NetworkImages, table_of
     from taylorglo.evaluation.robustness import attack_network
-    from taylorglo.networks.programs import SUFFIXES, load_program
-    from taylorglo.networks.weights import origin_of, trusted_name
+    from taylorglo.networks.programs import SUFFIXES
     from taylorglo.results import epsilon_unit
-    from taylorglo.services.storage import fetch
     from taylorglo.settings import AttackSettings, TrainingSettings, validated
     from taylorglo.training.devices import device_of
     from taylorglo.training.loop import resident
@@ -111,34 +129,101 @@ def attack(
 
     given = with_overrides({}, overrides)
     settings = validated(AttackSettings, given, "--set", origins(overrides))
+    if per_image is not None:
+        _check_writable(per_image)
     weights = model
     if not model.endswith((".safetensors", *SUFFIXES)):
         weights = f"{model.rstrip('/')}/{layout.NETWORK}"
+    network, dataset = _network_and_data(weights, data, model_name)
+    _check_finite(network, dataset, weights)
+    dataset = resident(dataset, device_of(TrainingSettings()))
+    attacked = attack_network(network, dataset, settings, seed=0)
+    if unknown := sum(image.predicted < 0 for image in attacked.images):
+        raise InputError(
+            f"{weights}: the network returns NaN for {unknown} of {len(attacked.images)} images"
+        )
+    unit = epsilon_unit(dataset.provenance)
+    if per_image is not None:
+        networks = [NetworkImages(weights, None, attacked.images)]
+        epsilon = max(attacked.accuracies["worst"])
+        table = table_of(networks, sweep="", epsilon=epsilon, norm=settings.norm, unit=unit)
+        _write(table, per_image)
+    norm = {"linf": "L∞", "l2": "L2"}[settings.norm]
+    return Attacked(
+        attacked.accuracies,
+        f"{norm}, {unit}",
+        dataset.guessing.accuracy,
+        attacked.suspicions,
+        attacked.corruptions,
+    )
+
+
+def _network_and_data(
+    weights: str, data: str | None, model_name: str | None
+) -> "tuple[nn.Module, Dataset]":
+    """Read the network and the data set that it is attacked on, which has a test split."""
+    from taylorglo.evaluation.comparison import restore_network
+    from taylorglo.networks.programs import SUFFIXES, load_program
+    from taylorglo.networks.weights import origin_of, trusted_name
+    from taylorglo.services.storage import fetch
+
     is_program = weights.endswith(SUFFIXES)
     if is_program and data is None:
-        raise InputError(f"{model}: a program needs --data, a prepared data set to attack it on")
+        raise InputError(f"{weights}: a program needs --data, a prepared data set to attack it on")
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(weights, Path(folder) / "model")
         if not is_program:
             model_name = model_name or trusted_name(origin_of(path), str(path), "--model-name")
         data = data or _data_beside(weights)
-        dataset = datasets.read(fetch(data, Path(folder) / "data"))
+        dataset = _read_data(data, Path(folder) / "data")
+        if dataset.test is None:
+            raise InputError(f"{data}: has no test split to attack")
         if is_program:
-            network = load_program(path, model)
-        else:
-            network = restore_network(_content(path), model_name or "", dataset)
-    if dataset.test is None:
-        raise InputError(f"{data}: has no test split to attack")
-    _check_finite(network, dataset, weights)
-    dataset = resident(dataset, device_of(TrainingSettings()))
-    attacked = attack_network(network, dataset, settings, seed=0)
-    norm = {"linf": "L∞", "l2": "L2"}[settings.norm]
-    return Attacked(
-        attacked.accuracies,
-        f"{norm}, {epsilon_unit(dataset.provenance)}",
-        dataset.guessing.accuracy,
-        attacked.suspicions,
-    )
+            return load_program(path, weights), dataset
+        return restore_network(_content(path), model_name or "", dataset), dataset
+
+
+def _read_data(data: str, folder: Path) -> "Dataset":
+    """Read a data set: a prepared one, a folder of images, or the one of a configuration.
+
+    Args:
+        data: a path or an s3:// URI.
+        folder: where to copy what is in S3.
+    """
+    from taylorglo.data import dataset as datasets
+    from taylorglo.data.unsplit import read_unsplit
+    from taylorglo.services.storage import fetch
+    from taylorglo_pipelines import config
+
+    path = fetch(data, folder)
+    if path.is_dir():
+        return read_unsplit(path)
+    if not data.endswith((".yaml", ".yml")):
+        return datasets.read(path)
+    settings = config.load(path)
+    if settings.data.name == "own":
+        raise InputError(f"{data}: its data set 'own' is read by its training alone")
+    root = settings.data.root
+    local = fetch(root, folder / "root") if "://" in root else None
+    return datasets.load(settings.data, settings.seed, local)
+
+
+def _check_writable(file: str) -> None:
+    """Refuse a file that cannot be written before the attacks, which may take hours."""
+    path = Path(file)
+    if path.suffix != ".parquet":
+        raise InputError(f"--per-image: should be a .parquet file, is {file}")
+    if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise InputError(f"--per-image: {file} cannot be written: should be a file in a folder")
+
+
+def _write(table: "Table", file: str) -> None:
+    from taylorglo.evaluation.attacked_images import write_parquet
+
+    try:
+        write_parquet(table, Path(file))
+    except OSError as error:
+        raise InputError(f"--per-image: {file} cannot be written: {error.strerror}") from None
 
 
 def _content(weights: Path) -> bytes:
@@ -189,11 +274,16 @@ def _table(attacked: Attacked) -> str:
     for attack_name, row in attacked.accuracies.items():
         cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
         lines.append(f"{attack_name:24}{cells}".rstrip())
+    means = {name: fmean(by_strength) for name, by_strength in attacked.corruptions.items()}
+    corrupted = ", ".join(f"{name} {mean:.2%}" for name, mean in means.items())
     lines.append("each attack gets the images that those above it left")
     most_frequent = f"{100 * attacked.most_frequent_class:.2f} %"
     lines.append(
         f"epsilon: {attacked.epsilon_unit}; always the most frequent class: {most_frequent}"
     )
+    means = {name: fmean(by_strength) for name, by_strength in attacked.corruptions.items()}
+    corrupted = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in means.items())
+    lines.append(f"corrupted images, mean of five strengths: {corrupted}")
     return "\n".join([*lines, *(f"suspect: {sentence}" for sentence in attacked.suspicions)])
 
 

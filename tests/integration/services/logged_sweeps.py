@@ -10,11 +10,14 @@ from taylorglo.networks.factory import build
 from taylorglo.networks.weights import Origin, weights_of
 from taylorglo.report.record import SweepRecord, sweep_record
 from taylorglo.results import (
+    AttackedImage,
     Candidate,
     Champion,
     Comparison,
     Contender,
+    CorruptionRow,
     Evaluation,
+    Example,
     FullTraining,
     Guessing,
     Robustness,
@@ -29,8 +32,13 @@ from taylorglo.settings import SweepSettings
 from taylorglo.tasks.context import Sweep
 from taylorglo.tasks.origin import origin_tags
 from taylorglo.tasks.outcome import Outcome
-from taylorglo.variables import TRACKING_URI
+from taylorglo.variables import STORE_URI, TRACKING_URI
 
+# A gray picture of two by two pixels, as PNG in Base64.
+PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNoaGBoaAAABgYCASzBUNcAAAAASUVORK5C"
+    "YII="
+)
 SHAPE = (1, 8, 8)
 CLASSES = 10
 THETA = [0.1, 0.0, 0.5, -1.25, 0.0, 2.0, 0.25, 0.0]
@@ -105,7 +113,23 @@ def robustness() -> Robustness:
         for loss in ACCURACIES
         for epsilon in EPSILONS
     ]
-    return Robustness(rows=rows, started=BEGUN + 22, ended=BEGUN + 23)
+    corruptions = [
+        CorruptionRow(
+            loss=loss, corruption="blur", strength=strength, accuracies=[1 - strength / 4]
+        )
+        for loss in ACCURACIES
+        for strength in (1, 2, 3)
+    ]
+    found = AttackedImage(image=3, label=1, predicted=1, perturbation=None, attack="")
+    example = Example(found=found, taken_for=1, clean=PICTURE, change=PICTURE, attacked=PICTURE)
+    return Robustness(
+        rows=rows,
+        started=BEGUN + 22,
+        ended=BEGUN + 23,
+        corruptions=corruptions,
+        examples={"champion": [example]},
+        images="store/digits/attacked-images.parquet",
+    )
 
 
 class LoggedSweep:
@@ -119,6 +143,7 @@ class LoggedSweep:
     def __init__(self, uri: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
         """Open the parent run on the server of a URI, as the task ``open`` does."""
         patch.setenv(TRACKING_URI, uri)
+        patch.setenv(STORE_URI, str(folder / "store"))
         self.folder = folder
         settings = SweepSettings(name="digits")
         tracker = Tracker.open(uri, "digits", run_name="digits first")
@@ -158,6 +183,7 @@ class LoggedSweep:
         self.sweep.tracker.models.log(NETWORK, folder, digest="of the network", tags={})
         page = self.folder / "report.html"
         page.write_text("<h1>report</h1>")
+        self.sweep.store.write(layout.attacked_images("digits"), b"PAR1")
         outcome = Outcome(self.record(), comparison(), robustness().ended, files)
         outcome.log(self.sweep, page)
         sentence = outcome.register(self.sweep)

@@ -189,6 +189,7 @@ def test_the_keys_of_the_layout_are_those_of_version_0_1_0() -> None:
     assert layout.champion(SWEEP) == "digits/champion/loss.json"
     assert layout.champion(SWEEP, layout.PROGRAM) == "digits/champion/loss.py"
     assert layout.champion(SWEEP, layout.NETWORK) == "digits/champion/model.safetensors"
+    assert layout.attacked_images(SWEEP) == "digits/attacked-images.parquet"
     assert layout.report(SWEEP) == "digits/report.html"
     assert layout.dataset(SWEEP) == "digits/data.safetensors"
     assert layout.registered_loss(SWEEP) == "digits-loss"

@@ -153,7 +153,25 @@ def test_the_metrics_are_a_headline_and_curves(server: str, parent: Any) -> None
 def test_the_figures_are_images(server: str, parent: Any) -> None:
     figures = MlflowClient(server).list_artifacts(parent.info.run_id, "figures")
     names = [figure.path.rpartition("/")[2] for figure in figures]
-    assert names == ["1-loss.png", "2-seeds.png", "3-search.png", "4-attacks.png"]
+    assert names == [
+        "1-loss.png",
+        "2-seeds.png",
+        "3-search.png",
+        "4-robustness.png",
+        "5-attacks.png",
+        "6-attacked-images.png",
+        "7-corruptions.png",
+    ]
+
+
+def test_the_results_by_image_are_an_artifact(server: str, parent: Any) -> None:
+    artifacts = {file.path for file in MlflowClient(server).list_artifacts(parent.info.run_id)}
+    assert {"report.html", "attacked-images.parquet"} <= artifacts
+
+
+def test_corruptions_are_curves_by_strength(server: str, parent: Any) -> None:
+    curve = history(server, parent.info.run_id, "corrupted_accuracy/blur/champion")
+    assert curve == [(1, 0.75), (2, 0.5), (3, 0.25)]
 
 
 def test_the_models_are_linked_once(server: str, parent: Any) -> None:

@@ -1,9 +1,13 @@
 """The task that attacks networks of champion and baselines."""
 
 import re
+from itertools import product
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import save as saved
 from small_sweeps import Work, changed, full_training, small_settings
 
@@ -126,3 +130,43 @@ def test_whatever_decides_an_attack_is_a_reason_to_attack_again(
     trained.attack()
     assert known(capsys) == ["2 of 3"]
     assert len(trained.files()) == 13
+
+
+def test_the_results_by_image_agree_with_the_accuracies_to_the_digit(
+    work: Work, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = Trained(work)
+    found = trained.attack()
+    store, path = trained.sweep.store, tmp_path / "images.parquet"
+    store.download(layout.attacked_images("digits"), path)
+    assert found.images == f"{store.uri}/digits/attacked-images.parquet"
+    assert f"what the attacks found for each image: {found.images}\n" in capsys.readouterr().out
+    rows = parquet.read_table(path).to_pylist()
+    assert len(rows) == 3 * 50
+    assert {row["unit"] for row in rows} == {"pixels in [0, 1]"}
+    worst = [row for row in found.rows if row.attack == "worst"]
+    assert len(worst) == 3 * 4
+    for row in worst:
+        sizes = [each["perturbation"] for each in rows if each["loss"] == row.loss]
+        left = sum(size is None or size > row.epsilon for size in sizes)
+        assert [left / 50] == row.accuracies
+    for row in worst[3::4]:
+        counted = sum(each["withstood"] for each in rows if each["loss"] == row.loss)
+        assert [counted / 50] == row.accuracies
+
+
+def test_networks_are_measured_with_corruptions_beside_the_attacks(
+    work: Work, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = Trained(work).attack()
+    (line,) = re.findall("mean accuracy with noise, blur, contrast .*", capsys.readouterr().out)
+    for loss in ("champion", "cross-entropy", "Baikal"):
+        rows = [row for row in found.corruptions if row.loss == loss]
+        places = [(row.corruption, row.strength) for row in rows]
+        assert places == list(product(("noise", "blur", "contrast"), range(1, 6)))
+        assert f"{loss} {fmean(row.accuracies[0] for row in rows):.1%}" in line
+        assert [len(row.accuracies) for row in rows] == [1] * 15
+    assert list(found.examples) == ["champion", "cross-entropy", "Baikal"]
+    assert {example.found.image for example in found.examples["champion"]} == {
+        example.found.image for example in found.examples["Baikal"]
+    }

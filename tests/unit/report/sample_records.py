@@ -6,7 +6,14 @@ from typing import Any
 from scipy import stats
 
 from taylorglo.report.record import ComparisonRow, GenerationRecord, SweepRecord, TuningRow
-from taylorglo.results import Champion, Guessing, RobustnessRow
+from taylorglo.results import (
+    AttackedImage,
+    Champion,
+    CorruptionRow,
+    Example,
+    Guessing,
+    RobustnessRow,
+)
 
 MNIST_THETA = [-10.9408, 7.5216, 8.2896, 0.2415, 7.8726, 8.9666, 2.0184, 7.0513]
 
@@ -22,6 +29,42 @@ def row(loss: str, mean: float, champion: list[float] | None = None, n: int = 5)
 
 def robustness(loss: str, attack: str, epsilon: float, accuracies: list[float]) -> RobustnessRow:
     return RobustnessRow(loss=loss, attack=attack, epsilon=epsilon, accuracies=accuracies)
+
+
+# A gray picture of two by two pixels, as PNG in Base64.
+PICTURE = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR4nGNoaGBoaAAABgYCASzBUNcAAAAASUVORK5C"
+    "YII="
+)
+
+
+def example(image: int, perturbation: float | None, taken_for: int = 5) -> Example:
+    """Return an example of class 3 and this number, and what it is taken for after an attack."""
+    found = AttackedImage(image, 3, 3, perturbation, "" if perturbation is None else "fgsm")
+    return Example(
+        found=found, taken_for=taken_for, clean=PICTURE, change=PICTURE, attacked=PICTURE
+    )
+
+
+def attacked_record(**changes: Any) -> SweepRecord:
+    """Return a record with corruptions of 0.9 - 0.1 times the strength, and with examples."""
+    losses = ("champion", "cross-entropy")
+    corruptions = [
+        CorruptionRow(
+            loss=loss,
+            corruption=corruption,
+            strength=strength,
+            accuracies=[0.9 - 0.1 * strength, 0.8 - 0.1 * strength],
+        )
+        for corruption in ("noise", "blur", "contrast")
+        for loss in losses
+        for strength in range(1, 6)
+    ]
+    examples = {loss: [example(117, 0.05), example(4, None, 3)] for loss in losses}
+    place = "s3://bucket/digits/attacked-images.parquet"
+    return record(
+        **{"corruptions": corruptions, "examples": examples, "attacked_images": place} | changes
+    )
 
 
 def champion_of(theta: list[float], order: int = 3) -> Champion:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from matplotlib.lines import Line2D
-from sample_records import MNIST_THETA
+from sample_records import MNIST_THETA, example
 
 from taylorglo.evaluation import comparison
 from taylorglo.loss.dynamics import equilibrium_confidence
@@ -11,6 +11,8 @@ from taylorglo.report.figures import (
     MUTED,
     SERIES,
     attack_figure,
+    bands_figure,
+    examples_figure,
     loss_figure,
     search_figure,
     seeds_figure,
@@ -122,6 +124,38 @@ def test_a_loss_has_the_same_colour_under_every_attack() -> None:
     assert ys(one.lines[0]) == pytest.approx([90, 50])
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
+def test_a_band_goes_from_the_lowest_to_the_highest_network() -> None:
+    points = [(0.1, [0.4, 0.6, 0.35]), (0.0, [0.9, 0.9, np.nan])]
+    panels = {"one": {"b": points}, "two": {"b": points, "a": points}}
+    figure = bands_figure(panels, ["a", "b"], "strength")
+    one, two = figure.axes
+    assert [line.get_color() for line in two.lines] == [SERIES[1], SERIES[0]]
+    assert len({line.get_marker() for line in two.lines}) == 2
+    assert xs(one.lines[0]) == [0.0, 0.1]
+    assert ys(one.lines[0]) == pytest.approx([90, 45])
+    (band,) = one.collections
+    corners = {tuple(map(float, corner)) for corner in band.get_paths()[0].vertices}
+    assert sorted(corners) == pytest.approx([(0.0, 90.0), (0.1, 35.0), (0.1, 60.0)])
+    assert one.get_ylim() == two.get_ylim() == (27, 103)
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b"]
+
+
+def test_a_figure_of_bands_without_any_number_is_drawn() -> None:
+    figure = bands_figure({"one": {"a": [(0.0, [np.nan])]}}, ["a"], "strength")
+    assert "accuracy" in svg(figure, "x", "nothing")
+
+
+def test_attacked_images_have_a_row_for_each_loss_and_their_words() -> None:
+    shown = [example(117, 0.05), example(4, None)]
+    figure = examples_figure({"champion": shown, "cross-entropy": shown})
+    titles = [axes.get_title() for axes in figure.axes if axes.images]
+    row = ["change × 10", "taken for 5 at 0.05", "change × 10", "withstands all"]
+    assert titles == ["class 3", "class 3", *row, *row]
+    words = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert words == {"champion", "cross-entropy"}
 
 
 def test_a_champion_and_all_baselines_have_colours_of_their_own_and_room_for_their_names() -> None:

@@ -11,7 +11,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from sample_records import MNIST_THETA, champion_of, record, robustness, row
+from sample_records import (
+    MNIST_THETA,
+    PICTURE,
+    attacked_record,
+    champion_of,
+    example,
+    record,
+    robustness,
+    row,
+)
 
 from taylorglo.attacks import SUITES
 from taylorglo.loss.dynamics import equilibrium_confidence, learning_drive
@@ -66,7 +75,7 @@ class Structure(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.add(tag)
-        if tag not in ("meta", "br", "hr"):
+        if tag not in ("meta", "br", "hr", "img"):
             self.open.append(tag)
         self._attributes(attrs)
 
@@ -316,6 +325,62 @@ def test_attacks_that_may_have_gone_astray_are_named() -> None:
     page = text(render(dataclasses.replace(record(), suspicions=[sign])))
     assert "may be weaker than the table says" in page
     assert sign in page
+
+
+def test_the_worst_of_all_attacks_is_drawn_and_its_numbers_are_read_aloud() -> None:
+    (label,) = re.findall(r'aria-label="(Accuracy under the worst[^"]*)"', default_page())
+    assert label == (
+        "Accuracy under the worst of all attacks by ε: champion 66.0 % at 0.05 (65.0 to 67.0, "
+        "n = 2); cross-entropy 66.0 % at 0.05 (65.0 to 67.0, n = 2)"
+    )
+    shown = text(default_page())
+    assert "the mean over n = 2 networks per loss, in a band from the lowest to the" in shown
+    # Without such a row there is no such figure, and the others are there.
+    rows = [robustness("champion", "fgsm", 0.1, [0.5])]
+    page = render(record(robustness=rows))
+    assert "under the worst" not in page
+    assert "FGSM champion 50.00" in text(page)
+
+
+def test_corruptions_are_shown_by_their_mean_over_strengths_and_networks() -> None:
+    page = text(render(attacked_record()))
+    assert "loss clean noise blur contrast mean" in page
+    # Strengths 1 to 5 leave 0.9 - 0.3 and 0.8 - 0.3 in the mean.
+    assert "champion 91.00 ± 1.41" + " 55.00 ± 7.07" * 4 in page
+    assert "always the most frequent class" + " 10.00" * 5 in page
+    label = r'aria-label="(Accuracy by strength of a corruption: noise champion 35.0 % at 5 [^"]*)"'
+    assert re.search(label, render(attacked_record()))
+    assert "Accuracy with corruptions" not in default_page()
+
+
+def test_corruptions_without_known_clean_accuracies_are_shown() -> None:
+    page = text(render(attacked_record(robustness=[robustness("a", "fgsm", 0.1, [0.5])])))
+    assert "champion –" + " 55.00 ± 7.07" * 4 in page
+
+
+def test_attacked_images_are_in_the_page_itself_and_described() -> None:
+    page = render(attacked_record())
+    structure = Structure(page)
+    assert not structure.open
+    sources = re.findall('<img src="([^"]*)"', page)
+    assert sources == [f"data:image/png;base64,{PICTURE}"] * 10
+    words = re.findall('alt="([^"]*)"', page)
+    assert len(words) == 10
+    assert words[0] == "test image 117, of class 3"
+    assert "ten times the perturbation of test image 117" in words
+    assert "test image 117, attacked: taken for 5 at 0.05" in words
+    assert "test image 4, attacked: withstands all" in words
+    assert "Attacked images" not in default_page()
+
+
+def test_an_image_that_is_misclassified_without_an_attack_is_called_so() -> None:
+    page = text(render(attacked_record(examples={"champion": [example(1, 0.0, 8)]})))
+    assert "taken for 8 as it is" in page
+
+
+def test_the_page_says_where_the_results_by_image_are() -> None:
+    assert "s3://bucket/digits/attacked-images.parquet" in text(render(attacked_record()))
+    assert "found for each image" not in text(default_page())
 
 
 def test_every_attack_of_the_standard_suite_has_a_name_and_a_panel() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sample_records import record
+from sample_records import attacked_record
 
 from taylorglo.report.page import render
 from taylorglo.report.record import CandidateRecord, Savings
@@ -18,7 +18,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
         CandidateRecord(0.5, 0.1, "stopped"),
         CandidateRecord(-2.0, 3.0, "rejected"),
     ]
-    path.write_text(render(record(candidates=candidates, savings=Savings(9.0, 4.0, 2.0))))
+    values = attacked_record(candidates=candidates, savings=Savings(9.0, 4.0, 2.0))
+    path.write_text(render(values))
     return path.as_uri()
 
 
@@ -45,5 +46,9 @@ def test_the_page_fits_its_window_and_logs_nothing(
     assert all(
         box["x"] + box["width"] <= width for cell in cells.all() if (box := cell.bounding_box())
     )
+    # Two images, and their perturbed forms for two losses, are there, and large enough to see.
+    pictures = page.locator(".pictures img")
+    widths = pictures.evaluate_all("all => all.map(img => [img.naturalWidth, img.width])")
+    assert widths == [[2, pytest.approx(60, abs=5)]] * 10
     assert not messages
     page.close()

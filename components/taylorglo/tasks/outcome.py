@@ -18,6 +18,8 @@ from taylorglo.services.mlflow import NOTE
 from taylorglo.services.models import NETWORK
 from taylorglo.tasks.context import Sweep
 
+_FRONT = "pareto-front.csv"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -36,7 +38,7 @@ class Outcome:
     champion: Mapping[str, Path]
 
     def log(self, sweep: Sweep, page: Path) -> None:
-        """Log page, contenders, metrics, curves and figures.
+        """Log page, contenders, metrics, curves, figures, and the Pareto front as a table.
 
         Args:
             sweep: the context of the sweep.
@@ -55,6 +57,10 @@ class Outcome:
                 path = Path(name) / file
                 path.write_bytes(content)
                 files[f"figures/{file}"] = path
+            if front := run_page.front_table(self.record):
+                path = Path(name) / _FRONT
+                path.write_bytes(front)
+                files[_FRONT] = path
             tracker.log_files(files)
         description = run_page.description(self.record, sweep.tracker.links(champion=run_id))
         tracker.log_tags({NOTE: description, "taylorglo.outcome": run_page.outcome(self.record)})

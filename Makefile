@@ -82,6 +82,9 @@ study-fitness: $(VENV)/.installed-dev ## study how well the fitness ranks losses
 study-accuracy: $(VENV)/.installed-dev ## study where a search finds a better loss than the tuned baselines
 	@$(BIN)/python -W ignore tests/studies/accuracy.py
 
+study-robust-fitness: $(VENV)/.installed-dev ## study which fitness finds losses that withstand attack
+	@$(BIN)/python -W ignore tests/studies/robust_fitness.py
+
 study-transfer: $(VENV)/.installed-dev ## study how the losses of the zoo do on other networks and data
 	@$(BIN)/python -W ignore tests/studies/transfer.py
 
@@ -145,4 +148,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-attacks bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-attacks bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-robust-fitness study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

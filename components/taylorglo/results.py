@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, model_validator
@@ -198,6 +198,13 @@ class Evaluation(Execution):
     accuracies: list[float]
     robust_accuracies: list[float]
     run: str = ""
+
+    @property
+    def objectives(self) -> tuple[float, float]:
+        """The means of accuracy and accuracy under attack; twice the fitness if one is unknown."""
+        if not self.accuracies or not self.robust_accuracies:
+            return self.fitness, self.fitness
+        return fmean(self.accuracies), fmean(self.robust_accuracies)
 
 
 class Candidate(Record):

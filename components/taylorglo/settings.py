@@ -790,6 +790,13 @@ class SearchSettings(Section):
         le=8,
         description="Order of the polynomial. All coordinates but `theta` need order 3.",
     )
+    objectives: Annotated[Literal["fitness", "accuracy-and-robustness"], Former("fitness")] = Field(
+        "fitness",
+        description="What CMA-ES ranks candidates by. `fitness`: one number; "
+        "`accuracy-and-robustness`: the validation accuracy and that under attack, by Pareto "
+        "fronts (docs/method.md). It needs `evaluation.adversarial_weight`, which still decides "
+        "who is a finalist and who the champion.",
+    )
     popsize: int = Field(
         8, ge=2, le=10_000, description="Number of candidates of a generation that are evaluated."
     )
@@ -856,6 +863,11 @@ class SearchSettings(Section):
         if any(abs(value) > _FARTHEST for value in values):
             raise ValueError(f"should be numbers between -{_FARTHEST:,} and {_FARTHEST:,}")
         return values
+
+    @property
+    def two_objectives(self) -> bool:
+        """Whether candidates are ranked by accuracy and robustness."""
+        return self.objectives != "fitness"
 
     @property
     def dimensions(self) -> int:
@@ -1115,6 +1127,8 @@ class SweepSettings(Section):
         for key in ("anneal", "adversarial_weight"):
             if key in self.evaluation.changed():
                 yield f"evaluation.{key}"
+        if self.search.two_objectives:
+            yield "search.objectives"
         if self.evaluation.give_up_step:
             yield "evaluation.give_up_step"
         # On other data, the network that the function returns is attacked.
@@ -1135,6 +1149,22 @@ class SweepSettings(Section):
         if "seeds" in attack or type(seeds) is not int or not 0 < seeds < usual:
             return values
         return {**values, "attack": {**attack, "seeds": seeds}}
+
+    @model_validator(mode="after")
+    def _objectives_are_measured(self) -> "SweepSettings":
+        if not self.search.two_objectives:
+            return self
+        if not self.evaluation.adversarial_weight:
+            raise ValueError(
+                "search.objectives: accuracy-and-robustness needs an evaluation.adversarial_weight "
+                "above 0; without one, there is no attack"
+            )
+        if self.evaluation.max_attempts:
+            raise ValueError(
+                "evaluation.max_attempts: looks for noise in the order by fitness; with "
+                "search.objectives accuracy-and-robustness it should be 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "SweepSettings":

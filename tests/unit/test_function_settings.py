@@ -78,6 +78,10 @@ def changed(**sections: dict[str, Any]) -> dict[str, Any]:
             "evaluation.adversarial_weight: has no effect with a training.function; leave it out",
         ),
         (
+            changed(search={"objectives": "accuracy-and-robustness"}),
+            "search.objectives: has no effect with a training.function; leave it out",
+        ),
+        (
             changed(model={"name": "cnn"}),
             "model.name: has no effect with a training.function; leave it out",
         ),

@@ -151,7 +151,11 @@ def test_the_identity_has_the_settings_that_are_declared_to_decide_it() -> None:
     former = former_values()
     assert former == {
         **{decision: {} for decision in Decides},
-        Decides.CANDIDATES: {"search_family": "taylor", "data_classes": 0},
+        Decides.CANDIDATES: {
+            "search_family": "taylor",
+            "search_objectives": "fitness",
+            "data_classes": 0,
+        },
         Decides.FITNESS: {
             "training_function": "",
             "training_optimizer": "sgd",

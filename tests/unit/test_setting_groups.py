@@ -135,7 +135,7 @@ def evaluation_sections(draw: st.DrawFn, most_steps: int) -> dict[str, Any]:
 
 
 @st.composite
-def search_sections(draw: st.DrawFn) -> dict[str, Any]:
+def search_sections(draw: st.DrawFn, evaluation: dict[str, Any]) -> dict[str, Any]:
     coordinates = draw(one_of("dynamics", "reduced", "theta"))
     family = draw(one_of("taylor", "taylor-log"))
     order = draw(st.integers(2, 8)) if coordinates == "theta" else 3
@@ -148,6 +148,9 @@ def search_sections(draw: st.DrawFn) -> dict[str, Any]:
         "family": family,
         "coordinates": coordinates,
         "order": order,
+        "objectives": draw(one_of("fitness", "accuracy-and-robustness"))
+        if evaluation["adversarial_weight"] and not evaluation["max_attempts"]
+        else "fitness",
         "popsize": popsize,
         "sigma": draw(finite(0, 100, exclude_min=True)),
         "mean": draw(st.just([]) | means),
@@ -200,7 +203,7 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
         "training": training,
         "augmentation": draw(augmentation_sections()),
         "evaluation": evaluation,
-        "search": draw(search_sections()),
+        "search": draw(search_sections(evaluation)),
         "baselines": draw(baseline_sections()),
         "champion": {"finalists": draw(st.integers(1, 100)), "seeds": seeds},
         "attack": draw(attack_sections(seeds)),
@@ -233,7 +236,7 @@ def with_function(draw: st.DrawFn) -> dict[str, Any]:
             "adversarial_steps": 1,
             "score": draw(one_of("F1", "accuracy", "log likelihood")),
         },
-        "search": {**values["search"], "on_reject": "resample"},
+        "search": {**values["search"], "objectives": "fitness", "on_reject": "resample"},
     }
 
 

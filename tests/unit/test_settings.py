@@ -322,6 +322,24 @@ def test_no_message_is_in_the_words_of_the_library_that_validates(value: object)
             "training.warmup_steps: should be below evaluation.steps (300) with "
             "evaluation.anneal: false",
         ),
+        (
+            {"search": {"objectives": "accuracy-and-robustness"}},
+            "search.objectives: accuracy-and-robustness needs an evaluation.adversarial_weight "
+            "above 0; without one, there is no attack",
+        ),
+        (
+            {
+                "search": {"objectives": "accuracy-and-robustness"},
+                "evaluation": {"adversarial_weight": 0.5, "attempts": 2, "max_attempts": 4},
+            },
+            "evaluation.max_attempts: looks for noise in the order by fitness; with "
+            "search.objectives accuracy-and-robustness it should be 0",
+        ),
+        (
+            {"search": {"objectives": "robustness"}},
+            "search.objectives: should be 'fitness' or 'accuracy-and-robustness' (got "
+            "'robustness')",
+        ),
         ({"training": {"ema": 1}}, "training.ema: should be less than 1 (got 1)"),
         (
             {"evaluation": {"adversarial_steps": 5}},

@@ -17,7 +17,7 @@ from taylorglo.data.folds import Fold, fold_of_attempt
 from taylorglo.data.seeds import FINAL, TUNING, derived_seed
 from taylorglo.data.splits import digest_of
 from taylorglo.errors import InputError, TaylorgloError
-from taylorglo.evaluation.fitness import candidate_rate, measure
+from taylorglo.evaluation.fitness import attack_of, candidate_rate, measure, mixed
 from taylorglo.loss.classic import classic
 from taylorglo.loss.functions import Loss, TaylorLoss
 from taylorglo.loss.members import MEMBERS, member
@@ -47,12 +47,14 @@ _ORDER_OF_MEMBERS = 3
 class Entry(NamedTuple):
     """A contender to train in full: from which seed, and which fold it is validated on.
 
-    Without a fold it is validated on the validation split.
+    Without a fold it is validated on the validation split. One that is ``attacked`` is measured
+    there as the fitness is.
     """
 
     contender: Contender
     seed: int
     fold: Fold | None = None
+    attacked: bool = False
 
 
 class Memo(Protocol):
@@ -123,10 +125,16 @@ def tune_baselines(engine: Engine, memo: Memo) -> list[FullTraining]:
 def train_finalists(
     thetas: Sequence[Sequence[float]], engine: Engine, memo: Memo
 ) -> list[FullTraining]:
-    """Train the best candidates in full, from the seeds and on the folds of the tuning."""
+    """Train the best candidates in full, from the seeds and on the folds of the tuning.
+
+    They are measured as the candidates of the search are: with ``evaluation.adversarial_weight``,
+    under attack, too.
+    """
     settings, num_classes = engine.settings.training, engine.dataset.num_classes
     contenders = [found("finalist", theta, settings, num_classes) for theta in thetas]
-    return train_in_full(_tuning_entries(contenders, engine), engine, memo)
+    attacked = engine.settings.evaluation.adversarial_weight > 0
+    entries = [entry._replace(attacked=attacked) for entry in _tuning_entries(contenders, engine)]
+    return train_in_full(entries, engine, memo)
 
 
 def _tuning_entries(contenders: Sequence[Contender], engine: Engine) -> list[Entry]:
@@ -178,13 +186,22 @@ def _is_member(contender: Contender, family: str) -> bool:
     return family == "taylor-log" or len(member(contender.loss)) == length(_ORDER_OF_MEMBERS)
 
 
-def best_contender(trainings: Sequence[FullTraining]) -> Contender:
-    """Return the contender of highest mean validation accuracy; of equals, the first."""
+def best_contender(trainings: Sequence[FullTraining], adversarial_weight: float = 0.0) -> Contender:
+    """Return the contender of highest mean validation accuracy; of equals, the first.
 
-    def mean_accuracy(group: Sequence[FullTraining]) -> float:
-        return sum(full.training.accuracy for full in group) / len(group)
+    With ``adversarial_weight``, it is that of highest mean fitness.
+    """
 
-    return max(by_contender(trainings), key=mean_accuracy)[0].contender
+    def mean_fitness(group: Sequence[FullTraining]) -> float:
+        return sum(fitnesses(group, adversarial_weight)) / len(group)
+
+    return max(by_contender(trainings), key=mean_fitness)[0].contender
+
+
+def fitnesses(trainings: Sequence[FullTraining], adversarial_weight: float) -> list[float]:
+    """Return the fitness of each training in full."""
+    results = [full.training for full in trainings]
+    return [mixed(t.accuracy, t.robust_accuracy, adversarial_weight) for t in results]
 
 
 def compare(contender: Contender, engine: Engine, memo: Memo) -> list[FullTraining]:
@@ -226,12 +243,14 @@ def train_in_full(entries: Sequence[Entry], engine: Engine, memo: Memo) -> list[
             known[key] = recorded
     recipes = ((key, _recipe(entry, engine.settings)) for key, entry in missing.items())
     for key, trained in engine.run(recipes):
-        contender, seed, _ = missing[key]
+        entry = missing[key]
         if trained.training.status == "failed":
             raise TaylorgloError(
-                f"a training in full of {contender.name} failed: {trained.training.reason}"
+                f"a training in full of {entry.contender.name} failed: {trained.training.reason}"
             )
-        full = FullTraining(contender=contender, seed=seed, key=key, training=trained.training)
+        full = FullTraining(
+            contender=entry.contender, seed=entry.seed, key=key, training=trained.training
+        )
         memo.record(full, trained.weights)
         known[key] = full
     # The same loss may be in a memory under another name: a finalist that became the champion.
@@ -250,6 +269,7 @@ def _recipe(entry: Entry, settings: SweepSettings) -> Recipe:
         entry.seed,
         steps=steps,
         horizon=steps,
+        **(attack_of(settings) if entry.attacked else {}),
         kept=True,
         fold=entry.fold,
     )
@@ -297,5 +317,6 @@ def _digest(entry: Entry, engine: Engine) -> str:
         "precision": engine.plan.precision,
         "software": [NUMERICS, version("torch")],
         **measure(entry.fold, settings),
+        **(attack_of(settings) if entry.attacked else {}),
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()

@@ -166,10 +166,17 @@ def short_training(
         horizon=short.steps if short.anneal else full.steps,
         validations=1,
         give_up=(short.give_up_step, least) if short.give_up_step else None,
-        epsilon=short.adversarial_epsilon if short.adversarial_weight else 0.0,
-        attack_steps=short.adversarial_steps,
+        **attack_of(engine.settings),
         fold=fold,
     )
+
+
+def attack_of(settings: SweepSettings) -> dict[str, Any]:
+    """Return the fields of a recipe that say how its network is attacked for the fitness."""
+    short = settings.evaluation
+    if not short.adversarial_weight:
+        return {}
+    return {"epsilon": short.adversarial_epsilon, "attack_steps": short.adversarial_steps}
 
 
 def candidate_rate(theta: Sequence[float], settings: TrainingSettings, num_classes: int) -> float:
@@ -281,10 +288,15 @@ def _fitnesses(evaluation: Evaluation, adversarial_weight: float) -> list[float]
     if not adversarial_weight:
         return list(evaluation.accuracies)
     pairs = zip(evaluation.accuracies, evaluation.robust_accuracies, strict=True)
-    return [
-        (1 - adversarial_weight) * accuracy + adversarial_weight * robust
-        for accuracy, robust in pairs
-    ]
+    return [mixed(*pair, adversarial_weight) for pair in pairs]
+
+
+def mixed(accuracy: float, robust_accuracy: float | None, adversarial_weight: float) -> float:
+    """Return the fitness of a training; without a weight, it need not have been attacked."""
+    if not adversarial_weight:
+        return accuracy
+    assert robust_accuracy is not None
+    return (1 - adversarial_weight) * accuracy + adversarial_weight * robust_accuracy
 
 
 def _evaluation(trainings: Sequence[Training], settings: SweepSettings) -> Evaluation:

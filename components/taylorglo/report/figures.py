@@ -185,6 +185,56 @@ def search_figure(
     return figure
 
 
+def trade_off_figure(
+    others: Sequence[tuple[float, float]],
+    front: Sequence[tuple[float, float]],
+    champion: tuple[float, float] | None,
+    score: str = "accuracy",
+    share: bool = True,
+) -> Figure:
+    """Draw each candidate by its score and its score under attack, with the Pareto front.
+
+    The front is drawn as the border of what the candidates reach: each step is at one of them.
+
+    Args:
+        others: (validation score, the same under attack) of the candidates beside the front.
+        front: those of the candidates on it.
+        champion: the scores of the champion, if it is one of the candidates.
+        score: what the scores are, in words.
+        share: whether they are in [0, 1], and are shown in percent.
+    """
+    unit = " (%)" if share else ""
+    with _style():
+        figure = _figure(3.1)
+        axes = figure.subplots()
+        _plot_points(axes, others, "o", share, color=MUTED, label="candidate", alpha=0.5)
+        _plot_points(
+            axes,
+            sorted(front),
+            "o-",
+            share,
+            color=SERIES[1],
+            label="Pareto front",
+            drawstyle="steps-pre",
+        )
+        if champion is not None:
+            _plot_points(
+                axes, [champion], "*", share, color=SERIES[0], label="champion", markersize=11
+            )
+        axes.set(xlabel=f"validation {score}{unit}", ylabel=f"under attack{unit}")
+        axes.grid()
+        figure.legend(loc="outside upper center", ncols=3)
+    return figure
+
+
+def _plot_points(
+    axes: Axes, points: Sequence[tuple[float, float]], form: str, share: bool, **options: Any
+) -> None:
+    if points:
+        rows = [_scaled(point, share) for point in points]
+        axes.plot(*zip(*rows, strict=True), form, **options)
+
+
 # Marker and index of the colour by fate: the shapes tell the fates apart without colours.
 _FATES = {
     "rejected": ("x", 7),

@@ -26,9 +26,10 @@ from taylorglo.report.figures import (
     search_figure,
     seeds_figure,
     svg,
+    trade_off_figure,
 )
 from taylorglo.report.formula import centred, expanded
-from taylorglo.report.record import GenerationRecord, SweepRecord
+from taylorglo.report.record import GenerationRecord, SweepRecord, TradeOff
 from taylorglo.report.verdict import (
     MOST_FREQUENT,
     SIGNIFICANCE,
@@ -72,6 +73,7 @@ def render(record: SweepRecord) -> str:
             corruptions=_corruptions(record),
             flow=_flow(record),
             plane=_plane(record),
+            trade_off=_trade_off(record),
             calibration=_calibration(record),
             confusion=_confusion(record),
             roc=_roc(record),
@@ -185,6 +187,33 @@ def _plane(record: SweepRecord) -> Markup | None:
     ends = ", ".join(f"{step.number} {step.name}" for step in _flow(record))
     label = f"Learning drive and collapse rate of each candidate, by fate: {ends}"
     return svg(plane_figure(points), "plane", label)
+
+
+def _trade_off(record: SweepRecord) -> Markup | None:
+    """Return the figure of the candidates by both scores; None if none was attacked."""
+    front = record.front
+    if not front:
+        return None
+    places = "; ".join(_pair(one, record) for one in front)
+    label = (
+        f"Validation {record.score} and the same under attack of {len(record.trade_offs)} "
+        f"candidates. On the Pareto front: {places}"
+    )
+    if record.chosen is not None:
+        label += f". The champion: {_pair(record.chosen, record)}"
+    figure = trade_off_figure(
+        [one.scores for one in record.trade_offs if not one.on_front],
+        [one.scores for one in front],
+        record.chosen.scores if record.chosen else None,
+        record.score,
+        record.share,
+    )
+    return svg(figure, "trade-off", label)
+
+
+def _pair(candidate: TradeOff, record: SweepRecord) -> str:
+    clean, robust = (text.amount(score, record.share) for score in candidate.scores)
+    return f"{clean} and {robust}"
 
 
 def _calibration(record: SweepRecord) -> Markup | None:

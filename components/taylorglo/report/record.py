@@ -12,6 +12,7 @@ import numpy as np
 
 from taylorglo import scores
 from taylorglo.loss.dynamics import collapse_rate, learning_drive
+from taylorglo.pareto import fronts
 from taylorglo.results import (
     Candidate,
     Champion,
@@ -28,6 +29,7 @@ from taylorglo.results import (
     RobustnessRow,
     StandingChampion,
     by_contender,
+    epsilon_text,
     epsilon_unit,
     mean_curve,
 )
@@ -83,6 +85,32 @@ class CandidateRecord:
     drive: float
     collapse: float
     fate: Fate
+
+
+@dataclass(frozen=True)
+class TradeOff:
+    """A candidate that was trained to the end and attacked, by its scores on validation images.
+
+    Attributes:
+        trial: number of the candidate in the study.
+        generation: number of its generation, from 1.
+        score: its score, such as the accuracy in [0, 1], the mean over its attempts.
+        robust_score: the same under attack.
+        on_front: whether no candidate is better in one of the two, and no worse in the other.
+        champion: whether it is the champion.
+    """
+
+    trial: int
+    generation: int
+    score: float
+    robust_score: float
+    on_front: bool
+    champion: bool
+
+    @property
+    def scores(self) -> tuple[float, float]:
+        """Both scores."""
+        return self.score, self.robust_score
 
 
 @dataclass(frozen=True)
@@ -188,6 +216,7 @@ class SweepRecord:
             there is none.
         candidates: the candidates that have an end, by their dynamics.
         savings: what filters and early stops saved; None if no candidate was trained to the end.
+        trade_offs: the candidates with their scores under attack; empty if none was attacked.
         command: shell commands that repeat the sweep; empty if they are not known.
     """
 
@@ -215,7 +244,27 @@ class SweepRecord:
     attacked_images: str = ""
     candidates: list[CandidateRecord] = field(default_factory=list)
     savings: Savings | None = None
+    trade_offs: list[TradeOff] = field(default_factory=list)
     command: str = ""
+
+    @property
+    def front(self) -> list[TradeOff]:
+        """The Pareto front of the candidates, the one of the highest score first."""
+        front = [one for one in self.trade_offs if one.on_front]
+        return sorted(front, key=lambda one: (-one.score, one.trial))
+
+    @property
+    def chosen(self) -> TradeOff | None:
+        """The champion, if it is one of the candidates that were attacked."""
+        return next((one for one in self.trade_offs if one.champion), None)
+
+    @property
+    def short_attack(self) -> str:
+        """The attack on the candidates, in words."""
+        steps = self.settings.get("evaluation_adversarial_steps", 1)
+        epsilon = float(self.settings.get("evaluation_adversarial_epsilon", 0.0))
+        name = "FGSM" if steps == 1 else f"FGSM and PGD of {steps} steps"
+        return f"{name}, ε = {epsilon_text(epsilon)}"
 
     @property
     def score(self) -> str:
@@ -342,6 +391,7 @@ def sweep_record(
         attacked_images=robustness.images,
         candidates=_fates(candidates, comparison, num_classes),
         savings=_savings(candidates),
+        trade_offs=_trade_offs(candidates, comparison.champion),
         command=_command(settings, generations),
     )
 
@@ -377,6 +427,30 @@ def _ending(result: Evaluation) -> Fate:
     if result.status == "ok":
         return "trained"
     return "stopped" if result.reason.endswith("no learning") else "diverged"
+
+
+def _trade_offs(candidates: Sequence[Candidate], champion: Champion) -> list[TradeOff]:
+    """Return the candidates that were attacked, by accuracy and accuracy under attack."""
+    attacked = [
+        (candidate, candidate.result.objectives)
+        for candidate in candidates
+        if candidate.finished
+        and candidate.result is not None
+        and candidate.result.status == "ok"
+        and candidate.result.robust_accuracies
+    ]
+    front = set(next(iter(fronts([point for _, point in attacked])), []))
+    return [
+        TradeOff(
+            trial=candidate.trial,
+            generation=candidate.generation,
+            score=score,
+            robust_score=robust,
+            on_front=place in front,
+            champion=candidate.trial == champion.trial,
+        )
+        for place, (candidate, (score, robust)) in enumerate(attacked)
+    ]
 
 
 def _savings(candidates: Sequence[Candidate]) -> Savings | None:

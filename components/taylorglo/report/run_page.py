@@ -15,6 +15,7 @@ from taylorglo.report.figures import (
     png,
     search_figure,
     seeds_figure,
+    trade_off_figure,
 )
 from taylorglo.report.formula import Term, expanded
 from taylorglo.report.record import SweepRecord
@@ -177,6 +178,18 @@ def curves(record: SweepRecord) -> dict[str, list[tuple[int, float]]]:
     return by_name
 
 
+def front_table(record: SweepRecord) -> bytes:
+    """Return the Pareto front of the candidates as CSV; empty if no candidate was attacked."""
+    if not record.front:
+        return b""
+    lines = [["trial", "generation", record.metric, f"robust_{record.metric}", "champion"]]
+    for one in record.front:
+        scores = [f"{one.score:.6g}", f"{one.robust_score:.6g}"]
+        champion = "yes" if one.champion else "no"
+        lines.append([str(one.trial), str(one.generation), *scores, champion])
+    return "".join(f"{','.join(line)}\n" for line in lines).encode()
+
+
 def images(record: SweepRecord) -> dict[str, bytes]:
     """Return the figures of the report as PNG, by their file names in the order of the report."""
     return {f"{name}.png": png(figure) for name, figure in _figures(record)}
@@ -192,6 +205,14 @@ def _figures(record: SweepRecord) -> "Iterator[tuple[str, Figure]]":
     fitnesses = [(each.number, each.fitnesses) for each in record.generations]
     if finite([value for _, values in fitnesses for value in values]).size:
         yield "3-search", search_figure(fitnesses, None, record.score, record.share)
+    if record.front:
+        others = [one.scores for one in record.trade_offs if not one.on_front]
+        front = [one.scores for one in record.front]
+        chosen = record.chosen.scores if record.chosen else None
+        yield (
+            "3-trade-off",
+            trade_off_figure(others, front, chosen, record.score, record.share),
+        )
     if points := record.worst():
         across = f"perturbation ε ({record.epsilon_unit})"
         yield "4-robustness", bands_figure({"worst of all": points}, record.losses, across)

@@ -1,16 +1,24 @@
 """CMA-ES as an Optuna sampler that can be rebuilt from the finished trials."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import optuna
 from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial
 
+from taylorglo.pareto import Point, ranks
 from taylorglo.search.space import Solution, Space
 
 if TYPE_CHECKING:
     import cmaes
+
+
+class Judged(NamedTuple):
+    """The two objectives of a candidate, and whether it was trained to the end."""
+
+    objectives: Point
+    trained: bool
 
 
 class GenerationalCmaEs(optuna.samplers.CmaEsSampler):
@@ -20,14 +28,31 @@ class GenerationalCmaEs(optuna.samplers.CmaEsSampler):
     database as a pickle: anybody who can write there could run code in every task. Telling the
     finished generations again gives the same state. Randomness depends on the seed and the trial's
     number alone, so it does not matter which process asks.
+
+    Args:
+        space: that is searched.
+        popsize: number of candidates of a generation.
+        seed: decides all that is drawn.
+        start: of the search, if it is a warm start.
+        judged: returns the two objectives of a finished trial, by which candidates are ranked then;
+            None: they are ranked by the trials' values.
     """
 
-    def __init__(self, space: Space, popsize: int, seed: int, start: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        space: Space,
+        popsize: int,
+        seed: int,
+        start: Mapping[str, Any],
+        *,
+        judged: Callable[[FrozenTrial], Judged] | None = None,
+    ) -> None:
         super().__init__(n_startup_trials=0, popsize=popsize, seed=seed)
         self._space = space
         self._warm = start if "mean" in start else {}
         self._population_size = popsize
         self._seed = seed
+        self._judged = judged
         self._asked = 0  # number of the trial that is being drawn
 
     def mean(self, finished: list[FrozenTrial]) -> dict[str, float]:
@@ -71,10 +96,41 @@ class GenerationalCmaEs(optuna.samplers.CmaEsSampler):
         self, finished: list[FrozenTrial]
     ) -> tuple[dict[int, list[Solution]], dict[int, int]]:
         """Return the results of each generation, numbered from 0, and its last trial's number."""
-        told: dict[int, list[Solution]] = {}
-        last: dict[int, int] = {}
+        trials: dict[int, list[FrozenTrial]] = {}
         for trial in sorted(finished, key=lambda trial: trial.number):
-            generation = trial.system_attrs[self._attr_key_generation]
-            told.setdefault(generation, []).append(self._space.solution(trial))
-            last[generation] = trial.number
+            trials.setdefault(trial.system_attrs[self._attr_key_generation], []).append(trial)
+        last = {generation: own[-1].number for generation, own in trials.items()}
+        if self._judged is None:
+            return {generation: self.solutions(own) for generation, own in trials.items()}, last
+        # CMA-ES is told complete generations. Those that try a start each are compared.
+        whole = {
+            generation: own[: self._population_size]
+            for generation, own in trials.items()
+            if len(own) >= self._population_size
+        }
+        starts = 0 if self._warm else len(self._space.starts)
+        groups: dict[int, list[int]] = {}
+        for generation in sorted(whole):
+            groups.setdefault(max(generation, starts - 1), []).append(generation)
+        told: dict[int, list[Solution]] = {}
+        for group in groups.values():
+            together = self.solutions([trial for number in group for trial in whole[number]])
+            for place, number in enumerate(group):
+                first = place * self._population_size
+                told[number] = together[first : first + self._population_size]
         return told, last
+
+    def solutions(self, trials: Sequence[FrozenTrial]) -> list[Solution]:
+        """Return finished trials as places with values to minimise; with two objectives, ranks."""
+        plain = [self._space.solution(trial) for trial in trials]
+        if self._judged is None:
+            return plain
+        judged = [self._judged(trial) for trial in trials]
+        points = [one.objectives for one in judged]
+        # One that failed would make the other areas alike.
+        counted = [one.objectives for one in judged if one.trained] or points
+        reference = min(first for first, _ in counted), min(second for _, second in counted)
+        return [
+            (place, float(rank))
+            for (place, _), rank in zip(plain, ranks(points, reference), strict=True)
+        ]

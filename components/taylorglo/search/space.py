@@ -157,8 +157,8 @@ class Space:
         assert trial.value is not None
         return self.place([trial.params[name] for name in self.names]), -trial.value
 
-    def warm_start(self, trials: Sequence[FrozenTrial]) -> dict[str, Any]:
-        """Return the start of a search that goes on from finished trials.
+    def warm_start(self, solved: Sequence[Solution]) -> dict[str, Any]:
+        """Return the start of a search that goes on from the results of another one.
 
         This is WS-CMA-ES (Nomura et al., arXiv 2012.06932). Its prior is a tenth of the domain.
         Our box is far wider than the domain should be, so WS-CMA-ES is told of a domain of 6 sigma,
@@ -170,9 +170,7 @@ class Space:
         import cmaes
 
         scale = _WARM_WIDTH / (2 * BOX)
-        solutions = [
-            ((place - 0.5) / scale + 0.5, value) for place, value in map(self.solution, trials)
-        ]
+        solutions = [((place - 0.5) / scale + 0.5, value) for place, value in solved]
         # At least one result, after cmaes rounds down.
         share = min(1.0, max(_WARM_SHARE, 1.5 / len(solutions)))
         mean, sigma, covariance = cmaes.get_warm_start_mgd(solutions, gamma=share)

@@ -34,7 +34,7 @@ from taylorglo.search.database import (
     shown,
 )
 from taylorglo.search.locks import Claims
-from taylorglo.search.sampler import GenerationalCmaEs
+from taylorglo.search.sampler import GenerationalCmaEs, Judged
 from taylorglo.search.space import Space
 from taylorglo.settings import Decides, Identity, SearchSettings, former_values
 from taylorglo.variables import service_timeout
@@ -184,7 +184,8 @@ class Search:
             )
             # Trials in other coordinates are of no use.
             fitting = [trial for trial in trials if set(trial.params) == set(self.space.names)]
-            start = {"study": former, **self.space.warm_start(fitting)} if fitting else {}
+            solved = self._sampler().solutions(fitting)
+            start = {"study": former, **self.space.warm_start(solved)} if fitting else {}
             if trials and not fitting:
                 start = {"unfitting": former}
             self._retried(lambda: self._study.set_user_attr(START, start))
@@ -485,7 +486,10 @@ class Search:
 
     def _sampler(self) -> GenerationalCmaEs:
         seed = self._seed + number_of(self.study) - 1
-        return GenerationalCmaEs(self.space, self.settings.popsize, seed, self._start())
+        judged = _judged if self.settings.two_objectives else None
+        return GenerationalCmaEs(
+            self.space, self.settings.popsize, seed, self._start(), judged=judged
+        )
 
     def _draw(self, generation: int, total: int) -> None:
         """Draw until the generation has ``total`` candidates."""
@@ -570,6 +574,17 @@ def _difference(key: str, former: object, now: object) -> str:
             return f"other samples, labels or splits of the data {names[0]!r}"
         former, now = names
     return f"{key} {former!r}, now {now!r}"
+
+
+def _judged(trial: FrozenTrial) -> Judged:
+    """Return the two objectives of a finished trial."""
+    result = trial.user_attrs.get(RESULT)
+    if result is None:
+        # The filters rejected it, and it counts with the worst fitness.
+        return Judged((WORST_FITNESS, WORST_FITNESS), trained=False)
+    # Checked when the result was written; a search has thousands.
+    evaluation = Evaluation.model_construct(**result)
+    return Judged(evaluation.objectives, trained=evaluation.status == "ok")
 
 
 def _is_orphan(trial: FrozenTrial) -> bool:

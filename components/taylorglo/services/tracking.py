@@ -311,6 +311,8 @@ class Tracker:
         )
         for attempt, accuracy in enumerate(result.accuracies):
             metrics += _metrics({f"attempt_{metric}": accuracy}, ended, attempt)
+        for attempt, accuracy in enumerate(result.robust_accuracies):
+            metrics += _metrics({f"attempt_robust_{metric}": accuracy}, ended, attempt)
         for step, accuracy, loss in result.curve:
             values = {f"validation_{metric}": accuracy, "validation_loss": loss}
             metrics += _metrics(values, ended, step)

@@ -14,6 +14,7 @@ from taylorglo.errors import InputError, TaylorgloError
 from taylorglo.evaluation.comparison import (
     best_contender,
     compare,
+    fitnesses,
     found,
     train_finalists,
     tuned_member,
@@ -245,13 +246,14 @@ def choose_champion(
         finalists = train_finalists(thetas, engine, memo)
     # A training without a score counts here, as lower than every score: it must not be an advantage
     # to diverge. What is reported is the mean of the others.
-    theta = best_contender(finalists).theta
-    accuracies = [t.training.accuracy for t in finalists if t.contender.theta == theta]
-    measured = known(accuracies)
+    weight = sweep.settings.evaluation.adversarial_weight
+    theta = best_contender(finalists, weight).theta
+    scores = fitnesses([t for t in finalists if t.contender.theta == theta], weight)
+    measured = known(scores)
     winner = next(entrant for entrant in entrants if entrant.theta == theta)
     chosen = winner.model_copy(
         update={
-            "fitness": fmean(measured or accuracies),
+            "fitness": fmean(measured or scores),
             "interval": mean_interval(measured),
             "trainings": len(measured),
         }

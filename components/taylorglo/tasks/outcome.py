@@ -18,6 +18,8 @@ from taylorglo.services.mlflow import NOTE
 from taylorglo.services.models import NETWORK
 from taylorglo.tasks.context import Sweep
 
+_FRONT = "pareto-front.csv"
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -36,7 +38,9 @@ class Outcome:
     champion: Mapping[str, Path]
 
     def log(self, sweep: Sweep, page: Path) -> None:
-        """Log page, contenders, metrics, curves, figures, and what the attacks found by image.
+        """Log page, contenders, metrics, curves, figures, and two tables.
+
+        The tables are the Pareto front, and what the attacks found by image.
 
         Args:
             sweep: the context of the sweep.
@@ -60,6 +64,10 @@ class Outcome:
             if self.record.attacked_images and sweep.store.exists(key):
                 files[layout.ATTACKED_IMAGES] = Path(name) / layout.ATTACKED_IMAGES
                 sweep.store.download(key, files[layout.ATTACKED_IMAGES])
+            if front := run_page.front_table(self.record):
+                path = Path(name) / _FRONT
+                path.write_bytes(front)
+                files[_FRONT] = path
             tracker.log_files(files)
         description = run_page.description(self.record, sweep.tracker.links(champion=run_id))
         tracker.log_tags({NOTE: description, "taylorglo.outcome": run_page.outcome(self.record)})

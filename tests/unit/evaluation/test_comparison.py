@@ -12,6 +12,7 @@ from taylorglo.evaluation.comparison import (
     baselines,
     best_contender,
     compare,
+    fitnesses,
     loss_of,
     restore_network,
     train_finalists,
@@ -118,6 +119,51 @@ def test_finalists_are_trained_from_the_seeds_of_the_tuning(search_digits: Datas
     assert loss.theta.tolist() == GOOD
     assert loss.order == 3
     assert finalists[0].training.accuracy != finalists[2].training.accuracy
+
+
+def test_finalists_are_chosen_by_the_fitness_with_its_attack(search_digits: Dataset) -> None:
+    attack = {"adversarial_weight": 0.4, "adversarial_epsilon": 0.05}
+    other = [*GOOD[:-1], 0.5]
+    with engine_on(search_digits, evaluation=attack) as engine:
+        finalists = train_finalists([GOOD, other], engine, Memory())
+        tuning = tune_baselines(engine, Memory())
+    with engine_on(search_digits) as engine:
+        plain = train_finalists([GOOD, other], engine, Memory())
+    with engine_on(search_digits, evaluation={**attack, "adversarial_steps": 5}) as engine:
+        by_pgd = train_finalists([GOOD, other], engine, Memory())
+    for one, weaker, stronger in zip(plain, finalists, by_pgd, strict=True):
+        assert one.training.accuracy == weaker.training.accuracy == stronger.training.accuracy
+        assert one.training.robust_accuracy is None
+        assert weaker.training.robust_accuracy is not None
+        assert stronger.training.robust_accuracy is not None
+        assert one.training.accuracy > weaker.training.robust_accuracy
+        assert weaker.training.robust_accuracy > stronger.training.robust_accuracy
+    keys = [[full.key for full in trainings] for trainings in (plain, finalists, by_pgd)]
+    assert len({key for group in keys for key in group}) == 12
+    assert {full.training.robust_accuracy for full in tuning} == {None}
+    fitness = fitnesses(finalists[:1], 0.4)
+    accuracy, robust = finalists[0].training.accuracy, finalists[0].training.robust_accuracy
+    assert robust is not None
+    assert fitness == pytest.approx([0.6 * accuracy + 0.4 * robust])
+
+
+def test_the_weight_of_the_attack_decides_between_contenders() -> None:
+    def with_accuracies(contender: Contender, accuracy: float, robust: float) -> FullTraining:
+        training = Training(
+            status="ok",
+            accuracy=accuracy,
+            robust_accuracy=robust,
+            curve=[],
+            started=0.0,
+            ended=1.0,
+            seconds=1.0,
+        )
+        return FullTraining(contender=contender, seed=1, key="key", training=training)
+
+    a, b = (CROSS_ENTROPY.model_copy(update={"learning_rate": rate}) for rate in (0.1, 0.2))
+    trainings = [with_accuracies(a, 0.9, 0.3), with_accuracies(b, 0.8, 0.5)]
+    assert best_contender(trainings) == best_contender(trainings, 0.3) == a
+    assert best_contender(trainings, 0.4) == best_contender(trainings, 1.0) == b
 
 
 def tuned(loss: str, rate: float, accuracy: float, alpha: float = 0.0) -> FullTraining:

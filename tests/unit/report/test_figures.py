@@ -17,6 +17,7 @@ from taylorglo.report.figures import (
     search_figure,
     seeds_figure,
     svg,
+    trade_off_figure,
 )
 
 
@@ -208,3 +209,18 @@ def test_scores_that_are_no_shares_are_drawn_as_they_are_and_without_chance() ->
     assert sorted(xs(dots.lines[0])) == [-0.5, -0.25]
     assert ys(curve.lines[0]) == [-2.0, -1.0]
     assert dots.get_xlabel() == "test log likelihood"
+
+
+def test_the_front_is_a_line_through_its_candidates_in_their_order() -> None:
+    figure = trade_off_figure([(0.5, 0.1), (0.6, 0.2)], [(0.9, 0.3), (0.7, 0.4)], (0.9, 0.3))
+    (axes,) = figure.axes
+    others, front, champion = axes.lines
+    assert list(zip(xs(others), ys(others), strict=True)) == [(50, 10), (60, 20)]
+    assert list(zip(xs(front), ys(front), strict=True)) == [(70, 40), (90, 30)]
+    assert (xs(champion), ys(champion)) == ([90], [30])
+    # To the left of a candidate, nothing above it was reached.
+    assert front.get_drawstyle() == "steps-pre"
+    assert axes.get_xlabel() == "validation accuracy (%)"
+    (axes,) = trade_off_figure([], [(1.5, 0.3)], None, "score", share=False).axes
+    (only,) = axes.lines
+    assert (xs(only), ys(only), axes.get_ylabel()) == ([1.5], [0.3], "under attack")

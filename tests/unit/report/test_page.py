@@ -32,6 +32,7 @@ from taylorglo.report.record import (
     GenerationRecord,
     Savings,
     StandingRecord,
+    TradeOff,
     TuningRow,
 )
 from taylorglo.report.verdict import standing_verdict, verdict
@@ -506,6 +507,31 @@ def test_the_flow_counts_who_is_left_and_who_left() -> None:
     assert "1 diverged" in flow
     assert "1 not among the best" in flow
     assert "The filters saved about 30.0 s, if each" in one_line(page)
+
+
+def test_the_front_of_the_candidates_is_shown_if_they_were_attacked() -> None:
+    base = record()
+    settings = {
+        **base.settings,
+        "evaluation_adversarial_steps": 5,
+        "evaluation_adversarial_epsilon": 8 / 255,
+    }
+    points = [
+        TradeOff(0, 1, 0.8, 0.4, on_front=True, champion=False),
+        TradeOff(1, 1, 0.9, 0.3, on_front=True, champion=True),
+        TradeOff(2, 2, 0.7, 0.2, on_front=False, champion=False),
+    ]
+    page = render(dataclasses.replace(base, settings=settings, trade_offs=points))
+    assert (
+        "Validation accuracy and the same under attack of 3 candidates. On the Pareto front: "
+        "90.00 % and 30.00 %; 80.00 % and 40.00 %. The champion: 90.00 % and 30.00 %"
+    ) in page
+    assert "(FGSM and PGD of 5 steps, ε = 8/255)" in one_line(page)
+    assert "is no candidate of the search" not in page
+    none = [dataclasses.replace(point, champion=False) for point in points]
+    page = render(dataclasses.replace(base, settings=settings, trade_offs=none))
+    assert "The champion is no candidate of the search." in one_line(page)
+    assert "Pareto" not in default_page()
 
 
 def test_confusion_and_roc_are_drawn_if_the_answers_are_known() -> None:

@@ -427,6 +427,33 @@ def test_each_candidate_has_its_fate_and_the_savings_are_those_of_the_mean_train
     assert told.candidates[0].drive == pytest.approx(learning_drive(THETA, 10))
 
 
+def test_the_front_has_the_candidates_that_no_other_one_beats_in_both() -> None:
+    scores = [(0.9, 0.2), (0.8, 0.4), (0.8, 0.3), (0.7, 0.5), (0.95, 0.0)]
+    candidates = [
+        with_robust(candidate(0, 0.9, (0.0, 1.0)).model_copy(update={"trial": trial}), *pair)
+        for trial, pair in enumerate(scores)
+    ]
+    # A network that did not learn is none, though no attack changes what it says.
+    stopped = candidate(0, 0.1, (0.0, 1.0), status="diverged").model_copy(update={"trial": 5})
+    told = record(candidates=[*candidates, with_robust(stopped, 0.1, 0.9)])
+    assert [one.scores for one in told.trade_offs] == scores
+    assert [one.trial for one in told.front] == [4, 0, 1, 3]
+    assert told.chosen is not None
+    assert told.chosen.trial == 0
+    assert told.short_attack == "FGSM, ε = 0.03"
+    assert record(candidates=[candidate(0, 0.9, (0.0, 1.0))]).trade_offs == []
+
+
+def with_robust(one: Candidate, accuracy: float, robust: float) -> Candidate:
+    """Return the candidate with the mean accuracies of two attempts."""
+    assert one.result is not None
+    accuracies = {
+        "accuracies": [accuracy + 0.03, accuracy - 0.03],
+        "robust_accuracies": [robust, robust],
+    }
+    return one.model_copy(update={"result": one.result.model_copy(update=accuracies)})
+
+
 def test_the_command_writes_settings_that_read_as_the_same() -> None:
     settings = SweepSettings.model_validate(
         {"name": "small", "seed": 3, "search": {"popsize": 6}, "data": {"label_noise": 0.2}}

@@ -113,8 +113,8 @@ def mlflow_server(
 ) -> Iterator[MlflowServer]:
     """Yield a running server, which is stopped at the end of the block."""
     server = MlflowServer(backend, destination, log, env, options)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.stop()

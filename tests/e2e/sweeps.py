@@ -157,11 +157,15 @@ def artifacts_of(client: MlflowClient, run: Run) -> list[str]:
 
 
 def tasks_alive(work: Path) -> list[int]:
-    """Return the processes that name this folder in their arguments, as all tasks of a run do."""
+    """Return the processes with the store of a run in their arguments or variables, as tasks have.
+
+    A task that was forked has the arguments of the process that forked it.
+    """
     processes = []
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if str(work / "pipeline").encode() in (folder / "cmdline").read_bytes():
+            told = [(folder / name).read_bytes() for name in ("cmdline", "environ")]
+            if any(str(work / "store").encode() in text for text in told):
                 processes.append(int(folder.name))
     return processes
 

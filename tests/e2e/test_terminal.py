@@ -210,7 +210,7 @@ def test_ctrl_c_leaves_the_terminal_sane_and_the_sweep_interrupted(
 
     session = in_terminal(Sweeps(work, SETTINGS).command(), 80, {}, interrupt)
     assert session.status == 130, session.written
-    wait_until(lambda: not tasks_alive(work), 2, "no task that trains on without its runner")
+    wait_until(lambda: not tasks_alive(work), 4, "no task that trains on without its runner")
     text = session.screen.text
     assert "taylorglo: interrupted; what is finished is kept" in text
     assert "█" not in text

@@ -37,7 +37,7 @@ test: $(BIN)/kubectl ## check style, types and layers, then run the tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-long: $(VENV)/.installed-dev ## run the tests that take minutes
+test-long: $(VENV)/.installed-dev ## run the tests that take minutes, or are much like a quicker one
 	@$(BIN)/pytest -m long
 
 drill: $(VENV)/.installed-dev ## kill sweeps, take their services away, fill their disk, set their clock back; takes an hour

@@ -9,11 +9,13 @@ import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 START_SECONDS = 90
@@ -111,8 +113,8 @@ def mlflow_server(
 ) -> Iterator[MlflowServer]:
     """Yield a running server, which is stopped at the end of the block."""
     server = MlflowServer(backend, destination, log, env, options)
-    server.start()
     try:
+        server.start()
         yield server
     finally:
         server.stop()
@@ -303,3 +305,15 @@ def new_database(postgres: str) -> str:
     with psycopg.connect(postgres, autocommit=True) as connection:
         connection.execute(f"CREATE DATABASE {name}")
     return postgres.replace("/postgres?", f"/{name}?")
+
+
+@cache
+def mlflow_database() -> bytes:
+    """Return the content of an SQLite file with MLflow's tables, which take seconds to make."""
+    from taylorglo.addresses import sqlite_url
+    from taylorglo.services.mlflow import Connection
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "mlflow.db"
+        Connection(sqlite_url(path))
+        return path.read_bytes()

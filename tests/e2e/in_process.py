@@ -7,19 +7,16 @@ processes runs its sweep here.
 import importlib
 import io
 import json
-import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stdout
-from functools import cache
 from pathlib import Path
 
 import pytest
 from compiled import CompiledPipeline, Object, Task
 from kfp.dsl.executor import Executor
+from servers import mlflow_database
 from sweeps import CONFIG, SMALL, merged
 
-from taylorglo.addresses import sqlite_url
-from taylorglo.services.mlflow import Connection
 from taylorglo.tasks import console
 from taylorglo.variables import (
     CPUS,
@@ -79,15 +76,6 @@ class Terminal(io.TextIOBase):
         return len(text)
 
 
-@cache
-def _tracking_database() -> bytes:
-    """Return an SQLite file with MLflow's tables, which takes seconds to make, and none to copy."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "mlruns.db"
-        Connection(sqlite_url(path))
-        return path.read_bytes()
-
-
 def run_sweep(
     work: Path,
     *overrides: str,
@@ -112,7 +100,7 @@ def run_sweep(
     root.mkdir(parents=True)
     tracking = work / "mlruns.db"
     if not tracking.exists():
-        tracking.write_bytes(_tracking_database())
+        tracking.write_bytes(mlflow_database())
     compile_sweep(config, root / "sweep.yaml")
     terminal = Terminal(see)
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(terminal):

@@ -1,11 +1,11 @@
 """Small sweeps by the real command, and how to look at their results."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Sweeps:
         command = [sys.executable, "-m", "taylorglo_pipelines.cli", "run", str(CONFIG), *self.words]
         return command + [word for setting in settings for word in ("--set", setting)]
 
-    @contextmanager
+    @contextlib.contextmanager
     def started(self, *overrides: str) -> Iterator[subprocess.Popen[str]]:
         """Start the command in a process group of its own; it is killed at the end of the block."""
         ours = ("TAYLORGLO_", "MLFLOW_", "AWS_", "PG")
@@ -154,6 +154,20 @@ def runs_of(client: MlflowClient, experiment: str = "digits") -> tuple[list[Run]
 def artifacts_of(client: MlflowClient, run: Run) -> list[str]:
     """Return the names of a run's artifacts."""
     return sorted(artifact.path for artifact in client.list_artifacts(run.info.run_id))
+
+
+def tasks_alive(work: Path) -> list[int]:
+    """Return the processes with the store of a run in their arguments or variables, as tasks have.
+
+    A task that was forked has the arguments of the process that forked it.
+    """
+    processes = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            told = [(folder / name).read_bytes() for name in ("cmdline", "environ")]
+            if any(str(work / "store").encode() in text for text in told):
+                processes.append(int(folder.name))
+    return processes
 
 
 def final_table(output: str) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sweeps import LOSSES, Sweeps
+from sweeps import LOSSES, Sweeps, mlflow_of, runs_of, tasks_alive, wait_until
 from terminals import Screen, Session, in_terminal
 
 from taylorglo.services import layout
@@ -212,6 +212,7 @@ def test_ctrl_c_leaves_the_terminal_sane_and_the_sweep_interrupted(
 
     session = in_terminal(Sweeps(work, SETTINGS).command(), 80, {}, interrupt)
     assert session.status == 130, session.written
+    wait_until(lambda: not tasks_alive(work), 4, "no task that trains on without its runner")
     text = session.screen.text
     assert "taylorglo: interrupted; what is finished is kept" in text
     assert "█" not in text
@@ -219,4 +220,6 @@ def test_ctrl_c_leaves_the_terminal_sane_and_the_sweep_interrupted(
     assert "digits: interrupted" in said(capsys, "status", "--folder", str(work))
     line = refused(capsys, "compare", "digits", "digits", "--folder", str(work))
     assert "sweep 'digits' is interrupted and has no result yet" in line
-    assert RunState.read(FolderStore(work / "store"), "digits").unfinished
+    (run,), _ = runs_of(mlflow_of(work))
+    assert run.info.status == "KILLED"
+    assert RunState.read(FolderStore(work / "store"), "digits").unfinished == run.info.run_id

@@ -65,16 +65,18 @@ def test_a_network_that_is_trained_with_a_loss_classifies_held_out_digits(
 
 
 @pytest.mark.parametrize(
-    ("name", "package"),
-    [("use_in_lightning", "pytorch_lightning"), ("use_in_trainer", "transformers")],
+    ("name", "package", "source"),
+    [
+        ("use_in_lightning", "pytorch_lightning", "zoo:digits"),
+        ("use_in_trainer", "transformers", "zoo:little-data"),
+    ],
 )
 def test_a_found_loss_trains_in_another_framework(
-    name: str, package: str, scripts: Scripts
+    name: str, package: str, source: str, scripts: Scripts
 ) -> None:
     pytest.importorskip(package, reason=f"needs {package}, of the extra dev")
-    for source in ("zoo:digits", "zoo:little-data"):
-        output = scripts.run(f"{name}.py", source)
-        assert percentage(re.findall(r"accuracy on held-out \w+", output)[0], output) > 94
+    output = scripts.run(f"{name}.py", source)
+    assert percentage(re.findall(r"accuracy on held-out \w+", output)[0], output) > 94
 
 
 def test_the_worst_of_the_attacks_leaves_the_least_accuracy(scripts: Scripts) -> None:
@@ -108,6 +110,7 @@ def test_the_factory_of_the_example_is_a_network_of_a_sweep(scripts: Scripts) ->
     assert "--set model.name=custom_network:two_layers" in source
 
 
+@pytest.mark.long
 def test_a_sweep_over_arrays_ends_with_a_loss_and_a_report(tmp_path: Path) -> None:
     call = (
         "from pathlib import Path; import search_your_own_arrays as example; "

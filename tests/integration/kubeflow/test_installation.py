@@ -17,6 +17,7 @@ from kfp_cluster import Kubernetes, KubernetesError
 from kfp_samples import Cli, only, pod, tasks, write_kubeconfig
 from kfp_server import Fault, KubeflowServer
 from mlflow import MlflowClient
+from servers import mlflow_database
 
 sys.path.append(str(Path(__file__).parents[2] / "e2e"))
 from calls import Commands, Ended, StoppedError
@@ -357,6 +358,7 @@ def test_metrics_in_place_of_the_table(installation: Installation, tmp_path: Pat
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder in folders:
         folder.mkdir()
+        (folder / "mlruns.db").write_bytes(mlflow_database())
         client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlruns.db'}")
         experiment = client.create_experiment(case.sweep)
         sweep = client.create_run(experiment, run_name=case.sweep).info.run_id

@@ -1,11 +1,10 @@
 """MLflow for the tests of this folder: SQLite files, and a real tracking server."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from servers import mlflow_server
+from servers import mlflow_database, mlflow_server
 
 from taylorglo.services.tracking import Tracker
 
@@ -15,18 +14,12 @@ def _no_injected_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
 
 
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create a database with MLflow's tables, which takes seconds; a copy of it takes none."""
-    path = tmp_path_factory.mktemp("mlflow") / "template.db"
-    Tracker.open(f"sqlite:///{path}", "template", run_name="template")
-    return path
-
-
 @pytest.fixture
-def uri(template: Path, tmp_path: Path) -> str:
-    """Copy the template; return its URI."""
-    return f"sqlite:///{shutil.copy(template, tmp_path / 'mlflow.db')}"
+def uri(tmp_path: Path) -> str:
+    """The URI of a new database of MLflow."""
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(mlflow_database())
+    return f"sqlite:///{path}"
 
 
 @pytest.fixture
@@ -43,12 +36,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def server(template: Path, served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Run a tracking server, which keeps the artifacts, too; return its URI.
 
     All tests share it, because its start takes seconds. Each of them has names of its own there.
     """
     folder = tmp_path_factory.mktemp("server")
-    uri = f"sqlite:///{shutil.copy(template, folder / 'mlflow.db')}"
+    (folder / "mlflow.db").write_bytes(mlflow_database())
+    uri = f"sqlite:///{folder / 'mlflow.db'}"
     with mlflow_server(uri, str(served), folder / "server.log") as running:
         yield running.uri

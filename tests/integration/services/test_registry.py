@@ -21,7 +21,7 @@ from taylorglo.services.tracking import Tracker
 
 THETA = [0.0, 0.0, 0.5, -1.25, 0.0, 2.0, 0.25, 0.0]
 BETTER = [*THETA[:-1], 1.0]
-NAME = "digits-loss"
+NAME = "registry-loss"
 
 
 def log_champion(tracker: Tracker, file: Path) -> str:
@@ -51,7 +51,7 @@ def test_a_loss_is_registered_once_becomes_the_champion_and_is_loaded(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     location = str(tmp_path / "artifacts") if mlflow.startswith("sqlite") else None
-    tracker = Tracker.open(mlflow, "digits", run_name="first", artifact_location=location)
+    tracker = Tracker.open(mlflow, "registry", run_name="first", artifact_location=location)
     assert tracker.standing_champion(NAME) is None
     model_id = logged_loss(tracker, tmp_path, THETA)
     # A report that is written again registers the same version and moves no alias.
@@ -64,7 +64,7 @@ def test_a_loss_is_registered_once_becomes_the_champion_and_is_loaded(
         version="1", study="digits", theta=THETA, learning_rate=0.3
     )
 
-    second = Tracker.open(mlflow, "digits", run_name="second")
+    second = Tracker.open(mlflow, "registry", run_name="second")
     other = logged_loss(second, tmp_path, BETTER)
     assert tracker.register_loss(NAME, other, "digits.2", BETTER) == "2"
     # An alias that somebody else moved in between is left alone.

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 from terminals import Screen, Session, in_terminal
@@ -47,7 +48,8 @@ def lines_of(session: Session) -> str:
     return rest
 
 
-def run(columns: int = 80, **environment: str) -> Session:
+@cache
+def run(columns: int, **environment: str) -> Session:
     code = RUN.replace("__STEP__", "False")
     return in_terminal([sys.executable, "-c", code], columns, environment)
 

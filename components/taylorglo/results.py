@@ -165,7 +165,7 @@ class Training(Execution):
         accuracy: validation accuracy after the last step, in [0, 1]; or another score, if the
             settings name one (``evaluation.score``). One that a function of a user returned may be
             any number, measured on the split that it was told to measure on.
-        robust_accuracy: accuracy (or score) that FGSM left on the validation split, if it was
+        robust_accuracy: accuracy (or score) that an attack left on the validation split, if it was
             measured.
         test_accuracy: accuracy (or score) on the test split, if it was measured.
         test_measures: ``accuracy``, ``calibration_error`` and ``cross_entropy`` (in nats) on the
@@ -186,11 +186,11 @@ class Evaluation(Execution):
 
     Attributes:
         fitness: the mean over the attempts of the validation accuracy; with
-            ``adversarial_weight`` w, of (1 - w) times that and w times the accuracy under FGSM. A
-            candidate whose training failed has fitness 0, or a number below every score if scores
+            ``adversarial_weight`` w, of (1 - w) times that and w times the accuracy under attack.
+            A candidate whose training failed has fitness 0, or a number below every score if scores
             may be negative.
         accuracies: validation accuracies of the attempts. An attempt that diverges is the last.
-        robust_accuracies: accuracies of the attempts under FGSM, if they were measured.
+        robust_accuracies: accuracies of the attempts under attack, if they were measured.
         run: id of the MLflow run of the pipeline run that trained the candidate.
     """
 

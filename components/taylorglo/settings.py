@@ -675,13 +675,20 @@ class EvaluationSettings(Section):
         0.0,
         ge=0,
         le=1,
-        description="Weight in the fitness of the validation accuracy under FGSM.",
+        description="Weight in the fitness of the validation accuracy under attack.",
     )
     adversarial_epsilon: float = Field(
         0.03,
         gt=0,
         le=1,
-        description="Radius of this FGSM attack, in the units of `attack.epsilons`.",
+        description="Radius of this attack in l-infinity, in the units of `attack.epsilons`.",
+    )
+    adversarial_steps: Annotated[int, Former(1)] = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="Number of steps of this attack. 1: FGSM. More: FGSM, and then PGD of so many "
+        "steps on DLR and on cross-entropy, on the images that are left.",
     )
     folds: Annotated[int, Former(0)] = Field(
         5,
@@ -722,6 +729,11 @@ class EvaluationSettings(Section):
         if self.max_attempts and self.attempts == 1:
             raise ValueError(
                 "attempts: should be at least 2 with max_attempts: noise is seen in their spread"
+            )
+        if self.adversarial_steps > 1 and not self.adversarial_weight:
+            raise ValueError(
+                "adversarial_steps: needs an adversarial_weight above 0; without one, there is no "
+                "attack"
             )
         return self
 

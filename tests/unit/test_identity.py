@@ -160,6 +160,7 @@ def test_the_identity_has_the_settings_that_are_declared_to_decide_it() -> None:
             "training_clip_norm": 0.0,
             "training_ema": 0.0,
             "training_warmup_steps": 0,
+            "evaluation_adversarial_steps": 1,
             "evaluation_folds": 0,
             "evaluation_score": "accuracy",
         },

@@ -116,7 +116,7 @@ def augmentation_sections() -> st.SearchStrategy[dict[str, Any]]:
 @st.composite
 def evaluation_sections(draw: st.DrawFn, most_steps: int) -> dict[str, Any]:
     steps, attempts = draw(st.integers(1, most_steps)), draw(st.integers(1, 100))
-    give_up_step = draw(st.integers(0, steps))
+    give_up_step, weight = draw(st.integers(0, steps)), draw(finite(0, 1))
     return {
         "steps": steps,
         "attempts": attempts,
@@ -124,8 +124,9 @@ def evaluation_sections(draw: st.DrawFn, most_steps: int) -> dict[str, Any]:
         "give_up_step": give_up_step,
         "give_up_gain": draw(finite(0, 0.999)),
         "max_attempts": draw(st.just(0) | st.integers(attempts, 100)) if attempts > 1 else 0,
-        "adversarial_weight": draw(finite(0, 1)),
+        "adversarial_weight": weight,
         "adversarial_epsilon": draw(finite(0, 1, exclude_min=True)),
+        "adversarial_steps": draw(st.integers(1, 1000)) if weight else 1,
         "folds": draw(st.just(0) | st.integers(2, 100)),
         "score": draw(one_of("accuracy", "balanced-accuracy", "macro-f1", "ece"))
         if give_up_step
@@ -229,6 +230,7 @@ def with_function(draw: st.DrawFn) -> dict[str, Any]:
             "anneal": True,
             "give_up_step": 0,
             "adversarial_weight": 0.0,
+            "adversarial_steps": 1,
             "score": draw(one_of("F1", "accuracy", "log likelihood")),
         },
         "search": {**values["search"], "on_reject": "resample"},

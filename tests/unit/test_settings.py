@@ -275,6 +275,11 @@ def test_a_bad_value_is_refused_by_its_path(path: str, value: object, message: s
         ),
         ({"training": {"ema": 1}}, "training.ema: should be less than 1 (got 1)"),
         (
+            {"evaluation": {"adversarial_steps": 5}},
+            "evaluation.adversarial_steps: needs an adversarial_weight above 0; without one, there "
+            "is no attack",
+        ),
+        (
             {"evaluation": {"score": "auc"}},
             "evaluation.score: should be 'accuracy', 'balanced-accuracy', 'macro-f1', "
             "'negative-log-likelihood' or 'ece', unless training.function measures it (got 'auc')",

@@ -104,6 +104,50 @@ def pgd(
     return found.all.images
 
 
+def fgsm_and_pgd(
+    model: Network,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: float,
+    *,
+    steps: int,
+    unit: Tensor | None = None,
+) -> Tensor:
+    """Attack in l-infinity by FGSM, by PGD on DLR, and by PGD on cross-entropy.
+
+    They take turns, and each gets the images that are left. Both objectives are needed: a loss that
+    bounds the confidences flattens cross-entropy, and DLR is the weaker one for many others. PGD
+    starts at the images, so nothing is drawn at random.
+
+    Args:
+        model: as for :func:`fgsm`.
+        images: as for :func:`fgsm`.
+        labels: as for :func:`fgsm`.
+        epsilon: as for :func:`fgsm`.
+        steps: number of gradient steps on each objective, at least 1.
+        unit: as for :func:`fgsm`.
+
+    Returns:
+        For each sample the first misclassified image; without one, the last image of the last PGD.
+
+    Raises:
+        InputError: an argument has the wrong shape, type or range.
+    """
+    own = problem(model, images, labels, epsilon, norm="linf", seed=0, unit=unit)
+    check_counts(steps=steps)
+    found = Finds(own)
+    with evaluating(model):
+        first = fgsm_found(own)
+        found.note(first.images, first.fooled)
+        for objective in ("dlr", "ce"):
+            if not len(found.left):
+                break
+            again = pgd_found(found.left, 0, steps=steps, objective=objective)
+            found.keep(again.images)
+            found.note(again.images, again.fooled)
+    return found.all.images
+
+
 def fgsm_found(own: Problem) -> Found:
     """Return what FGSM finds."""
     points = _one_step(own)

@@ -167,6 +167,7 @@ def short_training(
         validations=1,
         give_up=(short.give_up_step, least) if short.give_up_step else None,
         epsilon=short.adversarial_epsilon if short.adversarial_weight else 0.0,
+        attack_steps=short.adversarial_steps,
         fold=fold,
     )
 
@@ -317,7 +318,8 @@ def _digest(theta: Sequence[float], recipe: Recipe, engine: Engine) -> str:
     """Return a digest of all that decides a short training.
 
     That is theta, data, network, schedule and seed, and the software that computes with them; and
-    fold and score, if they are not those that every training had before there was a choice.
+    fold, score and steps of the attack, if they are not those that every training had before there
+    was a choice.
     """
     settings = engine.settings
     decisive = {
@@ -333,6 +335,8 @@ def _digest(theta: Sequence[float], recipe: Recipe, engine: Engine) -> str:
         "software": [NUMERICS, version("torch")],
         **measure(recipe.fold, settings),
     }
+    if recipe.epsilon and recipe.attack_steps > 1:
+        decisive["attack_steps"] = recipe.attack_steps
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taylorglo.attacks import fgsm
+from taylorglo.attacks.gradient import fgsm, fgsm_and_pgd
 from taylorglo.data.batches import Batches, laid_out, scaled
 from taylorglo.data.dataset import Dataset, Split
 from taylorglo.data.folds import Fold, fold_of
@@ -46,8 +47,9 @@ class Recipe:
         validations: number of validations, evenly spread; the last one follows the last step.
         give_up: (step, score): stop at this step if the score on the validation images is not above
             this.
-        epsilon: radius in [0, 1] of an FGSM attack on the validation images after the last step, in
-            the unit of the data; 0 for no attack.
+        epsilon: radius in [0, 1] of an attack on the validation images after the last step, in the
+            unit of the data; 0 for no attack.
+        attack_steps: number of steps of this attack; 1 for FGSM.
         kept: whether to return the weights, and to measure the score on the test split if the data
             set has one.
         fold: the fold to validate on, while the others are trained on; None: the splits of the data
@@ -62,6 +64,7 @@ class Recipe:
     validations: int = CURVE_POINTS
     give_up: tuple[int, float] | None = None
     epsilon: float = 0.0
+    attack_steps: int = 1
     kept: bool = False
     fold: Fold | None = None
 
@@ -292,8 +295,14 @@ def measured(
     if recipe.epsilon:
         robust = 0.0
         if training.accuracy:
-            robust = accuracy_under_fgsm(
-                network, dataset.validation, recipe.epsilon, size, score, unit=dataset.unit
+            robust = score_under_attack(
+                network,
+                dataset.validation,
+                recipe.epsilon,
+                size,
+                steps=recipe.attack_steps,
+                score=score,
+                unit=dataset.unit,
             )
     if recipe.kept and dataset.test:
         with computing(precision, dataset.test.images.device):
@@ -338,24 +347,34 @@ def tallied(network: nn.Module, split: Split, batch_size: int, wanted: Collectio
     return tally
 
 
-def accuracy_under_fgsm(
+def score_under_attack(
     network: nn.Module,
     split: Split,
     epsilon: float,
     batch_size: int,
-    score: str = "accuracy",
     *,
+    steps: int = 1,
+    score: str = "accuracy",
     unit: Tensor | None = None,
 ) -> float:
-    """Return the score in [0, 1] that FGSM of radius ``epsilon`` leaves, in float32.
+    """Return the score in [0, 1] that an attack of radius ``epsilon`` leaves, in float32.
 
-    ``unit`` is that of epsilon for data without pixels, as :func:`taylorglo.attacks.fgsm` takes it.
+    Args:
+        network: from images in [0, 1], or features, to logits (B, n).
+        split: on the network's device.
+        epsilon: radius of the attack.
+        batch_size: of the evaluation.
+        steps: of the attack: 1 for :func:`taylorglo.attacks.fgsm`, more for
+            :func:`taylorglo.attacks.gradient.fgsm_and_pgd`.
+        score: what is measured.
+        unit: of epsilon for data without pixels, as :func:`taylorglo.attacks.fgsm` takes it.
     """
+    attack = fgsm if steps == 1 else partial(fgsm_and_pgd, steps=steps)
     tally = Tally(split, 1, [score])
     # Rounding would hide gradients from the attack.
     with computing("float32", split.images.device):
         for images, labels in evaluation_batches(split, batch_size):
-            attacked = fgsm(network, images, labels, epsilon, unit=unit)
+            attacked = attack(network, images, labels, epsilon, unit=unit)
             with torch.no_grad():
                 logits = network(attacked)
                 entropy = functional.cross_entropy(logits, labels, reduction="sum")

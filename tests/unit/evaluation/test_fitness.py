@@ -16,7 +16,8 @@ from trainings import (
     untimed,
 )
 
-from taylorglo.attacks import fgsm
+from taylorglo.attacks import fgsm, pgd
+from taylorglo.attacks.gradient import fgsm_and_pgd
 from taylorglo.data.batches import scaled
 from taylorglo.data.dataset import Dataset
 from taylorglo.data.seeds import derived_seed
@@ -25,7 +26,7 @@ from taylorglo.loss.functions import TaylorLoss
 from taylorglo.settings import SweepSettings
 from taylorglo.training import devices
 from taylorglo.training.engine import Engine
-from taylorglo.training.loop import Recipe, accuracy_under_fgsm, build_network, train_network
+from taylorglo.training.loop import Recipe, build_network, score_under_attack, train_network
 
 
 def accuracies_by_hand(
@@ -61,6 +62,52 @@ def test_fitness_with_a_share_of_the_accuracy_under_attack(search_digits: Datase
     assert plain.fitness == pytest.approx(sum(accuracies) / 2)
 
 
+def test_each_step_of_the_attack_leaves_less(search_digits: Dataset) -> None:
+    clean = evaluated(GOOD, 2, search_digits, sweep(steps=40))
+    left = {
+        steps: evaluated(
+            GOOD,
+            2,
+            search_digits,
+            sweep(
+                steps=40,
+                adversarial_weight=0.3,
+                adversarial_epsilon=0.07,
+                adversarial_steps=steps,
+            ),
+        )
+        for steps in (1, 2, 10)
+    }
+    robust = [sum(left[steps].robust_accuracies) for steps in (1, 2, 10)]
+    assert sum(clean.accuracies) > robust[0] > robust[1] > robust[2] > 0
+    fitness = [clean.fitness, *(left[steps].fitness for steps in (1, 2, 10))]
+    assert fitness == sorted(fitness, reverse=True)
+    assert all(evaluation.accuracies == clean.accuracies for evaluation in left.values())
+
+
+def test_pgd_of_the_fitness_is_the_worst_of_three_attacks(search_digits: Dataset) -> None:
+    """An image counts as right if no attack alone changes that, from the image itself on."""
+    settings, split = sweep(), search_digits.validation
+    network = build_network(settings, search_digits, 1)
+    recipe = Recipe(TaylorLoss(GOOD), 0.1, 1, steps=40, horizon=40)
+    train_network(network, recipe, search_digits, settings)
+    images, labels = scaled(split.images), split.labels
+
+    def right(shown: torch.Tensor) -> torch.Tensor:
+        return network(shown).argmax(dim=1) == labels
+
+    alone = [
+        right(images),
+        right(fgsm(network, images, labels, 0.07)),
+        *(right(pgd(network, images, labels, 0.07, steps=3, objective=o)) for o in ("dlr", "ce")),
+    ]
+    together = right(fgsm_and_pgd(network, images, labels, 0.07, steps=3))
+    assert torch.equal(together, torch.stack(alone).all(dim=0))
+    assert 0 < together.sum() < min(each.sum() for each in alone)
+    measured = score_under_attack(network, split, 0.07, 64, steps=3)
+    assert measured == pytest.approx(together.float().mean().item())
+
+
 def test_no_accuracy_is_left_after_numbers_became_infinite(search_digits: Dataset) -> None:
     settings = sweep(adversarial_weight=0.5, attempts=2)
     evaluation = evaluated(EXTREME, 1, search_digits, settings)
@@ -77,9 +124,15 @@ def test_a_candidate_that_is_given_up_is_attacked_too(search_digits: Dataset) ->
     assert evaluation.fitness == pytest.approx(mean)
 
 
-def test_fitness_in_one_program(search_digits: Dataset) -> None:
+@pytest.mark.parametrize("steps", [1, 4])
+def test_fitness_in_one_program(search_digits: Dataset, steps: int) -> None:
     thetas = [GOOD, BACKWARDS, OTHER, EXTREME]
-    options: dict[str, Any] = {"give_up_step": 10, "attempts": 2, "adversarial_weight": 0.2}
+    options: dict[str, Any] = {
+        "give_up_step": 10,
+        "attempts": 2,
+        "adversarial_weight": 0.2,
+        "adversarial_steps": steps,
+    }
     expected = all_evaluated(thetas, search_digits, sweep(**options))
     fused = sweep(training={"engine": "fused"}, **options)
     for one, two in zip(all_evaluated(thetas, search_digits, fused), expected, strict=True):
@@ -126,12 +179,12 @@ def test_the_attack_is_computed_in_float32(search_digits: Dataset) -> None:
     recipe = Recipe(TaylorLoss(GOOD), 0.1, 1, steps=40, horizon=40)
     train_network(network, recipe, search_digits, settings)
     images = scaled(split.images)
-    accuracy = accuracy_under_fgsm(network, split, 0.05, 64)
+    accuracy = score_under_attack(network, split, 0.05, 64)
     attacked = fgsm(network, images, split.labels, 0.05)
     types = set()
     network.register_forward_hook(lambda _network, _images, logits: types.add(logits.dtype))
     with torch.autocast("cpu", torch.bfloat16):
-        assert accuracy_under_fgsm(network, split, 0.05, 64) == accuracy
+        assert score_under_attack(network, split, 0.05, 64) == accuracy
         assert types == {torch.float32}
         assert not torch.equal(fgsm(network, images, split.labels, 0.05), attacked)
     assert 0.1 < accuracy < 0.95

@@ -146,6 +146,7 @@ def test_everything_that_decides_a_training_is_in_its_key(keys: Keys) -> None:
         "give_up_gain": keys.of(evaluation={"give_up_gain": 0.06}),
         "attacked": keys.of(evaluation=attacked),
         "epsilon": keys.of(evaluation={**attacked, "adversarial_epsilon": 0.1}),
+        "attack steps": keys.of(evaluation={**attacked, "adversarial_steps": 5}),
         "rate": keys.of_training(learning_rate=0.2),
         "batch_size": keys.of_training(batch_size=32),
         "momentum": keys.of_training(momentum=0.8),

@@ -66,7 +66,7 @@ def test_networks_that_are_trained_together_are_those_that_are_trained_alone(
     losses: tuple[Loss, ...] = (TaylorLoss(GOOD), CrossEntropy(), TaylorLoss(OTHER))
     # One with a fold and one with another seed have batches of their own.
     recipes = [
-        *(recipe(loss, epsilon=0.2) for loss in losses),
+        *(recipe(loss, epsilon=0.2, attack_steps=3) for loss in losses),
         recipe(CrossEntropy(), seed=4),
         recipe(CrossEntropy(), fold=Fold(seed=7, count=5, index=2)),
     ]

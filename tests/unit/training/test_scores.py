@@ -22,8 +22,8 @@ from taylorglo.scores import SCORES
 from taylorglo.settings import SweepSettings
 from taylorglo.training.loop import (
     Recipe,
-    accuracy_under_fgsm,
     build_network,
+    score_under_attack,
     train_network,
 )
 from taylorglo.training.scores import Tally, calibration_error, scores
@@ -81,7 +81,7 @@ def test_every_score_of_a_training_agrees_with_scikit_learn(
     attacked = fgsm(network, scaled(split.images), split.labels, 0.03)
     robust = metric(split.labels, answers(network, attacked))
     assert result.robust_accuracy == pytest.approx(robust, abs=1e-7)
-    assert accuracy_under_fgsm(network, split, 0.03, 32, score) == result.robust_accuracy
+    assert score_under_attack(network, split, 0.03, 32, score=score) == result.robust_accuracy
     assert 0 < robust < expected < 1
 
 

@@ -88,6 +88,9 @@ study-robust-fitness: $(VENV)/.installed-dev ## study which fitness finds losses
 study-transfer: $(VENV)/.installed-dev ## study how the losses of the zoo do on other networks and data
 	@$(BIN)/python -W ignore tests/studies/transfer.py
 
+study-robustness: $(VENV)/.installed-dev ## study what found losses withstand; needs Debian's dataset-fashion-mnist
+	@$(BIN)/python -W ignore tests/studies/robustness.py
+
 study-tables: $(VENV)/.installed ## write the tables of the studies in docs/results.md anew
 	@$(BIN)/python tests/studies/tables.py
 
@@ -148,4 +151,4 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 $(BIN)/kubectl: $(VENV)/.installed-dev
 	@$(BIN)/python tests/kubectl.py
 
-.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-attacks bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-robust-fitness study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean
+.PHONY: help sweep ui dashboard test test-long drill bench bench-engines bench-candidates bench-attacks bench-growth bench-layouts bench-losses bench-sweep study-search study-filters study-fitness study-accuracy study-robust-fitness study-robustness study-transfer study-tables golden docs site manifests-check e2e-cluster e2e-kfp e2e-docker images lock lock-cpu clean

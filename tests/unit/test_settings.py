@@ -338,7 +338,7 @@ def test_no_message_is_in_the_words_of_the_library_that_validates(value: object)
         (
             {"search": {"objectives": "robustness"}},
             "search.objectives: should be 'fitness' or 'accuracy-and-robustness' (got "
-            "'robustness')",
+            "'robustness'); did you mean 'accuracy-and-robustness'?",
         ),
         ({"training": {"ema": 1}}, "training.ema: should be less than 1 (got 1)"),
         (

@@ -30,8 +30,8 @@ def test_the_front_of_all_candidates_is_in_report_and_mlflow(tmp_path: Path) -> 
     run_sweep(begun, *BOTH)
     whole = tmp_path / "whole"
     run_sweep(whole, *BOTH)
-    candidates = study_of(whole, popsize=4)
-    assert [c.theta for c in study_of(begun, popsize=4)] == [c.theta for c in candidates]
+    candidates = study_of(whole)
+    assert [c.theta for c in study_of(begun)] == [c.theta for c in candidates]
 
     attacked = [c for c in trained(whole).values() if c.result and c.result.status == "ok"]
     results = [c.result for c in attacked if c.result is not None]

@@ -26,7 +26,7 @@ from scipy.stats import spearmanr
 from studies import Cell, Row, Study, command
 from torch import Tensor, nn
 
-from taylorglo.attacks import Strength, fgsm, pgd, withstood
+from taylorglo.attacks import Strength, fgsm, pgd, squares, withstood
 from taylorglo.attacks.contract import fooled
 from taylorglo.attacks.gradient import fgsm_and_pgd
 from taylorglo.attacks.suite import WORST
@@ -56,7 +56,7 @@ from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe, build_network, train_network
 
 VERSION = 1
-MINUTES = 12  # of the default size, on 2 quiet cores
+MINUTES = 6  # of the default size, on 2 quiet cores
 
 EPSILONS = (0.02, 0.05)
 AIM = 0.05  # the epsilon of the fitness, and of the short attacks
@@ -103,6 +103,8 @@ class Size:
         candidates: number of first candidates that the short attacks are tried on.
         seeds: number of networks of a champion that are attacked.
         attacked: number of test images to attack.
+        iterations: number of steps of APGD and of FAB in the suite, for each target.
+        queries: of Square in the suite.
     """
 
     repetitions: int = 3
@@ -113,9 +115,13 @@ class Size:
     candidates: int = 12
     seeds: int = 3
     attacked: int = 200
+    iterations: int = 50
+    queries: int = 500
 
 
-FULL = Size(repetitions=10, generations=10, seeds=10, attacked=500)
+FULL = Size(
+    repetitions=10, generations=10, seeds=10, attacked=500, iterations=100, queries=squares.QUERIES
+)
 
 
 def settings_of(
@@ -144,9 +150,15 @@ def settings_of(
     return SweepSettings.model_validate(values)
 
 
-def left_by_suite(network: nn.Module, split: Split, seed: int) -> dict[float, float]:
+def left_by_suite(network: nn.Module, split: Split, seed: int, size: Size) -> dict[float, float]:
     """Return the accuracy that the suite leaves, by epsilon."""
-    strength = Strength("standard", seed=seed)
+    strength = Strength(
+        "standard",
+        seed=seed,
+        apgd_steps=size.iterations,
+        fab_steps=size.iterations,
+        queries=size.queries,
+    )
     images = scaled(split.images)
     return withstood(network, images, split.labels, EPSILONS, strength=strength).accuracies[WORST]
 
@@ -169,7 +181,7 @@ def compared_attacks(size: Size, cell: Cell) -> list[Row]:
             attack: 1 - _broken(network, run(network, images, labels, AIM), labels)
             for attack, run in SHORT.items()
         }
-        suite = left_by_suite(network, dataset.test, repetition)[AIM]
+        suite = left_by_suite(network, dataset.test, repetition, size)[AIM]
         rows.append({"loss": name, "accuracy": training.accuracy, **left, "suite": suite})
     return rows
 
@@ -211,7 +223,7 @@ def champions(size: Size, cell: Cell) -> list[Row]:
         ]
     rows: list[Row] = []
     for number, (full, network) in enumerate(zip(trainings, networks, strict=True)):
-        left = left_by_suite(network, dataset.test, number)
+        left = left_by_suite(network, dataset.test, number, size)
         rows.append(
             {
                 "network": number,
@@ -249,7 +261,7 @@ def chosen(search: Search, engine: Engine, memo: FullTrainings) -> Contender:
     return best_contender(finalists, engine.settings.evaluation.adversarial_weight)
 
 
-def attacks_table(study: Study, rows: Sequence[Row]) -> None:
+def attacks_table(study: Study, rows: Sequence[Row], size: Size) -> None:
     """Write how each short attack ranks networks, and by how much it overstates them."""
     repetitions = sorted({int(row["repetition"]) for row in rows})
     lines = []
@@ -272,7 +284,7 @@ def attacks_table(study: Study, rows: Sequence[Row]) -> None:
         f"mlp, Fashion-MNIST, {len(rows)} networks of different losses in {len(repetitions)} "
         f"repetitions, epsilon {AIM:g}. Rank correlation: Spearman's, of what the attack and what "
         "the suite standard leave, by repetition. Overstates: by how many points of accuracy the "
-        "attack leaves more than the suite",
+        f"attack leaves more than the suite. {of_suite(size)}",
     )
 
 
@@ -315,8 +327,13 @@ def champions_table(study: Study, rows: Sequence[Row], size: Size) -> None:
         f"{size.attacked} test images, clean and under the suite standard, mean over "
         f"{size.repetitions} searches with {size.seeds} networks each. Gain: over the fitness "
         "accuracy in the same repetition, in points; in brackets 95 % intervals over the "
-        "repetitions (Student's t)",
+        f"repetitions (Student's t). {of_suite(size)}",
     )
+
+
+def of_suite(size: Size) -> str:
+    """Return how hard the suite attacks, in a sentence."""
+    return f"The suite: {size.iterations} steps of APGD and FAB, {size.queries} queries of Square"
 
 
 def with_interval(values: Sequence[float]) -> str:
@@ -329,7 +346,8 @@ def with_interval(values: Sequence[float]) -> str:
 def run(study: Study, size: Size) -> None:
     """Do the study in a size."""
     repetitions: list[Cell] = [{"repetition": number} for number in range(size.repetitions)]
-    attacks_table(study, study.rows(repetitions[:2], partial(compared_attacks, size), "attacks"))
+    rows = study.rows(repetitions[:2], partial(compared_attacks, size), "attacks")
+    attacks_table(study, rows, size)
     cells: list[Cell] = [
         {"repetition": cell["repetition"], "fitness": fitness}
         for cell in repetitions

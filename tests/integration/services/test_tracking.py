@@ -301,6 +301,7 @@ def test_a_candidate_is_logged(uri: str, tracker: Tracker) -> None:
     assert history(uri, run.info.run_id, "validation_accuracy") == [(100, 0.5), (200, 0.75)]
     assert history(uri, run.info.run_id, "validation_loss") == [(100, 1.5), (200, 0.9)]
     assert history(uri, run.info.run_id, "attempt_accuracy") == [(0, 0.7), (1, 0.8)]
+    assert history(uri, run.info.run_id, "attempt_robust_accuracy") == [(0, 0.3), (1, 0.4)]
 
 
 def test_a_candidate_without_a_result_is_left_out(uri: str, tracker: Tracker) -> None:

@@ -16,12 +16,12 @@ from statistics import geometric_mean
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
-SHARE = re.compile(r"(\d+)% of \d+ s were spent inside trainings")
+SHARE = re.compile(r"(\d+)% of (\d+) s were spent inside trainings")
 TABLE = re.compile(r"^loss .*?\n\n", re.MULTILINE | re.DOTALL)
 
 
 class Sweep(NamedTuple):
-    """A sweep that was run: its seconds, the percentage inside trainings, and its table."""
+    """A sweep that was run: seconds of the command, percentage inside trainings, table."""
 
     seconds: float
     share: int
@@ -46,7 +46,8 @@ def run(tree: Path, config: Path, settings: list[str]) -> Sweep:
     share, table = SHARE.search(process.stdout), TABLE.search(process.stdout)
     assert share is not None
     assert table is not None
-    return Sweep(seconds, int(share[1]), table[0])
+    # The sweep itself knows neither the start of the command nor the end of its last task.
+    return Sweep(seconds, round(int(share[1]) * int(share[2]) / seconds), table[0])
 
 
 def main() -> None:

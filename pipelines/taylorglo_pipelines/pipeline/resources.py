@@ -152,8 +152,8 @@ def _add_variables(task: dsl.PipelineTask, settings: PipelineSettings, services:
 def _set_variable(task: dsl.PipelineTask, name: str, value: str) -> None:
     """Give a task an environment variable.
 
-    kfp's method reads the source of each function on the stack first. Under a test or in a
-    notebook, that took most of the time of a compilation.
+    kfp's method looks at each function on the stack first. Where the stack is deep, as in a test,
+    that took most of the time of a compilation.
     """
     container = task.container_spec
     container.env = {**(container.env or {}), name: value}

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from io import BytesIO
@@ -303,6 +304,34 @@ class TestCompletion:
 
     def test_another_shell_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in refused(capsys, "completion", "tcsh")
+
+
+@pytest.mark.parametrize(
+    ("target", "variable"), [("ui", "UI_PORT"), ("dashboard", "DASHBOARD_PORT")]
+)
+def test_a_port_that_is_in_use_is_one_line_that_names_the_variable(
+    target: str, variable: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "study.db").touch()
+    # The set-up counts as done already.
+    done = [
+        word for name in ("installed", "installed-dashboard") for word in ("-o", f".venv/.{name}")
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        words = [f"{variable}={port}", f"BIN={Path(sys.executable).parent}"]
+        made = subprocess.run(
+            ["make", "-f", str(Path(CONFIG).parents[2] / "Makefile"), *done, target, *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert made.returncode == 2
+    line, _ = made.stderr.splitlines()  # the second one is of make itself
+    assert line.startswith(f"port {port} of 127.0.0.1 is in use")
+    assert line.endswith(f"take another one: make {target} {variable}={port + 1}")
 
 
 def test_optunas_dashboard_shows_a_search_with_its_names(tmp_path: Path) -> None:

@@ -182,6 +182,7 @@ class SweepRecord:
         candidates: the candidates that have an end, by their dynamics.
         savings: what filters and early stops saved; None if no candidate was trained to the end.
         command: shell commands that repeat the sweep; empty if they are not known.
+        classes: the names of the classes in the order of the labels; empty if they have none.
     """
 
     name: str
@@ -206,6 +207,7 @@ class SweepRecord:
     candidates: list[CandidateRecord] = field(default_factory=list)
     savings: Savings | None = None
     command: str = ""
+    classes: Sequence[str] = ()
 
     @property
     def score(self) -> str:
@@ -260,6 +262,7 @@ def sweep_record(
     software: Mapping[str, str],
     started: float,
     standing: StandingChampion | None,
+    classes: Sequence[str] = (),
 ) -> SweepRecord:
     """Build the record of a sweep.
 
@@ -276,6 +279,7 @@ def sweep_record(
         software: versions and hardware.
         started: when the run began, in seconds since the epoch.
         standing: the champion in MLflow's registry when the run began.
+        classes: the names of the classes in the order of the labels, if they have some.
     """
     results = [c.result for c in candidates if c.result is not None]
     spent = _time_spent(started, results, tuning, _full_trainings(comparison), attack=robustness)
@@ -302,6 +306,7 @@ def sweep_record(
         candidates=_fates(candidates, comparison, num_classes),
         savings=_savings(candidates),
         command=_command(settings, generations),
+        classes=classes,
     )
 
 
@@ -544,7 +549,7 @@ def _notes(
     """Return the facts that a reader needs to judge the numbers."""
     notes = [
         "All seeds share one split of one data set: p is about the randomness of training, not "
-        "about the choice of test images."
+        "about the choice of test samples."
     ]
     if settings.training.function:
         notes = [

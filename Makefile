@@ -17,6 +17,12 @@ build = DOCKER_BUILDKIT=1 $(CONTAINER) build --file images/$(1)/Dockerfile \
 LOCK = $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --constraint constraints.txt \
 	--generate-hashes --no-annotate --custom-compile-command 'make lock'
 
+UI_PORT ?= 5000
+DASHBOARD_PORT ?= 8080
+# Refuses a port of this machine that another program has, in one line that says how to take another one.
+free = $(BIN)/python -c "import socket; socket.create_server(('127.0.0.1', $(1))).close()" 2>/dev/null || { \
+	echo "port $(1) of 127.0.0.1 is in use, or is no port; take another one: make $@ $(2)=$$(($(1) + 1))" >&2; exit 2; }
+
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,13 +31,15 @@ help: ## list the targets
 sweep: $(VENV)/.installed ## run the digits sweep on this machine (an interrupted one goes on)
 	@$(BIN)/taylorglo run pipelines/configs/digits.yaml
 
-ui: $(VENV)/.installed ## open MLflow on http://127.0.0.1:5000 to look at the runs
+ui: $(VENV)/.installed ## open MLflow on http://127.0.0.1:5000 (UI_PORT) to look at the runs
 	@mkdir -p runs
-	@$(BIN)/mlflow ui --backend-store-uri sqlite:///runs/mlruns.db
+	@$(call free,$(UI_PORT),UI_PORT)
+	@$(BIN)/mlflow ui --port $(UI_PORT) --backend-store-uri sqlite:///runs/mlruns.db
 
-dashboard: $(VENV)/.installed-dashboard ## open Optuna's dashboard on http://127.0.0.1:8080 to look at the searches
+dashboard: $(VENV)/.installed-dashboard ## open Optuna's dashboard on http://127.0.0.1:8080 (DASHBOARD_PORT) to look at the searches
 	@test -f runs/study.db || { echo "there is no runs/study.db yet: make sweep begins one"; exit 2; }
-	@$(BIN)/optuna-dashboard sqlite:///runs/study.db
+	@$(call free,$(DASHBOARD_PORT),DASHBOARD_PORT)
+	@$(BIN)/optuna-dashboard --port $(DASHBOARD_PORT) sqlite:///runs/study.db
 
 test: $(BIN)/kubectl ## check style, types and layers, then run the tests
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check --quiet . && $(BIN)/mypy && $(BIN)/lint-imports

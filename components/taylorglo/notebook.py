@@ -20,7 +20,7 @@ from types import MethodType
 from typing import Annotated, Any
 
 import torch
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
 from taylorglo.addresses import expanded, sqlite_url
 from taylorglo.data import dataset as datasets
@@ -107,6 +107,16 @@ class _Arguments(Section):
     score: str = Field(min_length=1)
     folder: Annotated[Path | None, BeforeValidator(_path)]
     settings: dict[str, Any]
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _texts_are_no_numbers(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse a text for a number: YAML may have quotes around one, and Python has no need."""
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if isinstance(value, str) and annotation in (int, float):
+            whole = "whole " if annotation is int else ""
+            raise ValueError(f"should be a {whole}number, not a text")
+        return value
 
 
 class _SearchArguments(_Arguments):

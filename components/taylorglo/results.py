@@ -579,6 +579,7 @@ class DatasetDescription(Record):
         provenance: where the images come from.
         guessing: what a network reaches that looks at no image; None if no task sees the data.
         features: number of features of a sample; 0 for images.
+        classes: the names of the classes in the order of the labels; empty if they have none.
     """
 
     name: str
@@ -589,6 +590,7 @@ class DatasetDescription(Record):
     provenance: dict[str, str]
     guessing: Guessing | None
     features: int = 0
+    classes: tuple[str, ...] = ()
 
 
 def by_contender(trainings: Iterable[FullTraining]) -> list[list[FullTraining]]:

@@ -543,18 +543,19 @@ class TrainingSettings(Section):
             if self.decision(key) is Decides.FITNESS and Former(_scalar(value)) != self.former(key)
         }
 
-    def check_data(self, images: int) -> None:
+    def check_data(self, samples: int) -> None:
         """Refuse a batch that is larger than the training split.
 
         Args:
-            images: number of training images.
+            samples: number of training samples.
 
         Raises:
             InputError: the batch is larger.
         """
-        if self.batch_size > images:
+        if self.batch_size > samples:
             raise InputError(
-                f"training.batch_size: {self.batch_size} is more than the {images} training images"
+                f"training.batch_size: {self.batch_size} is more than the {samples} training "
+                "samples"
             )
 
     @field_validator("betas")

@@ -203,7 +203,7 @@ ON_THIS_MACHINE = {
     "batch larger than the data": Case(
         lambda _: {"training": {"batch_size": 5000}},
         no_variables,
-        r"^training\.batch_size: 5000 is more than the \d+ training images$",
+        r"^training\.batch_size: 5000 is more than the \d+ training samples$",
     ),
     "network too large": Case(
         too_wide,

@@ -261,7 +261,7 @@ def test_an_attack_on_the_champion_starts_from_its_test_accuracy(
     assert main(["attack", str(finished.store / "champion"), *words]) == 0
     head, *rows, remark, unit, corrupted = capsys.readouterr().out.splitlines()
     assert head.split()[-2:] == ["0", "0.1"]
-    assert remark == "each attack gets the images that those above it left"
+    assert remark == "each attack gets the samples that those above it left"
     assert "always the most frequent class: 10.22 %" in unit
     assert re.fullmatch(
         r"corrupted images, mean of five strengths: noise [\d.]+ %, blur [\d.]+ %, contrast "

@@ -461,7 +461,7 @@ class TestPrograms:
 
     def test_a_program_of_another_shape_is_refused(self, run: Callable[..., str]) -> None:
         network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
-        assert "does not take a batch of 100 images" in run(network, ".pt2", fixed=True)
+        assert "does not take a batch of 100 samples" in run(network, ".pt2", fixed=True)
 
     def test_a_program_that_returns_two_things_is_refused(self, run: Callable[..., str]) -> None:
         class Two(torch.nn.Module):

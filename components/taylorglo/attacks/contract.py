@@ -12,6 +12,7 @@ network, their ``.grad`` and the training flags are as they were before.
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -71,8 +72,10 @@ def _check_unit(images: Tensor, unit: Tensor) -> None:
 
 
 def check_counts(**counts: int) -> None:
-    """Raise InputError if a number of things is below 1."""
+    """Raise InputError if a number of things is no whole number, or below 1."""
     for name, count in counts.items():
+        if not isinstance(count, Integral) or isinstance(count, bool):
+            raise InputError(f"{name}: should be a whole number, got {count!r}")
         if count < 1:
             raise InputError(f"{name}: should be at least 1, got {count}")
 

@@ -42,6 +42,6 @@ def report(
         if counts is None:
             continue
         if counts.confusion:
-            classes = [str(index) for index in range(len(counts.confusion))]
+            classes = report.classes_of(comparison.path)
             output.log_confusion_matrix(classes, counts.confusion)
         output.log_roc_curve(*counts.roc())

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from taylorglo.data.splits import Split, with_channels
+from taylorglo.data.splits import Source, Split, with_channels
 from taylorglo.errors import InputError, ServiceError, described
 from taylorglo.retries import retry, waiting
 
@@ -51,8 +51,8 @@ class _File(NamedTuple):
     md5: str
 
 
-def read_published(name: str, root: Path, download: bool) -> tuple[Split, Split]:
-    """Read both splits with torchvision's class.
+def read_published(name: str, root: Path, download: bool) -> Source:
+    """Read both splits with torchvision's class, and the names of the classes.
 
     CIFAR's files are pickles. The MD5 of each is compared, so that an altered file is refused and
     not unpickled.
@@ -83,12 +83,16 @@ def read_published(name: str, root: Path, download: bool) -> tuple[Split, Split]
         else:
             _check_files(dataset, root)
         try:
-            train, test = [_to_split(dataset(folder, **part), name) for part in parts]
+            read = [dataset(folder, **part) for part in parts]
+            train, test = (_to_split(each, name) for each in read)
         except _UNREADABLE as error:
             raise InputError(
                 f"data.root: {name} in {root} is damaged: {described(error)}"
             ) from error
-    return train, test
+    # The classes of MNIST and SVHN are digits, whose names are their labels.
+    names = () if name in ("mnist", "svhn") else tuple(read[0].classes)
+    fit = len(names) == int(train.labels.max()) + 1
+    return Source.of_tensors(train, test=test, classes=names if fit else ())
 
 
 def _files(dataset: Any) -> Iterator[_File]:

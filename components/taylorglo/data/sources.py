@@ -58,8 +58,7 @@ def _read_root(settings: DataSettings, root: Path) -> Source:
             return read_image_folder(root, settings)
         case "hugging-face":
             return read_hugging_face(root, settings)
-    train, test = read_published(settings.name, root, settings.download)
-    return Source.of_tensors(train, test=test)
+    return read_published(settings.name, root, settings.download)
 
 
 def _read_digits() -> Split:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taylorglo.errors import InputError
+from taylorglo.errors import InputError, quoted
 from taylorglo.loss.dynamics import (
     GENERALISED_POWER,
     LOG_OF_ZERO,
@@ -21,6 +21,7 @@ from taylorglo.loss.dynamics import (
 )
 from taylorglo.loss.formula import at_least_float32, distribution
 from taylorglo.loss.functions import Loss
+from taylorglo.loss.polynomial import is_number
 
 
 class CrossEntropy(Loss):
@@ -28,9 +29,9 @@ class CrossEntropy(Loss):
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= label_smoothing < 1:
+        if not (is_number(label_smoothing) and 0 <= label_smoothing < 1):
             raise InputError(
-                f"label smoothing should be at least 0 and below 1, is {label_smoothing}"
+                f"label smoothing should be at least 0 and below 1, is {quoted(label_smoothing)}"
             )
         self.label_smoothing = label_smoothing
 
@@ -82,8 +83,8 @@ class GeneralisedCrossEntropy(Loss):
 
     def __init__(self, q: float = GENERALISED_POWER) -> None:
         super().__init__()
-        if not 0 < q <= 1:
-            raise InputError(f"q should be above 0 and at most 1, is {q}")
+        if not (is_number(q) and 0 < q <= 1):
+            raise InputError(f"q should be above 0 and at most 1, is {quoted(q)}")
         self.q = q
 
     def per_sample(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -119,8 +120,10 @@ class SymmetricCrossEntropy(Loss):
     ) -> None:
         super().__init__()
         for name, weight in {"alpha": alpha, "beta": beta}.items():
-            if not 0 <= weight < math.inf:
-                raise InputError(f"{name} should be a finite number, at least 0, is {weight}")
+            if not (is_number(weight) and 0 <= weight < math.inf):
+                raise InputError(
+                    f"{name} should be a finite number, at least 0, is {quoted(weight)}"
+                )
         self.alpha = alpha
         self.beta = beta
 

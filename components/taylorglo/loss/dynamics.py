@@ -18,11 +18,12 @@ import numpy as np
 from numpy.polynomial import Polynomial
 from numpy.typing import NDArray
 
-from taylorglo.errors import InputError, meant
+from taylorglo.errors import InputError, meant, quoted
 from taylorglo.loss.polynomial import (
     check_classes,
     checked_theta,
     coefficient_table,
+    is_number,
     length,
     log_weight,
     terms,
@@ -316,5 +317,5 @@ def _checked_classes(num_classes: int) -> int:
 
 
 def _check_smoothing(alpha: float) -> None:
-    if not 0 <= alpha < 1:
-        raise InputError(f"label smoothing should be at least 0 and below 1, is {alpha}")
+    if not (is_number(alpha) and 0 <= alpha < 1):
+        raise InputError(f"label smoothing should be at least 0 and below 1, is {quoted(alpha)}")

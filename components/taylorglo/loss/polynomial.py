@@ -66,6 +66,8 @@ def checked_theta(
         InputError: it is no sequence, its length fits no order and family or not the given ones, an
             entry is not a number of at most 1e30 in size, or the logarithm's weight is below 0.
     """
+    if order is not None and not isinstance(order, Integral):
+        raise InputError(f"order should be a whole number, is {quoted(order)}")
     orders = range(2, HIGHEST_ORDER + 1) if order is None else (order,)
     logs = (False, True) if log is None else (log,)
     kinds = {length(k, log=with_log): (k, with_log) for k in orders for with_log in logs}
@@ -128,6 +130,11 @@ def _number(value: object) -> float:
         return float(value)
     except OverflowError:
         return math.nan
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a real number, which a text is not."""
+    return isinstance(value, Real)
 
 
 def check_classes(classes: int, name: str = "classes") -> None:

@@ -328,15 +328,19 @@ def calibration_figure(
 
 
 _MOST_WRITTEN = 12
+_LONGEST_NAME = 14  # characters of the name of a class
 
 
-def confusion_figure(tables: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
+def confusion_figure(
+    tables: Mapping[str, Sequence[Sequence[int]]], classes: Sequence[str] = ()
+) -> Figure:
     """Draw confusion matrices side by side, each row in percent of its class.
 
     The numbers are written for up to 12 classes.
 
     Args:
         tables: number of images by class (rows) and named class (columns), by loss.
+        classes: the names of the classes in the order of the labels; empty if they have none.
     """
     from matplotlib.patches import Rectangle
 
@@ -361,13 +365,27 @@ def confusion_figure(tables: Mapping[str, Sequence[Sequence[int]]]) -> Figure:
                         written = f"{100 * share:.0f}" if share >= 0.005 else "<1"
                         axes.text(column, row, written, ha="center", va="center", fontsize=7)
             axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
-            if size <= _MOST_WRITTEN:
-                axes.set_xticks(range(size))
-                axes.set_yticks(range(size))
+            if classes or size <= _MOST_WRITTEN:
+                _name_classes(axes, classes or [str(label) for label in range(size)], index == 0)
             axes.set_title(loss)
             axes.set_xlabel("predicted class")
         panels[0].set_ylabel("true class")
     return figure
+
+
+def _name_classes(axes: Axes, names: Sequence[str], first: bool) -> None:
+    """Write the names of the classes along a confusion matrix; those of rows by the first one."""
+    shown = [
+        name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…" for name in names
+    ]
+    font = 7 if len(shown) <= _MOST_WRITTEN else 5
+    is_long = max(map(len, shown)) > 2
+    axes.set_xticks(range(len(shown)), shown, rotation=90 if is_long else 0)
+    axes.set_yticks(range(len(shown)), shown if first else [""] * len(shown))
+    for label in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        label.set_fontsize(font)
+        # A name of somebody's own may have signs that would begin a formula.
+        label.set_parse_math(False)
 
 
 def roc_figure(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> Figure:

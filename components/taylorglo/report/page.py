@@ -64,6 +64,11 @@ def render(record: SweepRecord) -> str:
         .get_template("page.html.jinja")
         .render(
             record=record,
+            # The data may be a table, too.
+            provenance={
+                name.replace("_images", "_samples"): value
+                for name, value in record.provenance.items()
+            },
             verdict=verdict(record),
             standing_verdict=standing_verdict(record),
             comparison=_comparison(record),
@@ -240,7 +245,7 @@ def _confusion(record: SweepRecord) -> Markup | None:
     if not tables:
         return None
     label = f"Confusion matrices on the test split: {', '.join(tables)}"
-    return svg(confusion_figure(tables), "confusion", label)
+    return svg(confusion_figure(tables, record.classes), "confusion", label)
 
 
 def _roc(record: SweepRecord) -> Markup | None:

@@ -218,6 +218,7 @@ class SweepRecord:
         savings: what filters and early stops saved; None if no candidate was trained to the end.
         trade_offs: the candidates with their scores under attack; empty if none was attacked.
         command: shell commands that repeat the sweep; empty if they are not known.
+        classes: the names of the classes in the order of the labels; empty if they have none.
     """
 
     name: str
@@ -246,6 +247,7 @@ class SweepRecord:
     savings: Savings | None = None
     trade_offs: list[TradeOff] = field(default_factory=list)
     command: str = ""
+    classes: Sequence[str] = ()
 
     @property
     def front(self) -> list[TradeOff]:
@@ -347,6 +349,7 @@ def sweep_record(
     software: Mapping[str, str],
     started: float,
     standing: StandingChampion | None,
+    classes: Sequence[str] = (),
 ) -> SweepRecord:
     """Build the record of a sweep.
 
@@ -363,6 +366,7 @@ def sweep_record(
         software: versions and hardware.
         started: when the run began, in seconds since the epoch.
         standing: the champion in MLflow's registry when the run began.
+        classes: the names of the classes in the order of the labels, if they have some.
     """
     results = [c.result for c in candidates if c.result is not None]
     spent = _time_spent(started, results, tuning, _full_trainings(comparison), attack=robustness)
@@ -393,6 +397,7 @@ def sweep_record(
         savings=_savings(candidates),
         trade_offs=_trade_offs(candidates, comparison.champion),
         command=_command(settings, generations),
+        classes=classes,
     )
 
 
@@ -659,7 +664,7 @@ def _notes(
     """Return the facts that a reader needs to judge the numbers."""
     notes = [
         "All seeds share one split of one data set: p is about the randomness of training, not "
-        "about the choice of test images."
+        "about the choice of test samples."
     ]
     if settings.training.function:
         notes = [

@@ -37,7 +37,7 @@ def verdict(record: SweepRecord) -> str:
     accuracy = mean_and_deviation(_learned(record))
     guess = "of always naming the most frequent class"
     if record.guessing.highest is not None:
-        guess = "that a network can expect which looks at no image"
+        guess = "that a network can expect which looks at no sample"
     return (
         f"The champion learned nothing: its test {score} of {accuracy} % is not "
         f"significantly above the {100 * record.guessing.to_beat:.2f} % {guess}. "

@@ -23,6 +23,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from taylorglo.errors import InputError, ServiceError
 from taylorglo.loss.filters import Verdict, all_of
+from taylorglo.loss.polynomial import check_classes
 from taylorglo.results import Candidate, Evaluation
 from taylorglo.scores import words
 from taylorglo.search.database import (
@@ -98,6 +99,7 @@ class Search:
         """
         self.settings = settings
         self.study = name
+        check_classes(num_classes, "num_classes")
         self.space = Space.of(settings, num_classes)
         self._num_classes = num_classes
         self._seed = seed

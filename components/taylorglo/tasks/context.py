@@ -42,6 +42,7 @@ class Sweep(Record):
         run_id: id of the parent run in MLflow; empty without MLflow.
         started: when the run began, in seconds since the epoch.
         standing: the champion of MLflow's model registry when the run began, if there is one.
+        classes: the names of the classes in the order of the labels; empty if they have none.
     """
 
     settings: SweepSettings
@@ -57,6 +58,7 @@ class Sweep(Record):
     run_id: str
     started: float
     standing: StandingChampion | None = None
+    classes: tuple[str, ...] = ()
 
     def write(self, path: str | Path, content: Any = None) -> None:
         """Write the context as JSON, with the results that a task passes on.

@@ -117,6 +117,7 @@ def open_sweep(
         last=last,
         shards=shards,
         num_classes=description.num_classes,
+        classes=description.classes,
         fingerprint=description.fingerprint,
         provenance=description.provenance,
         guessing=description.guessing,

@@ -72,6 +72,7 @@ def run(
         provenance=dataset.provenance,
         guessing=dataset.guessing,
         features=dataset.features,
+        classes=dataset.classes,
     )
     write_json(description_path, description)
 

@@ -90,6 +90,12 @@ def answers_of(comparison_path: str, loss: str) -> Counts | None:
     return answers([training for training in trainings if training.contender.name == loss])
 
 
+def classes_of(comparison_path: str) -> list[str]:
+    """Return the names of the classes in the order of the labels; numbers if they have none."""
+    sweep, _ = read_json(comparison_path, Passed[Comparison]).both
+    return [*sweep.classes] or [str(label) for label in range(sweep.num_classes)]
+
+
 def program_of(path: Path) -> str:
     """Return a saved loss as a Python program, without a need for PyTorch."""
     saved = parse_json(path.read_bytes())
@@ -135,6 +141,7 @@ def write_report(
         software=software(),
         started=sweep.started,
         standing=sweep.standing,
+        classes=sweep.classes,
     )
     page.write_text(render(record))
     sweep.store.upload(page, layout.report(sweep.settings.name))

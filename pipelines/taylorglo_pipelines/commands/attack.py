@@ -257,11 +257,11 @@ def _check_finite(network: "nn.Module", dataset: "Dataset", weights: str) -> Non
             logits = network(images)
     except Exception as error:
         raise InputError(
-            f"{weights}: the network does not take a batch of {len(images)} images of shape "
+            f"{weights}: the network does not take a batch of {len(images)} samples of shape "
             f"{tuple(images.shape[1:])}: {first_line(error)}"
         ) from None
     if isinstance(logits, torch.Tensor) and not logits.isfinite().all():
-        raise InputError(f"{weights}: the network returns NaN or infinite logits for test images")
+        raise InputError(f"{weights}: the network returns NaN or infinite logits for test samples")
 
 
 def _table(attacked: Attacked) -> str:
@@ -276,7 +276,7 @@ def _table(attacked: Attacked) -> str:
         lines.append(f"{attack_name:24}{cells}".rstrip())
     means = {name: fmean(by_strength) for name, by_strength in attacked.corruptions.items()}
     corrupted = ", ".join(f"{name} {mean:.2%}" for name, mean in means.items())
-    lines.append("each attack gets the images that those above it left")
+    lines.append("each attack gets the samples that those above it left")
     most_frequent = f"{100 * attacked.most_frequent_class:.2f} %"
     lines.append(
         f"epsilon: {attacked.epsilon_unit}; always the most frequent class: {most_frequent}"

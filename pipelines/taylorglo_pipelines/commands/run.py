@@ -1,8 +1,9 @@
 """``taylorglo run``: a sweep on this machine."""
 
+import math
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
@@ -51,7 +52,8 @@ def command(
 
     places = run(settings, runner, terminal)
     if as_json:
-        echo_json(_document(settings, places))
+        named = {**_places(settings, places), "log": str(places.log)}
+        echo_json(document(_result(settings, places), named))
     elif quiet:
         result = _result(settings, places)
         click.echo(f"{result.table}\n\n{result.verdict}")
@@ -81,10 +83,47 @@ def _result(settings: "Config", places: "Places") -> "SweepResult":
     return result
 
 
-def _document(settings: "Config", places: "Places") -> dict[str, object]:
-    """Return the result of a run as JSON values, with the places of all that it wrote."""
-    result = _result(settings, places).to_json()
-    return {**result, "places": {**_places(settings, places), "log": str(places.log)}}
+def document(result: "SweepResult", places: Mapping[str, str]) -> dict[str, object]:
+    """Return the result of a run as JSON values: the comparison as rows of numbers, not as a table.
+
+    Args:
+        result: of the run.
+        places: where it wrote what.
+    """
+    values = result.to_json()
+    del values["table"]
+    return {**values, "losses": _rows(result), "places": dict(places)}
+
+
+def _rows(result: "SweepResult") -> list[dict[str, object]]:
+    """Return the rows of the comparison; differences and tests are against the champion."""
+    from taylorglo.stats import finite, holm, welch
+
+    scores = [[math.nan if s is None else s for s in row.scores] for row in result.losses]
+    means = [float(finite(row).mean()) if finite(row).size else math.nan for row in scores]
+    deviations = [
+        float(finite(row).std(ddof=1)) if finite(row).size > 1 else math.nan for row in scores
+    ]
+    # The champion comes first. A baseline that it is itself is not compared with it.
+    compared = [row.loss not in ("champion", result.champion.baseline) for row in result.losses]
+    tests = [
+        welch(scores[0], row) if other else math.nan
+        for row, other in zip(scores, compared, strict=True)
+    ]
+    p_values = [p if math.isfinite(p) else None for p in tests]
+    adjusted = holm(p_values)
+    return [
+        {
+            **row.to_json(),
+            "n": int(finite(scores[index]).size),
+            "mean": means[index],
+            "standard_deviation": deviations[index],
+            "difference": means[index] - means[0] if compared[index] else None,
+            "p": p_values[index],
+            "p_holm": adjusted[index],
+        }
+        for index, row in enumerate(result.losses)
+    ]
 
 
 def _places(settings: "Config", places: "Places") -> dict[str, str]:

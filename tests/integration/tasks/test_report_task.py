@@ -5,14 +5,16 @@ Time spans are in seconds after the start of the sweep.
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
-from small_sweeps import begin_generation, evaluation, full_training
+from small_sweeps import begin_generation, changed, evaluation, full_training
 
 from taylorglo.report.record import SweepRecord, sweep_record
 from taylorglo.results import Champion, Comparison, Robustness, RobustnessRow
 from taylorglo.tasks.context import Sweep
+from taylorglo.tasks.report import classes_of
 
 Spans = list[tuple[float, float]]
 
@@ -74,3 +76,21 @@ def test_p_values_and_groups(sweep: Sweep) -> None:
         ("cross-entropy", pytest.approx(1.0)),  # of the same accuracies
     ]
     assert [row.accuracies for row in record.tuning] == [[0.6, 0.6]]
+
+
+def test_the_names_of_the_classes_are_those_of_the_data_or_else_numbers(
+    sweep: Sweep, tmp_path: Path
+) -> None:
+    compared = Comparison(
+        champion=Champion(theta=[1.0] * 8, order=3, fitness=0.5, generation=1, trial=0),
+        finalists=[],
+        trainings=[],
+        standing=[],
+        complete=True,
+    )
+    path = tmp_path / "comparison"
+    sweep.write(path, compared)
+    assert classes_of(str(path)) == [str(digit) for digit in range(10)]
+    names = [f"digit {digit}" for digit in range(10)]
+    changed(sweep, classes=names).write(path, compared)
+    assert classes_of(str(path)) == names

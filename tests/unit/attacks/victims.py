@@ -20,7 +20,9 @@ def fashion() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return 6 000 training images with labels, and 1 000 test images with labels."""
     if not ROOT.is_dir():
         pytest.skip("needs Debian's package dataset-fashion-mnist")
-    train, test = read_published("fashion-mnist", ROOT, False)
+    source = read_published("fashion-mnist", ROOT, False)
+    train, test = source.train, source.test
+    assert test is not None
     images, labels = scaled(train.images[:6000]), train.labels[:6000]
     return images, labels, scaled(test.images[:1000]), test.labels[:1000]
 

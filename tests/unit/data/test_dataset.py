@@ -385,6 +385,7 @@ def test_fashion_mnist_of_debian_is_the_real_one() -> None:
     with gzip.open(FASHION_MNIST / f"{IDX_FILES[2]}.gz") as file:
         test_images = np.frombuffer(file.read(), np.uint8, offset=16).reshape(10000, 1, 28, 28)
     assert np.array_equal(dataset.test.images.numpy(), test_images)
+    assert dataset.classes[0] == "T-shirt/top"
     # The values in common use are 0.2860 and 0.3530.
     assert dataset.mean[0] == pytest.approx(0.286, abs=0.005)
     assert dataset.std[0] == pytest.approx(0.353, abs=0.005)
@@ -431,6 +432,7 @@ def cifar(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 def test_cifar_is_read_through_torchvision(cifar: Cifar) -> None:
     dataset = load(cifar.name, cifar.folder.parent)
     *train, test = cifar.parts
+    assert dataset.classes == tuple(map(str, range(dataset.num_classes)))
     assert dataset.image_shape == (3, 32, 32)
     assert np.array_equal(dataset.test.images.numpy(), test.images)
     assert np.array_equal(dataset.test.labels.numpy(), test.labels)

@@ -130,7 +130,7 @@ def test_an_epoch_shows_every_image_once(search_digits: Dataset, record: Record)
 def test_a_batch_larger_than_the_data_is_refused(search_digits: Dataset) -> None:
     train = search_digits.train
     few = replace(search_digits, train=Split(train.images[:63], train.labels[:63]))
-    message = r"^training\.batch_size: 64 is more than the 63 training images$"
+    message = r"^training\.batch_size: 64 is more than the 63 training samples$"
     with pytest.raises(InputError, match=message):
         evaluated(GOOD, 1, few, sweep())
     assert evaluated(GOOD, 1, few, sweep(training={"batch_size": 63}, steps=3)).status == "ok"

@@ -1,6 +1,7 @@
 """The classic losses against formulas of their own, at extreme logits, and in their limits."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -310,3 +311,22 @@ def test_losses_print_their_parameters() -> None:
     assert repr(GeneralisedCrossEntropy(0.5)) == "GeneralisedCrossEntropy(q=0.5)"
     assert repr(SymmetricCrossEntropy(6, 0.1)) == "SymmetricCrossEntropy(alpha=6, beta=0.1)"
     assert repr(MeanAbsoluteError()) == "MeanAbsoluteError()"
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: taylorglo.TaylorLoss([0.0] * 8, "3"),  # type: ignore[arg-type]
+        lambda: taylorglo.TaylorLoss([0.0] * 8, 3, classes="10"),  # type: ignore[arg-type]
+        lambda: taylorglo.load_loss("zoo:digits", ignore_index="1"),  # type: ignore[arg-type]
+        lambda: taylorglo.load_loss("zoo:digits", label_smoothing="0.1"),  # type: ignore[arg-type]
+        lambda: taylorglo.CrossEntropy("0.1"),  # type: ignore[arg-type]
+        lambda: taylorglo.GeneralisedCrossEntropy("0.7"),  # type: ignore[arg-type]
+        lambda: taylorglo.SymmetricCrossEntropy(alpha="0.1"),  # type: ignore[arg-type]
+        lambda: taylorglo.learning_drive([0.0] * 8, "10"),  # type: ignore[arg-type]
+        lambda: taylorglo.label_smoothed([0.0] * 8, "0.1", 10),  # type: ignore[arg-type]
+    ],
+)
+def test_a_text_in_place_of_a_number_is_refused_in_one_line(call: Callable[[], object]) -> None:
+    with pytest.raises(InputError, match=r"should be [^\n]+ '(3|10|1|0\.1|0\.7)'$"):
+        call()

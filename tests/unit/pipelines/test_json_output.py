@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from io import BytesIO
@@ -17,6 +18,7 @@ from taylorglo.services.memo import RunState, read_result, write_result
 from taylorglo.services.storage import FolderStore
 from taylorglo.settings import SweepSettings
 from taylorglo_pipelines.cli import COMMANDS, main
+from taylorglo_pipelines.commands.run import document
 
 CONFIG = str(Path(__file__).parents[3] / "pipelines" / "configs" / "digits.yaml")
 
@@ -123,6 +125,32 @@ def test_gc_lists_what_it_would_delete(
     document = printed(capsys, "gc")
     assert (document["deleted"], document["items"]) == (False, [])
     assert "one: unfinished, so all of its files are kept" in document["remarks"]
+
+
+def test_the_document_of_a_run_has_numbers_and_no_table() -> None:
+    from scipy.stats import ttest_ind
+
+    scores = {"champion": [0.9, 0.92], "Baikal": [0.8, 0.84], "cross-entropy": [0.9, None]}
+    losses = [
+        LossResult(loss=loss, learning_rate=0.1, label_smoothing=0, scores=values)
+        for loss, values in {**scores, "squared error": [0.7, 0.71]}.items()
+    ]
+    champion = Champion(
+        theta=[1.0] * 8, order=3, fitness=0.5, generation=1, trial=None, baseline="squared error"
+    )
+    finished = result("one", [0.9, 0.92], losses=losses, champion=champion)
+    shown = document(finished, {"report": "store/one/report.html"})
+    assert "table" not in shown
+    assert shown["places"] == {"report": "store/one/report.html"}
+    first, baikal, incomplete, itself = shown["losses"]  # type: ignore[misc]
+    assert (first["mean"], first["n"], first["difference"]) == (pytest.approx(0.91), 2, None)
+    p_value = ttest_ind([0.9, 0.92], [0.8, 0.84], equal_var=False).pvalue
+    assert baikal["scores"] == [0.8, 0.84]
+    assert baikal["difference"] == pytest.approx(-0.09)
+    # The only test: a training of another loss has no score, and the fourth loss is the champion.
+    assert baikal["p"] == baikal["p_holm"] == pytest.approx(p_value)
+    assert (incomplete["n"], incomplete["p"]) == (1, None)
+    assert (itself["difference"], itself["p"]) == (None, None)
 
 
 def test_compile_tells_the_sizes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -276,6 +304,34 @@ class TestCompletion:
 
     def test_another_shell_is_refused(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert "'tcsh' is not one of 'bash', 'zsh', 'fish'" in refused(capsys, "completion", "tcsh")
+
+
+@pytest.mark.parametrize(
+    ("target", "variable"), [("ui", "UI_PORT"), ("dashboard", "DASHBOARD_PORT")]
+)
+def test_a_port_that_is_in_use_is_one_line_that_names_the_variable(
+    target: str, variable: str, tmp_path: Path
+) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "study.db").touch()
+    # The set-up counts as done already.
+    done = [
+        word for name in ("installed", "installed-dashboard") for word in ("-o", f".venv/.{name}")
+    ]
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        words = [f"{variable}={port}", f"BIN={Path(sys.executable).parent}"]
+        made = subprocess.run(
+            ["make", "-f", str(Path(CONFIG).parents[2] / "Makefile"), *done, target, *words],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert made.returncode == 2
+    line, _ = made.stderr.splitlines()  # the second one is of make itself
+    assert line.startswith(f"port {port} of 127.0.0.1 is in use")
+    assert line.endswith(f"take another one: make {target} {variable}={port + 1}")
 
 
 def test_optunas_dashboard_shows_a_search_with_its_names(tmp_path: Path) -> None:

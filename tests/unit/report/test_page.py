@@ -547,3 +547,7 @@ def test_confusion_and_roc_are_drawn_if_the_answers_are_known() -> None:
     assert "area under the curve: champion 0.8500, cross-entropy 0.8500" in page
     assert "Confusion matrices on the test split: champion, cross-entropy" in page
     assert "Confusion" not in default_page()
+    named = dataclasses.replace(base, comparison=rows, num_classes=2, classes=("cat", "dog $x$"))
+    assert ">cat<" in render(named)
+    assert ">dog $x$<" in render(named)
+    assert ">cat<" not in page

@@ -130,7 +130,7 @@ def test_a_champion_has_to_beat_the_best_guesses_of_macro_f1() -> None:
     assert beats_guessing(record(accuracy=0.15, guessing=guessing, settings=macro))
     assert verdict(lost).startswith(
         "The champion learned nothing: its test macro F1 of 11.00 ± 0.16 % is not significantly "
-        "above the 10.00 % that a network can expect which looks at no image. "
+        "above the 10.00 % that a network can expect which looks at no sample. "
     )
     assert table(lost).splitlines()[-1].split()[5:8] == ["-", "5.71", "-"]
 

@@ -184,7 +184,7 @@ def test_a_network_that_cannot_be_stacked(digits: Dataset, model: str) -> None:
 
 def test_a_batch_that_is_larger_than_the_data(digits: Dataset) -> None:
     few = replace(digits, train=Split(digits.train.images[:31], digits.train.labels[:31]))
-    message = r"^training\.batch_size: 32 is more than the 31 training images$"
+    message = r"^training\.batch_size: 32 is more than the 31 training samples$"
     with pytest.raises(InputError, match=message):
         planned(few, "mlp")
     assert planned(few, "mlp", batch_size=31).engine == "fused"

@@ -198,8 +198,9 @@ def _pgd(own: Problem, objective: str) -> Tensor:
 
 
 def _pushed(own: Problem) -> Tensor:
-    """Return the points of PGD that does not stop at the boundary, as only those far beyond it
-    fool another network, too.
+    """Return where PGD on cross-entropy leads if it does not stop at the boundary.
+
+    Points that are just beyond it fool no other network.
     """
     point, step = own.images, 2.5 / _STEPS * own.ball.epsilon
     for _ in range(_STEPS):

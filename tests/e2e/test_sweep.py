@@ -264,7 +264,7 @@ def test_an_attack_on_the_champion_starts_from_its_test_accuracy(
     assert remark == "each attack gets the samples that those above it left"
     assert "always the most frequent class: 10.22 %" in unit
     assert re.fullmatch(
-        r"corrupted images, mean of five strengths: noise [\d.]+ %, blur [\d.]+ %, contrast "
+        r"corrupted samples, mean of five strengths: noise [\d.]+ %, blur [\d.]+ %, contrast "
         r"[\d.]+ %",
         corrupted,
     )

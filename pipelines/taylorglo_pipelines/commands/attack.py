@@ -283,7 +283,7 @@ def _table(attacked: Attacked) -> str:
     )
     means = {name: fmean(by_strength) for name, by_strength in attacked.corruptions.items()}
     corrupted = ", ".join(f"{name} {100 * mean:.2f} %" for name, mean in means.items())
-    lines.append(f"corrupted images, mean of five strengths: {corrupted}")
+    lines.append(f"corrupted samples, mean of five strengths: {corrupted}")
     return "\n".join([*lines, *(f"suspect: {sentence}" for sentence in attacked.suspicions)])
 
 

@@ -20,7 +20,7 @@ from taylorglo.attacks.contract import (
     looked_at,
 )
 from taylorglo.attacks.gradient import start
-from taylorglo.attacks.objectives import likeliest_targets, targeted_dlr, untargeted
+from taylorglo.attacks.objectives import targeted_dlr, targets_of, untargeted
 from taylorglo.attacks.problem import Ascent, Finds, Found, Objective, Problem, ascent, problem
 
 OBJECTIVES = ("ce", "dlr", "targeted-dlr")
@@ -71,11 +71,14 @@ def apgd(
     with evaluating(model):
         logits = looked_at(model, images, labels)
         found.note(images, fooled(logits, labels))
-        for part in rounds(objective, restarts, logits.shape[1]):
+        for rank, restart in rounds(objective, restarts, logits.shape[1]):
             if not len(found.left):
                 break
             seen = looked_at(model, found.left.images, found.left.labels)
-            again = apgd_found(found.left, seen, part, steps=steps, objective=objective)
+            ranks = torch.full_like(found.left.labels, rank)
+            again = apgd_found(
+                found.left, seen, ranks, restart=restart, steps=steps, objective=objective
+            )
             found.keep(again.images)
             found.note(again.images, again.fooled)
     return found.all.images
@@ -91,18 +94,33 @@ def rounds(objective: str, restarts: int, classes: int) -> list[tuple[int, int]]
 
 
 def apgd_found(
-    own: Problem, clean: Tensor, part: tuple[int, int], *, steps: int, objective: str
+    own: Problem, clean: Tensor, ranks: Tensor, *, steps: int, objective: str, restart: int = 0
 ) -> Found:
-    """Return what one of the :func:`rounds` finds; ``clean`` are the logits of the images.
+    """Return what a start finds, and with targets the one towards the target of a rank.
 
     An image is left alone from the first point on that is misclassified.
+
+    Args:
+        own: the images and their balls.
+        clean: the logits of the images, (N, n).
+        ranks: of the targets, (N,); 0 is the likeliest. Without targets they mean nothing.
+        steps: number of gradient steps.
+        objective: one of ``OBJECTIVES``.
+        restart: number of the start.
     """
-    rank, restart = part
     if objective == "targeted-dlr":
-        own = own.towards(likeliest_targets(clean, own.labels, rank + 1)[:, rank])
-        # Other targets start at other points.
-        return _walk(own, targeted_dlr, steps, start(own, 1 + restart, f"target {rank}"))
+        own = own.towards(targets_of(clean, own.labels, ranks))
+        return _walk(own, targeted_dlr, steps, _starts(own, ranks, restart))
     return _walk(own, untargeted(objective), steps, start(own, 1 + restart, objective))
+
+
+def _starts(own: Problem, ranks: Tensor, restart: int) -> Tensor:
+    """Return where the images begin: for other targets at other points."""
+    points = torch.empty_like(own.images)
+    for rank in ranks.unique().tolist():
+        mine = ranks == rank
+        points[mine] = start(own.take(mine), 1 + restart, f"target {rank}")
+    return points
 
 
 @dataclass
@@ -136,7 +154,7 @@ class _Path:
     halved: Tensor
 
     @classmethod
-    def begin(cls, point: Tensor, here: Ascent, epsilon: float) -> "_Path":
+    def begin(cls, point: Tensor, here: Ascent, epsilon: Tensor) -> "_Path":
         """Return the path at its beginning, where the steps have the size 2 epsilon."""
         value, gradient = here.value, here.gradient
         return cls(
@@ -147,14 +165,14 @@ class _Path:
             best=point.clone(),
             best_gradient=gradient.clone(),
             best_value=value,
-            size=torch.full_like(value, 2 * epsilon),
+            size=2 * epsilon,
             rises=torch.zeros_like(value),
             best_value_before=value,
             halved=torch.zeros_like(value, dtype=torch.bool),
         )
 
     def take(self, kept: Tensor) -> "_Path":
-        """Return the path of some of the images."""
+        """Return the path of some of the images, by their places."""
         return _Path(*(getattr(self, field.name)[kept] for field in fields(self)))
 
     def move(self, own: Problem, momentum: float) -> None:
@@ -171,10 +189,10 @@ class _Path:
         """Note the objective at the new point."""
         self.rises = self.rises + (here.value > self.value)
         self.value, self.gradient = here.value, here.gradient
-        better = self.value > self.best_value
+        better = (self.value > self.best_value).nonzero().squeeze(1)
         self.best[better] = self.point[better]
         self.best_gradient[better] = self.gradient[better]
-        self.best_value = torch.where(better, self.value, self.best_value)
+        self.best_value = self.best_value.index_copy(0, better, self.value[better])
 
     def check(self, interval: int) -> None:
         """Halve the steps of images that make no progress, and go back to their best points."""

@@ -6,6 +6,7 @@ the largest change of a feature in its unit, in l2 the root of the sum of square
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -31,19 +32,30 @@ class Ball:
 
     Attributes:
         images: the centres, (N, ...).
-        epsilon: the radius.
+        epsilon: the radius of each, (N,).
         norm: "linf" or "l2".
         unit: of epsilon for data without pixels; it broadcasts to an image.
     """
 
     images: Tensor
-    epsilon: float
+    epsilon: Tensor
     norm: str
     unit: Tensor | None
 
+    @classmethod
+    def around(cls, images: Tensor, epsilon: float, norm: str, unit: Tensor | None) -> "Ball":
+        """Return balls that all have the same radius."""
+        return cls(images, images.new_full((len(images),), epsilon), norm, unit)
+
     def take(self, index: Tensor) -> "Ball":
         """Return the balls of some images, by their places or by a mask."""
-        return Ball(self.images[index], self.epsilon, self.norm, self.unit)
+        return Ball(self.images[index], self.epsilon[index], self.norm, self.unit)
+
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """The least and the largest values of the balls in l-infinity, each (N, ...)."""
+        radius = self.scaled(over_samples(self.epsilon, self.images))
+        return self.within_range(self.images - radius), self.within_range(self.images + radius)
 
     def project(self, points: Tensor) -> Tensor:
         """Return points of the ball near others: the nearest ones, but for l2 with pixels.
@@ -51,14 +63,11 @@ class Ball:
         There the length is cut first and the pixels then, as all published attacks do it.
         """
         if self.norm == "linf":
-            radius = self.scaled(torch.full_like(points[:1], self.epsilon))
-            points = torch.clamp(points, self.images - radius, self.images + radius)
-        else:
-            change = points - self.images
-            length = euclidean(self.unscaled(change))
-            factor = (self.epsilon / length.clamp(min=TINY)).clamp(max=1)
-            points = self.images + over_samples(factor, change) * change
-        return self.within_range(points)
+            return torch.clamp(points, *self._ends)
+        change = points - self.images
+        length = euclidean(self.unscaled(change))
+        factor = (self.epsilon / length.clamp(min=TINY)).clamp(max=1)
+        return self.within_range(self.images + over_samples(factor, change) * change)
 
     def within_range(self, points: Tensor) -> Tensor:
         """Return points with pixels cut to [0, 1]."""

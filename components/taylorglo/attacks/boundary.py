@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taylorglo.attacks.ball import TINY, Ball, over_samples
 from taylorglo.attacks.contract import Network, check_counts, evaluating, fooled, looked_at
-from taylorglo.attacks.objectives import difference, likeliest_targets, margin
+from taylorglo.attacks.objectives import difference, margin, targets_of
 from taylorglo.attacks.problem import Found, Problem, ascent, problem
 
 MOST_TARGETS = 9  # as in AutoAttack
@@ -60,7 +60,7 @@ def fab(
         clean = looked_at(model, images, labels)
         least[fooled(clean, labels)] = 0
         for rank in range(min(targets, clean.shape[1] - 1)):
-            found = fab_found(own, clean, rank, steps=steps)
+            found = fab_found(own, clean, torch.full_like(labels, rank), steps=steps)
             size = own.ball.size(found.images)
             closer = found.fooled & (size < least) & (size <= epsilon)
             attacked[closer] = found.images[closer]
@@ -68,18 +68,18 @@ def fab(
     return attacked
 
 
-def fab_found(own: Problem, clean: Tensor, rank: int, *, steps: int) -> Found:
-    """Return the nearest misclassified images on the way to the target of a rank, at any distance.
+def fab_found(own: Problem, clean: Tensor, ranks: Tensor, *, steps: int) -> Found:
+    """Return the nearest misclassified images on the way to a target, at any distance.
 
     An image is left alone from the first misclassified point within epsilon on.
 
     Args:
         own: the images and their balls.
         clean: the logits of the images, (N, n).
-        rank: of the target; 0 is the likeliest of the other classes.
+        ranks: of the targets, (N,); 0 is the likeliest of the other classes.
         steps: number of gradient steps.
     """
-    own = own.towards(likeliest_targets(clean, own.labels, rank + 1)[:, rank])
+    own = own.towards(targets_of(clean, own.labels, ranks))
     every = torch.arange(len(own), device=own.labels.device)
     nearest = _Nearest(own)
     left, places, point = own, every, own.images
@@ -87,10 +87,11 @@ def fab_found(own: Problem, clean: Tensor, rank: int, *, steps: int) -> Found:
         new = _step(left, point)
         broken = fooled(looked_at(own.network, new, left.labels), left.labels)
         nearest.update(places, new, broken, left.ball.size(new))
-        kept = nearest.size[places] > own.ball.epsilon
+        kept = nearest.size[places] > left.ball.epsilon
         back = left.images + _BACK * (new - left.images)
         point = torch.where(over_samples(broken, new), back, new)
         if not bool(kept.all()):
+            kept = kept.nonzero().squeeze(1)
             left, places, point = left.take(kept), places[kept], point[kept]
         if not len(places):
             break
@@ -166,18 +167,20 @@ def _to_plane(ball: Ball, points: Tensor, gradient: Tensor, rise: Tensor) -> Ten
     slope = ball.scaled(gradient)
     direction = slope.sign() * over_samples(rise.sign(), slope)
     slope, rise = slope.abs(), rise.abs()
-    speed = torch.ones_like(slope) if ball.norm == "linf" else slope
+    speed = torch.ones_like(slope[:1]) if ball.norm == "linf" else slope
     gain = slope * speed
     radius = rise / (gain.flatten(1).sum(dim=1) + 1e-38)
     if ball.unit is not None:
         return ball.scaled(direction * speed * over_samples(radius, slope))
-    room = torch.where(direction > 0, 1 - points, points)
+    # From 1 if the direction is upwards, else from 0.
+    room = (direction.clamp(min=0) - points).abs()
     for _ in range(_MOST_CORRECTIONS):
         change = speed * over_samples(radius, slope)
         missing = rise - (slope * change.minimum(room)).flatten(1).sum(dim=1)
         if bool((missing <= 1e-5 * rise).all()):
             break
-        steepness = torch.where(change < room, gain, 0.0).flatten(1).sum(dim=1)
+        # The sign is 1 where there is room. A choice by a mask would take ten times as long.
+        steepness = (gain * (room - change).sign().clamp(min=0)).flatten(1).sum(dim=1)
         more = missing.clamp(min=0) / steepness.clamp(min=1e-38)
         # At the end of the range of all pixels, nothing can be raised any more.
         radius = torch.where(steepness > 0, radius + more, radius)

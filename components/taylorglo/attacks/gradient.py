@@ -3,6 +3,7 @@
 FGSM: Goodfellow et al. 2015 (arXiv 1412.6572). PGD: Madry et al. 2018 (arXiv 1706.06083).
 """
 
+import torch
 from torch import Tensor
 
 from taylorglo.attacks.ball import euclidean, over_samples
@@ -118,9 +119,6 @@ def pgd_found(
     An image is left alone from the first point on that is misclassified.
     """
     ascended = untargeted(objective)
-    if size is None:
-        # So that every corner is within reach (Madry et al. 2018).
-        size = 2.5 * own.ball.epsilon / steps
     found = Finds(own)
     point = start(own, restart)
     for _ in range(steps):
@@ -132,7 +130,9 @@ def pgd_found(
         # Nothing is copied if no image was broken, as in most steps.
         gradient = here.gradient if kept is None else here.gradient[kept]
         point = point if kept is None else point[kept]
-        point = ball.project(point + size * ball.steepest(gradient))
+        # So that every corner is within reach (Madry et al. 2018).
+        length = 2.5 / steps * ball.epsilon if size is None else torch.full_like(ball.epsilon, size)
+        point = ball.project(point + over_samples(length, point) * ball.steepest(gradient))
     found.keep(point)
     found.note(point, fooled(looked_at(own.network, point, found.left.labels), found.left.labels))
     return found.all
@@ -156,10 +156,11 @@ def start(own: Problem, restart: int, purpose: str = "") -> Tensor:
         length = own.draws.uniform(f"{name}, length", ()).to(own.images) ** (1 / dimensions)
         change = own.draws.normal(name, shape).to(own.images)
         change = over_samples(length / euclidean(change), change) * change
-    return ball.project(own.images + ball.scaled(ball.epsilon * change))
+    return ball.project(own.images + ball.scaled(over_samples(ball.epsilon, change) * change))
 
 
 def _one_step(own: Problem) -> Tensor:
     gradient = ascent(own, own.images, untargeted("ce")).gradient
     ball = own.ball
-    return ball.within_range(own.images + ball.epsilon * ball.steepest(gradient))
+    step = over_samples(ball.epsilon, gradient) * ball.steepest(gradient)
+    return ball.within_range(own.images + step)

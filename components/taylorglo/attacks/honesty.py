@@ -78,7 +78,7 @@ def suspicions(
         draws = Draws(seed, len(index))
 
         def at(radius: float) -> Problem:
-            return Problem(network, classes, Ball(own, radius, norm, unit), draws)
+            return Problem(network, classes, Ball.around(own, radius, norm, unit), draws)
 
         furthest = 1.0 if unit is None else 100.0
         if norm == "l2":

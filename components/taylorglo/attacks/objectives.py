@@ -74,6 +74,18 @@ def likeliest_targets(logits: Tensor, labels: Tensor, most: int) -> Tensor:
     return others.topk(min(most, logits.shape[1] - 1), dim=1).indices
 
 
+def targets_of(logits: Tensor, labels: Tensor, ranks: Tensor) -> Tensor:
+    """Return for each sample the class to attack towards, (N,).
+
+    Args:
+        logits: of the images before the attack, (N, n).
+        labels: the true classes, which are no targets.
+        ranks: of the targets, (N,), below n - 1; 0 is the likeliest.
+    """
+    targets = likeliest_targets(logits, labels, int(ranks.max()) + 1)
+    return _of(targets, ranks)
+
+
 def untargeted(name: str) -> Objective:
     """Return an objective without targets by its name among ``UNTARGETED``."""
     objective = UNTARGETED[name]

@@ -12,8 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taylorglo.attacks.ball import TINY, Ball
-from taylorglo.attacks.contract import Network, check_counts, evaluating, fooled, looked_at
+from taylorglo.attacks.ball import TINY, Ball, over_samples
+from taylorglo.attacks.contract import (
+    Network,
+    check_counts,
+    evaluating,
+    fooled,
+    logits_of,
+    looked_at,
+)
 from taylorglo.attacks.objectives import margin
 from taylorglo.attacks.problem import Finds, Found, Problem, problem
 
@@ -67,10 +74,11 @@ def square(
 def square_found(own: Problem, *, queries: int) -> Found:
     """Return what Square finds. An image is left alone as soon as it is misclassified."""
     search = _Search(own) if own.ball.norm == "linf" else _SearchL2(own)
-    for window in _windows(own, search.shape, queries):
-        search.query(window)
-        if not len(search.found.left):
-            break
+    with torch.no_grad():
+        for window in _windows(own, search.shape, queries):
+            search.query(window)
+            if not len(search.found.left):
+                break
     search.end()
     return search.found.all
 
@@ -94,7 +102,8 @@ def _windows(own: Problem, shape: tuple[int, int, int], queries: int) -> Iterato
     """Yield the rectangles of all queries: at one place in all images, as published."""
     _, height, width = shape
     generator = torch.Generator().manual_seed(own.draws.seed)
-    for number in range(queries):
+    draws = torch.rand(queries, 4, generator=generator).tolist()
+    for number, draw in enumerate(draws):
         part = _FIRST_PART / 2 ** sum(number * 10_000 > queries * h for h in _HALVINGS)
         side = max(1, round(math.sqrt(part * height * width)))
         rows, columns = min(side, height), min(side, width)
@@ -103,7 +112,6 @@ def _windows(own: Problem, shape: tuple[int, int, int], queries: int) -> Iterato
         if own.ball.norm == "l2":
             # Of three pixels at least, and odd.
             rows, columns = (min(n, max(3, k) | 1) for n, k in ((height, rows), (width, columns)))
-        draw = torch.rand(4, generator=generator).tolist()
         places = [
             slice(begin, begin + size)
             for u, size, most in zip(draw, (rows, columns) * 2, (height, width) * 2, strict=True)
@@ -124,16 +132,21 @@ class _Search:
         self._points = images.clone(memory_format=torch.contiguous_format)
         self._margin = torch.full_like(images.flatten(1)[:, 0], torch.inf)
         self._drawn = torch.empty(len(own), 0)
+        self._replaced = images  # what was in the squares of the last query
 
     def query(self, window: _Window) -> None:
         """Try a change in all images, and keep it where the margin became smaller."""
         proposed = self._proposed(window)
         left = self.found.left
-        logits = looked_at(left.network, proposed, left.labels)
+        look = logits_of if window.number == 0 else _unchecked
+        logits = look(left.network, proposed, left.labels)
         here = margin(logits, left.labels)
-        self._accept(proposed, here < self._margin, window)
+        # What is not a number is misclassified, and no larger than anything.
+        self._decide(proposed, here >= self._margin, window)
         self._margin = here.minimum(self._margin)
-        kept = self.found.note(proposed, fooled(logits, left.labels))
+        if bool((here > 0).all()):
+            return
+        kept = self.found.note(self._points, fooled(logits, left.labels))
         if kept is not None:
             self._points, self._margin = self._points[kept], self._margin[kept]
             self._drawn = self._drawn[kept.cpu()]
@@ -143,34 +156,39 @@ class _Search:
         if len(self.found.left):
             self.found.keep(self._points)
 
-    def _accept(self, proposed: Tensor, better: Tensor, window: _Window) -> None:
-        """Take over the proposals of some images."""
+    def _decide(self, proposed: Tensor, worse: Tensor, window: _Window) -> None:
+        """Take over the proposals, but those of some images."""
         if window.number == 0:
-            self._points = proposed.clone()
+            self._points = proposed.clone(memory_format=torch.contiguous_format)
             return
-        mine, new = self._spatial(self._points), self._spatial(proposed)
+        back = worse.nonzero().squeeze(1)
         rows, columns = window.place
-        mine[better, :, rows, columns] = new[better, :, rows, columns]
+        self._spatial(self._points)[back, :, rows, columns] = self._replaced[back]
 
     def _proposed(self, window: _Window) -> Tensor:
-        """Return images with another square each, or with stripes in the first query."""
+        """Return images with another square each, or with stripes in the first query.
+
+        The squares are written into the points themselves. Copies of all images would take longer
+        than the network does if it is small.
+        """
         ball = self.found.left.ball
         channels, _, width = self.shape
         if window.number == 0:
             # Vertical stripes, section 3.3 of the paper.
             stripes = self._signs("stripes", (channels, 1, width))
             change = stripes.expand(-1, *self.shape).reshape(ball.images.shape)
-            return ball.project(ball.images + ball.scaled(ball.epsilon * change))
+            change = over_samples(ball.epsilon, change) * change
+            return ball.project(ball.images + ball.scaled(change))
         signs = self._numbers(window.number, (channels, 1, 1))
         corners = self._corners(ball, signs, window)
-        proposed = self._points.clone()
-        rows, columns = window.place
-        self._spatial(proposed)[:, :, rows, columns] = corners
-        return proposed
+        square = self._spatial(self._points)[:, :, *window.place]
+        self._replaced = square.clone()
+        square.copy_(corners)
+        return self._points
 
     def _corners(self, ball: Ball, signs: Tensor, window: _Window) -> Tensor:
         rows, columns = window.place
-        change = ball.epsilon * signs
+        change = over_samples(ball.epsilon, signs) * signs
         if ball.unit is not None:
             unit = ball.unit.expand(ball.images.shape[1:])[None]
             change = change * self._spatial(unit)[:, :, rows, columns]
@@ -194,11 +212,10 @@ class _Search:
 class _SearchL2(_Search):
     """The search in l2: length goes from one square to another (section 3.4 of the paper)."""
 
-    def _accept(self, proposed: Tensor, better: Tensor, window: _Window) -> None:
-        if window.number == 0:
-            self._points = proposed.clone()
-        else:
-            self._points[better] = proposed[better]
+    def _decide(self, proposed: Tensor, worse: Tensor, window: _Window) -> None:
+        back = worse.nonzero().squeeze(1)
+        proposed[back] = self._points[back]
+        self._points = proposed
 
     def _proposed(self, window: _Window) -> Tensor:
         ball = self.found.left.ball
@@ -210,7 +227,8 @@ class _SearchL2(_Search):
         there = (slice(None), slice(None), *window.other)
         both = torch.zeros(self.shape[1:], device=change.device)
         both[window.place] = both[window.other] = 1
-        unused = (ball.epsilon**2 - _squares(change).sum(dim=1, keepdim=True)).clamp(min=0)
+        limit = over_samples(ball.epsilon, change)
+        unused = (limit**2 - _squares(change).sum(dim=1, keepdim=True)).clamp(min=0)
         available = _squares(change * both) + unused / self.shape[0]
         old = change[here] / (_squares(change[here]).sqrt() + TINY)
         pattern = _pattern(change[here].shape[2:], turned=window.number % 2 == 1).to(change)
@@ -234,8 +252,14 @@ class _SearchL2(_Search):
     def _at_radius(self, ball: Ball, change: Tensor) -> Tensor:
         """Return images with changes that are made as long as the ball allows."""
         length = _squares(change).sum(dim=1, keepdim=True).sqrt()
-        change = (change / (length + TINY) * ball.epsilon).reshape(ball.images.shape)
+        change = change / (length + TINY) * over_samples(ball.epsilon, change)
+        change = change.reshape(ball.images.shape)
         return ball.project(ball.images + ball.scaled(change))
+
+
+def _unchecked(network: Network, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the logits of a network whose first ones were checked."""
+    return network(images)
 
 
 def _squares(values: Tensor) -> Tensor:

@@ -8,11 +8,13 @@ most images for less.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from taylorglo.attacks import auto_pgd, boundary, gradient, squares
+from taylorglo.attacks.auto_pgd import MOST_TARGETS
 from taylorglo.attacks.ball import Ball
 from taylorglo.attacks.contract import (
     Network,
@@ -33,11 +35,15 @@ SUITES = {
 }
 WORST = "worst"
 
-_MOST_IMAGES = 256  # of a batch: larger ones are not faster on a CPU
+_MOST_IMAGES = 256  # of a batch: larger ones are not faster on a CPU, unless images are small
+_CACHED = 100_000  # numbers of a batch of small images
 _MOST_NUMBERS = 4_000_000  # of a batch of large images
 
-# A start or a target of an attack: from a problem and the logits of its images to what it finds.
-_Part = Callable[[Problem, Tensor], Found]
+# Cheap attacks, which are made at every radius, and not at the largest one first.
+_AT_EVERY_RADIUS = ("fgsm", "pgd-ce", "pgd-dlr")
+
+# From a problem, the logits of its images and the ranks of their targets to what is found.
+_Attack = Callable[[Problem, Tensor, Tensor], Found]
 
 
 @dataclass(frozen=True)
@@ -161,17 +167,44 @@ def withstood(
         check_counts(batch_size=strength.batch_size)
     names = SUITES[strength.suite]
     with evaluating(model):
-        campaign = _Campaign(model, images, labels, strength, unit)
-        accuracies: dict[str, dict[float, float]] = {name: {} for name in (*names, WORST)}
-        for epsilon in radii:
-            for name in names:
-                if epsilon > 0:
-                    campaign.attack(name, epsilon)
-                accuracies[name][epsilon] = campaign.accuracy(name, epsilon)
-            accuracies[WORST][epsilon] = accuracies[names[-1]][epsilon]
+        campaign = _Campaign(model, images, labels, strength=strength, unit=unit, radii=radii[1:])
+        for name in names:
+            campaign.attack(name)
+    accuracies = {name: campaign.accuracies(name, radii) for name in names}
+    accuracies[WORST] = dict(accuracies[names[-1]])
     return Withstood(
         accuracies, campaign.distances, campaign.by, campaign.predicted, campaign.nearest
     )
+
+
+class _Rows(NamedTuple):
+    """What is attacked at once: images, each of them once for every epsilon and every target.
+
+    Attributes:
+        images: their numbers, (N,).
+        epsilons: the radii of the balls, (N,).
+        ranks: of the targets, (N,); 0 is the likeliest.
+    """
+
+    images: Tensor
+    epsilons: Tensor
+    ranks: Tensor
+
+    def cut(self, begin: int, end: int) -> "_Rows":
+        return _Rows(*(values[begin:end] for values in self))
+
+
+class _Wave(NamedTuple):
+    """A part of an attack, after which the images that it broke are left out.
+
+    Attributes:
+        attack: from a problem, the logits of its images and the ranks of their targets to what it
+            finds.
+        ranks: of the targets that are attacked side by side.
+    """
+
+    attack: _Attack
+    ranks: Sequence[int] = (0,)
 
 
 class _Campaign:
@@ -182,18 +215,24 @@ class _Campaign:
         model: Network,
         images: Tensor,
         labels: Tensor,
+        *,
         strength: Strength,
         unit: Tensor | None,
+        radii: Sequence[float],
     ) -> None:
         self._model, self._images, self._labels = model, images, labels
-        self._strength, self._unit = strength, unit
-        fitting = max(1, min(_MOST_IMAGES, _MOST_NUMBERS // images[0].numel()))
-        self._batch_size = strength.batch_size or fitting
-        everyone = torch.arange(len(labels), device=labels.device)
+        self._strength, self._unit, self._radii = strength, unit, radii
+        numbers = images[0].numel()
+        fitting = min(max(_MOST_IMAGES, _CACHED // numbers), _MOST_NUMBERS // numbers)
+        self._batch_size = strength.batch_size or max(1, fitting)
+        every = torch.arange(len(labels), device=labels.device)
         logits: list[Tensor] = []
-        self._in_batches(
-            everyone, lambda batch: logits.append(looked_at(model, images[batch], labels[batch]))
-        )
+
+        def look(rows: _Rows) -> None:
+            batch = rows.images
+            logits.append(looked_at(model, images[batch], labels[batch]))
+
+        self._in_batches(_Rows(every, every, every), look)
         self._clean = torch.cat(logits)
         self.predicted = named(self._clean)
         right = ~fooled(self._clean, labels)
@@ -203,8 +242,6 @@ class _Campaign:
         self._distances = {name: clean.clone() for name in SUITES[strength.suite]}
         self.by = ["" if standing else "clean" for standing in right.tolist()]
         self.nearest = images.clone()
-        # FAB looks for the smallest perturbation, so it answers for larger balls at once.
-        self._followed = torch.zeros_like(right)
 
     @property
     def distances(self) -> Tensor:
@@ -217,75 +254,115 @@ class _Campaign:
         found = [self._distances[each] for each in names[: names.index(name) + 1]]
         return torch.stack(found).amin(dim=0)
 
-    def accuracy(self, name: str, epsilon: float) -> float:
-        """Return the part of all images that withstood an attack and those before it."""
-        return (self._until(name) > epsilon).double().mean().item()
+    def accuracies(self, name: str, radii: Sequence[float]) -> dict[float, float]:
+        """Return the part of all images that withstood an attack and those before it, by radius."""
+        least = self._until(name)
+        return {radius: (least > radius).double().mean().item() for radius in radii}
 
-    def attack(self, name: str, epsilon: float) -> None:
-        """Attack the images that are left, start by start and target by target."""
-        for part in _parts(name, self._strength, self._clean.shape[1]):
-            left = self._until(name) > epsilon
-            if name == "fab-t":
-                left = left & ~self._followed
-            self._in_batches(
-                left.nonzero().squeeze(1), partial(self._run, part, name=name, epsilon=epsilon)
-            )
-        if name == "fab-t":
-            self._followed = self._followed | (self._distances[name] > 0)
+    def attack(self, name: str) -> None:
+        """Attack the images that are left, wave by wave."""
+        before = self.distances
+        for wave in _waves(name, self._strength, self._clean.shape[1]):
+            if name in _AT_EVERY_RADIUS:
+                self._attack_at(self._radii, name, wave)
+            elif name == "fab-t":
+                # It looks for the smallest perturbation, so it answers for larger balls at once.
+                self._attack_at(self._radii[:1], name, wave)
+            else:
+                self._descend(name, wave)
+        for number in (self.distances < before).nonzero().squeeze(1).tolist():
+            self.by[number] = name
 
-    def _run(self, part: _Part, batch: Tensor, *, name: str, epsilon: float) -> None:
-        ball = Ball(self._images[batch], epsilon, self._strength.norm, self._unit)
-        draws = Draws(self._strength.seed, batch.cpu())
-        found = part(Problem(self._model, self._labels[batch], ball, draws), self._clean[batch])
+    def _attack_at(self, radii: Sequence[float], name: str, wave: _Wave) -> None:
+        """Attack the images that are left at each of some radii, side by side."""
+        least = self._until(name)
+        left = [(least > radius).nonzero().squeeze(1) for radius in radii]
+        epsilons = [
+            least.new_full(images.shape, radius) for images, radius in zip(left, radii, strict=True)
+        ]
+        self._run(name, wave, torch.cat(left), torch.cat(epsilons))
+
+    def _descend(self, name: str, wave: _Wave) -> None:
+        """Attack each image in the largest ball that it stands in, and if it falls in the next one.
+
+        A ball contains all smaller ones, so what withstands in it is not attacked in those.
+        """
+        radii = torch.tensor(self._radii).to(self._images)
+        withstood = torch.zeros_like(self._labels, dtype=torch.bool)
+        for _ in self._radii:
+            # The number of balls that an image stands in.
+            balls = (self._until(name)[:, None] > radii).sum(dim=1)
+            left = ((balls > 0) & ~withstood).nonzero().squeeze(1)
+            epsilons = radii[balls[left] - 1]
+            self._run(name, wave, left, epsilons)
+            withstood[left] = self._until(name)[left] > epsilons
+
+    def _run(self, name: str, wave: _Wave, images: Tensor, epsilons: Tensor) -> None:
+        """Attack images within balls, towards all targets of a wave."""
+        ranks = torch.tensor(wave.ranks, device=images.device)
+        times = len(ranks)
+        rows = _Rows(
+            images.repeat(times), epsilons.repeat(times), ranks.repeat_interleave(len(images))
+        )
+        self._in_batches(rows, partial(self._attack_rows, wave.attack, name))
+
+    def _attack_rows(self, attack: _Attack, name: str, rows: _Rows) -> None:
+        index = rows.images
+        ball = Ball(self._images[index], rows.epsilons, self._strength.norm, self._unit)
+        draws = Draws(self._strength.seed, index.cpu())
+        own = Problem(self._model, self._labels[index], ball, draws)
+        found = attack(own, self._clean[index], rows.ranks)
         sizes = ball.size(found.images)
         if name != "fab-t":
             # Rounding may take a point on the surface out of the ball.
-            sizes = sizes.clamp(max=epsilon)
-        smallest = found.fooled & (sizes < self.distances[batch])
-        for number in batch[smallest].tolist():
-            self.by[number] = name
-        self.nearest[batch[smallest]] = found.images[smallest]
-        own = self._distances[name]
-        nearer = found.fooled & (sizes < own[batch])
-        own[batch[nearer]] = sizes[nearer].to(own)
+            sizes = sizes.minimum(rows.epsilons)
+        sizes = torch.where(found.fooled, sizes, torch.inf)
+        before, own = self.distances, self._distances[name]
+        own.scatter_reduce_(0, index, sizes, "amin")
+        # Several rows may be of one image, and the nearest point of it counts.
+        nearest = (sizes < before[index]) & (sizes == own[index])
+        self.nearest[index[nearest]] = found.images[nearest]
 
-    def _in_batches(self, index: Tensor, run: Callable[[Tensor], None]) -> None:
-        """Do something with each batch of images; with smaller batches once memory is full."""
+    def _in_batches(self, rows: _Rows, run: Callable[[_Rows], None]) -> None:
+        """Do something with each batch of rows; with smaller batches once memory is full."""
         begin = 0
-        while begin < len(index):
-            batch = index[begin : begin + self._batch_size]
+        while begin < len(rows.images):
+            batch = rows.cut(begin, begin + self._batch_size)
             try:
                 run(batch)
             except torch.OutOfMemoryError:
-                if len(batch) == 1:
+                if len(batch.images) == 1:
                     raise
-                self._batch_size = len(batch) // 2
+                self._batch_size = len(batch.images) // 2
             else:
-                begin += len(batch)
+                begin += len(batch.images)
 
 
-def _parts(name: str, strength: Strength, classes: int) -> Iterator[_Part]:
-    """Yield the starts and targets of an attack, each of which gets the images that are left."""
+def _waves(name: str, strength: Strength, classes: int) -> Iterator[_Wave]:
+    """Yield the starts of an attack, or its targets: the likeliest, and then all others at once."""
     attack, _, objective = name.partition("-")
     if attack == "fgsm":
-        yield lambda own, clean: gradient.fgsm_found(own)
+        yield _Wave(lambda own, clean, ranks: gradient.fgsm_found(own))
     elif attack == "pgd":
         for restart in range(strength.pgd_restarts):
-            yield _pgd(restart, strength.pgd_steps, objective)
-    elif attack == "apgd":
-        objective = "targeted-dlr" if objective == "t" else objective
-        for part in auto_pgd.rounds(objective, 1, classes):
-            yield partial(_apgd, part, objective, strength.apgd_steps)
-    elif attack == "fab":
-        for rank in range(min(boundary.MOST_TARGETS, classes - 1)):
-            yield partial(boundary.fab_found, rank=rank, steps=strength.fab_steps)
+            yield _Wave(_pgd(restart, strength.pgd_steps, objective))
+    elif attack == "square":
+        yield _Wave(lambda own, clean, ranks: squares.square_found(own, queries=strength.queries))
+    elif name == "apgd-ce":
+        yield _Wave(partial(auto_pgd.apgd_found, steps=strength.apgd_steps, objective="ce"))
     else:
-        yield lambda own, clean: squares.square_found(own, queries=strength.queries)
+        towards = partial(boundary.fab_found, steps=strength.fab_steps)
+        if attack == "apgd":
+            towards = partial(
+                auto_pgd.apgd_found, steps=strength.apgd_steps, objective="targeted-dlr"
+            )
+        yield _Wave(towards)
+        others = range(1, min(MOST_TARGETS, classes - 1))
+        if others:
+            yield _Wave(towards, others)
 
 
-def _pgd(restart: int, steps: int, objective: str) -> _Part:
-    return lambda own, clean: gradient.pgd_found(own, restart, steps=steps, objective=objective)
-
-
-def _apgd(part: tuple[int, int], objective: str, steps: int, own: Problem, clean: Tensor) -> Found:
-    return auto_pgd.apgd_found(own, clean, part, steps=steps, objective=objective)
+def _pgd(restart: int, steps: int, objective: str) -> _Attack:
+    return lambda own, clean, ranks: gradient.pgd_found(
+        own, restart, steps=steps, objective=objective
+    )

@@ -320,12 +320,11 @@ class _Campaign:
             # Rounding may take a point on the surface out of the ball.
             sizes = sizes.minimum(rows.epsilons)
         sizes = torch.where(found.fooled, sizes, torch.inf)
-        before = self.distances
-        self._distances[name].scatter_reduce_(0, index, sizes, "amin")
-        least = self.distances
-        # Of an image with several rows, any of those that are nearest.
-        nearest = (found.fooled & (sizes == least[index]) & (least < before)[index]).nonzero()
-        self.nearest[index[nearest.squeeze(1)]] = found.images[nearest.squeeze(1)]
+        before, own = self.distances, self._distances[name]
+        own.scatter_reduce_(0, index, sizes, "amin")
+        # Several rows may be of one image, and the nearest point of it counts.
+        nearest = (sizes < before[index]) & (sizes == own[index])
+        self.nearest[index[nearest]] = found.images[nearest]
 
     def _in_batches(self, rows: _Rows, run: Callable[[_Rows], None]) -> None:
         """Do something with each batch of rows; with smaller batches once memory is full."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from taylorglo.pareto import Point, fronts, ranks
@@ -73,6 +73,7 @@ def test_of_equal_points_the_first_one_has_the_better_rank() -> None:
     assert ranks([(0.0, 0.0), (1.0, 1.0), (0.0, 0.0), (0.0, 0.0)], ORIGIN) == [1, 0, 2, 3]
 
 
+@settings(deadline=None, derandomize=True)
 @given(many_points)
 def test_fronts_are_those_of_the_definition(points: list[Point]) -> None:
     found = fronts(points)
@@ -82,6 +83,7 @@ def test_fronts_are_those_of_the_definition(points: list[Point]) -> None:
         assert firsts == sorted(firsts, reverse=True)
 
 
+@settings(deadline=None, derandomize=True)
 @given(many_points)
 def test_the_last_of_a_front_is_the_one_without_which_the_least_is_lost(
     points: list[Point],
@@ -100,6 +102,7 @@ def test_the_last_of_a_front_is_the_one_without_which_the_least_is_lost(
             left.pop()
 
 
+@settings(deadline=None, derandomize=True)
 @given(many_points)
 def test_a_point_that_dominates_another_one_has_the_better_rank(points: list[Point]) -> None:
     rank = ranks(points, ORIGIN)
@@ -108,6 +111,7 @@ def test_a_point_that_dominates_another_one_has_the_better_rank(points: list[Poi
             assert not dominates(one, other) or rank[i] < rank[j]
 
 
+@settings(deadline=None, derandomize=True)
 @given(many_points, st.sampled_from([0.25, 2.0, 64.0]), st.sampled_from([-3.0, 0.0, 5.0]))
 def test_the_units_of_the_objectives_do_not_matter(
     points: list[Point], factor: float, shift: float

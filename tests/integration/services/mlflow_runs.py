@@ -24,7 +24,7 @@ def candidate(
         "seconds": 2.5,
         "fitness": fitness,
         "accuracies": [0.7, 0.8],
-        "robust_accuracies": [0.3, 0.4],
+        "robust_accuracies": [],
     }
     return Candidate(
         trial=trial,

@@ -280,7 +280,7 @@ def test_an_artifact_store_that_fails_is_named(tracker: Tracker, tmp_path: Path)
 
 
 def test_a_candidate_is_logged(uri: str, tracker: Tracker) -> None:
-    log_candidates(tracker, [candidate(41, generation=3)])
+    log_candidates(tracker, [candidate(41, generation=3, robust_accuracies=[0.3, 0.4])])
     run = nested_runs(uri, tracker)["g003-c00041"]
     assert run.info.start_time == 1_700_000_000_250
     assert run.info.end_time == 1_700_000_002_750

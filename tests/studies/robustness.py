@@ -108,6 +108,8 @@ class Effort:
         finalists: number of losses that a champion is chosen from.
         attempts: number of trainings of each finalist, and of a baseline with each rate.
         rates: that baselines are tuned over.
+        small_rates: that baselines are tuned over, too, if robustness counts: it may ask for small
+            weights, which the scale of a found loss can give as well.
         alphas: that label smoothing is tuned over, too.
         seeds: number of networks that are attacked.
         images: number of images that each network is attacked on, by network.
@@ -121,6 +123,7 @@ class Effort:
     finalists: int = 4
     attempts: int = 2
     rates: Sequence[float] = (0.003, 0.01, 0.03, 0.1, 0.3)
+    small_rates: Sequence[float] = (0.0003, 0.001)
     alphas: Sequence[float] = (0.1, 0.2, 0.4)
     seeds: int = 10
     images: Mapping[str, int] = field(default_factory=lambda: {"mlp": 100, "cnn": 50})
@@ -142,6 +145,7 @@ def settings_of(cell: Cell, effort: Effort, noise: float = 0.0) -> SweepSettings
     data, model, loss = str(cell["data"]), str(cell["model"]), str(cell["loss"])
     steps = effort.steps[model]
     own = {**TUNED, ADVERSARIAL: "cross-entropy"}
+    smaller = effort.small_rates if loss == CONTROL else ()
     return SweepSettings.model_validate(
         {
             "name": "robustness",
@@ -165,7 +169,7 @@ def settings_of(cell: Cell, effort: Effort, noise: float = 0.0) -> SweepSettings
             "search": {"popsize": effort.popsize},
             "baselines": {
                 "losses": [own[loss]] if loss in own else list(TUNED.values()),
-                "learning_rates": list(effort.rates),
+                "learning_rates": [*smaller, *effort.rates],
                 "label_smoothing": list(effort.alphas),
                 "attempts": effort.attempts,
             },
@@ -237,14 +241,14 @@ def chosen(cell: Cell, effort: Effort, path: Path) -> Contender:
             champion = champion_of(engine, effort, path.parent)
         if not noise:
             return champion
-    with _searching(settings_of(cell, effort), path) as engine:
+    settings = settings_of(cell, effort)
+    rates = settings.baselines.learning_rates
+    with _searching(settings, path) as engine:
         if champion:
             # It was found with other labels than it is trained with, so its rate is tuned, too.
-            contenders = [
-                champion.model_copy(update={"learning_rate": rate}) for rate in effort.rates
-            ]
+            contenders = [champion.model_copy(update={"learning_rate": rate}) for rate in rates]
         else:
-            contenders = [c for rate in effort.rates for c in baselines(engine.settings, rate)]
+            contenders = [c for rate in rates for c in baselines(settings, rate)]
         return best_of(contenders, engine, inner_steps(cell, effort))
 
 

@@ -84,6 +84,13 @@ class TestSettings:
         assert losses[CONTROL] == list(TUNED.values())
         assert losses[ADVERSARIAL] == ["cross-entropy"]
 
+    def test_only_the_control_is_tuned_over_the_small_rates(self) -> None:
+        effort = Effort()
+        for cell in cells_of("digits", "mlp", False):
+            rates = settings_of(cell, effort).baselines.learning_rates
+            small = cell["loss"] == CONTROL
+            assert rates == [*(effort.small_rates if small else ()), *effort.rates]
+
 
 class TestAdversarialTraining:
     def test_a_linear_network_sees_the_images_of_highest_loss(self) -> None:

@@ -320,10 +320,10 @@ class _Campaign:
             # Rounding may take a point on the surface out of the ball.
             sizes = sizes.minimum(rows.epsilons)
         sizes = torch.where(found.fooled, sizes, torch.inf)
-        before, own = self.distances, self._distances[name]
-        own.scatter_reduce_(0, index, sizes, "amin")
+        before, least = self.distances, self._distances[name]
+        least.scatter_reduce_(0, index, sizes, "amin")
         # Several rows may be of one image, and the nearest point of it counts.
-        nearest = (sizes < before[index]) & (sizes == own[index])
+        nearest = (sizes < before[index]) & (sizes == least[index])
         self.nearest[index[nearest]] = found.images[nearest]
 
     def _in_batches(self, rows: _Rows, run: Callable[[_Rows], None]) -> None:

@@ -78,7 +78,7 @@ def test_a_champion_is_compared_with_that_of_the_accuracy_in_its_repetition(
 
 
 def test_an_attack_that_ranks_as_the_suite_does_has_rank_correlation_one(tmp_path: Path) -> None:
-    left = [0.1, 0.3, 0.2]
+    left = [0.1, 0.2, 0.3]
     rows: list[Row] = [
         {
             "repetition": 0,
@@ -92,7 +92,7 @@ def test_an_attack_that_ranks_as_the_suite_does_has_rank_correlation_one(tmp_pat
     attacks_table(Study("robust-fitness", 1, tmp_path), rows, Size())
     first, *others = cells_of(tmp_path / "attacks.md")
     assert first == ["none: validation accuracy", "-1.00", "", ""]
-    assert [line[1:] for line in others] == [["0.50", "10.0", "20.0"]] * len(SHORT)
+    assert [line[1:] for line in others] == [["1.00", "10.0", "20.0"]] * len(SHORT)
 
 
 def test_a_gain_has_its_interval() -> None:

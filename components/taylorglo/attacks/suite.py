@@ -168,7 +168,8 @@ def withstood(
     names = SUITES[strength.suite]
     with evaluating(model):
         campaign = _Campaign(model, images, labels, strength=strength, unit=unit, radii=radii[1:])
-        for name in names:
+        # Without a radius above 0 there is nothing to attack.
+        for name in names if radii[1:] else ():
             campaign.attack(name)
     accuracies = {name: campaign.accuracies(name, radii) for name in names}
     accuracies[WORST] = dict(accuracies[names[-1]])
@@ -317,10 +318,10 @@ class _Campaign:
             # Rounding may take a point on the surface out of the ball.
             sizes = sizes.minimum(rows.epsilons)
         sizes = torch.where(found.fooled, sizes, torch.inf)
-        before, own = self.distances, self._distances[name]
-        own.scatter_reduce_(0, index, sizes, "amin")
+        before, smallest = self.distances, self._distances[name]
+        smallest.scatter_reduce_(0, index, sizes, "amin")
         # Several rows may be of one image, and the nearest point of it counts.
-        nearest = (sizes < before[index]) & (sizes == own[index])
+        nearest = (sizes < before[index]) & (sizes == smallest[index])
         self.nearest[index[nearest]] = found.images[nearest]
 
     def _in_batches(self, rows: _Rows, run: Callable[[_Rows], None]) -> None:

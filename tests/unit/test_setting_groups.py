@@ -173,7 +173,7 @@ def baseline_sections() -> st.SearchStrategy[dict[str, Any]]:
 def attack_sections(most_seeds: int) -> st.SearchStrategy[dict[str, Any]]:
     return st.fixed_dictionaries(
         {
-            "suite": st.sampled_from(["quick", "standard"]),
+            "suite": st.sampled_from(["quick", "apgd", "standard"]),
             "norm": st.sampled_from(["linf", "l2"]),
             "epsilons": ascending(finite(0, 1), 1),
             "pgd_steps": st.integers(1, 1000),

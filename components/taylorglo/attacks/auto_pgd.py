@@ -117,7 +117,7 @@ def apgd_found(
 def _starts(own: Problem, ranks: Tensor, restart: int) -> Tensor:
     """Return where the images begin: for other targets at other points."""
     points = torch.empty_like(own.images)
-    for rank in ranks.unique().tolist():
+    for rank in sorted(set(ranks.tolist())):
         mine = ranks == rank
         points[mine] = start(own.take(mine), 1 + restart, f"target {rank}")
     return points

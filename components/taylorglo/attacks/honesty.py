@@ -6,13 +6,13 @@ otherwise. Each check is on a few images, and a sign is a sentence for a reader.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from taylorglo.attacks.ball import Ball
+from taylorglo.attacks.ball import Ball, over_samples
 from taylorglo.attacks.contract import Network, evaluating, fooled, looked_at
 from taylorglo.attacks.draws import Draws
 from taylorglo.attacks.gradient import fgsm_found, pgd_found, start
@@ -36,11 +36,13 @@ class _Case:
         at: returns the problem at a radius.
         epsilon: the radius of the evaluation.
         furthest: a radius within which every network that learned something is fooled.
+        twin: another network for the same images, which hides nothing; None: there is none.
     """
 
     at: Callable[[float], Problem]
     epsilon: float
     furthest: float
+    twin: Network | None
 
     @cached_property
     def by_cross_entropy(self) -> Tensor:
@@ -62,11 +64,16 @@ def suspicions(
     norm: str = "linf",
     seed: int = 0,
     unit: Tensor | None = None,
+    twin: Network | None = None,
 ) -> list[str]:
     """Return the signs that attacks on a network went astray, as sentences; none is a good sign.
 
-    The arguments are those of :func:`~taylorglo.attacks.pgd`. The first 100 images count that are
-    classified correctly.
+    The arguments before ``twin`` are those of :func:`~taylorglo.attacks.pgd`. The first 100 images
+    count that are classified correctly.
+
+    Args:
+        twin: a network of the same data that was trained on cross-entropy. What fools it should
+            fool the network no more often than an attack on the network itself does.
     """
     with evaluating(network):
         some = images[: 4 * _IMAGES], labels[: 4 * _IMAGES]
@@ -83,7 +90,7 @@ def suspicions(
         furthest = 1.0 if unit is None else 100.0
         if norm == "l2":
             furthest *= own[0].numel() ** 0.5
-        case = _Case(at, epsilon, furthest)
+        case = _Case(at, epsilon, furthest, twin)
         return [sign for check in _CHECKS for sign in check(case)]
 
 
@@ -154,6 +161,22 @@ def _scale_changes_nothing(case: _Case) -> Iterator[str]:
         )
 
 
+def _transfer_breaks_no_more(case: _Case) -> Iterator[str]:
+    """Compare attacks that see the network with one that sees only its twin."""
+    if case.twin is None:
+        return
+    own = case.at(case.epsilon)
+    with evaluating(case.twin):
+        points = _pushed(replace(own, network=case.twin))
+    transferred = fooled(looked_at(own.network, points, own.labels), own.labels)
+    missed = _part(transferred & ~case.by_gradients)
+    if missed > _TOLERATED:
+        yield (
+            f"an attack on a twin that cross-entropy trained breaks {missed:.0%} of the images "
+            "that PGD does not break"
+        )
+
+
 _CHECKS: tuple[Callable[[_Case], Iterator[str]], ...] = (
     _gradients_are_there,
     _steps_help,
@@ -161,6 +184,7 @@ _CHECKS: tuple[Callable[[_Case], Iterator[str]], ...] = (
     _gradients_lead_further_than_chance,
     _the_largest_ball_breaks_all,
     _scale_changes_nothing,
+    _transfer_breaks_no_more,
 )
 
 
@@ -171,6 +195,18 @@ def _pgd(own: Problem, objective: str) -> Tensor:
         again = pgd_found(own.take(left), 1, steps=_STEPS, objective=objective).fooled
         broken[left[again]] = True
     return broken
+
+
+def _pushed(own: Problem) -> Tensor:
+    """Return where PGD on cross-entropy leads if it does not stop at the boundary.
+
+    Points that are just beyond it fool no other network.
+    """
+    point, step = own.images, 2.5 / _STEPS * own.ball.epsilon
+    for _ in range(_STEPS):
+        gradient = ascent(own, point, untargeted("ce")).gradient
+        point = own.ball.project(point + over_samples(step, point) * own.ball.steepest(gradient))
+    return point
 
 
 def _part(broken: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Attacks networks of the champion and of each baseline with FGSM and PGD."""
+"""Attacks networks of the champion and of each baseline with a suite of attacks."""
 
 from kfp.dsl import Artifact, Dataset, Input, Output
 

@@ -30,6 +30,8 @@ from taylorglo.training.devices import computing
 from taylorglo.training.engine import read_resident
 from taylorglo.training.machine import cpus, free_host_memory
 
+_Pair = tuple[bytes, bytes]  # the weights of a network and of its twin, which may be empty
+
 _WORKER_MEMORY = 2**30  # bytes that a worker takes, about half of them for PyTorch
 
 
@@ -40,7 +42,12 @@ def radii(settings: AttackSettings, dataset: Dataset) -> list[float]:
 
 
 def attack_network(
-    network: nn.Module, dataset: Dataset, settings: AttackSettings, seed: int
+    network: nn.Module,
+    dataset: Dataset,
+    settings: AttackSettings,
+    seed: int,
+    *,
+    twin: nn.Module | None = None,
 ) -> Attacked:
     """Attack a network on test images that are drawn with the seed; check the attacks, too.
 
@@ -51,6 +58,7 @@ def attack_network(
         dataset: with its test split.
         settings: of the attacks; at most ``settings.images`` images are attacked.
         seed: decides the images and the random starts.
+        twin: a network that cross-entropy trained on the same data, which checks the attacks.
     """
     assert dataset.test is not None
     generator = torch.Generator().manual_seed(seed)
@@ -79,6 +87,7 @@ def attack_network(
             norm=settings.norm,
             seed=seed,
             unit=dataset.unit,
+            twin=twin if twin is None else twin.to(drawn.device),
         )
         corrupted = corrupted_accuracy(network, images, labels, seed=seed, unit=dataset.unit)
         found = found_for(result, drawn, labels, epsilons)
@@ -93,13 +102,20 @@ def attack_network(
     )
 
 
-def attack_keys(networks: Sequence[bytes], dataset: Dataset, settings: SweepSettings) -> list[str]:
+def attack_keys(
+    networks: Sequence[bytes],
+    dataset: Dataset,
+    settings: SweepSettings,
+    *,
+    twins: Sequence[bytes] = (),
+) -> list[str]:
     """Return for each network a digest of all that decides what the attacks leave of it.
 
     Args:
         networks: their weights, as safetensors.
         dataset: with its test split.
         settings: of the sweep.
+        twins: as of :func:`attack_all`.
 
     Raises:
         InputError: there is no such network.
@@ -115,9 +131,10 @@ def attack_keys(networks: Sequence[bytes], dataset: Dataset, settings: SweepSett
     }
     digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode())
     keys = []
-    for weights in networks:
+    for weights, twin in _pairs(networks, twins):
         own = digest.copy()
         own.update(weights)
+        own.update(hashlib.sha256(twin).digest())
         keys.append(own.hexdigest())
     return keys
 
@@ -131,7 +148,12 @@ def _revision_of_attacks() -> str:
 
 
 def attack_all(
-    networks: Sequence[bytes], path: str, dataset: Dataset, settings: SweepSettings
+    networks: Sequence[bytes],
+    path: str,
+    dataset: Dataset,
+    settings: SweepSettings,
+    *,
+    twins: Sequence[bytes] = (),
 ) -> Iterator[Attacked]:
     """Attack trained networks, several at a time on a CPU; yield what is left of each, in order.
 
@@ -140,22 +162,30 @@ def attack_all(
         path: of the prepared data set with its test split.
         dataset: the same, on the device to compute on.
         settings: of the sweep.
+        twins: for each network the weights of one that cross-entropy trained from the same seed,
+            which checks the attacks; empty if there is none.
 
     Raises:
         InputError: weights do not fit the network of the settings.
     """
+    pairs = _pairs(networks, twins)
     workers = _workers(len(networks), dataset, settings)
     finished = 0
     if workers > 1:
         try:
-            for attacked in _side_by_side(networks, path, settings, workers):
+            for attacked in _side_by_side(pairs, path, settings, workers):
                 finished += 1
                 yield attacked
         except BrokenProcessPool:
             # The system may have ended a worker because memory was short. Then one at a time.
             pass
-    for weights in islice(networks, finished, None):
-        yield _attack(weights, dataset, settings)
+    for pair in islice(pairs, finished, None):
+        yield _attack(pair, dataset, settings)
+
+
+def _pairs(networks: Sequence[bytes], twins: Sequence[bytes]) -> list[_Pair]:
+    """Return each network with its twin."""
+    return list(zip(networks, twins or [b""] * len(networks), strict=True))
 
 
 def _workers(networks: int, dataset: Dataset, settings: SweepSettings) -> int:
@@ -168,14 +198,14 @@ def _workers(networks: int, dataset: Dataset, settings: SweepSettings) -> int:
 
 
 def _side_by_side(
-    networks: Sequence[bytes], path: str, settings: SweepSettings, workers: int
+    pairs: Sequence[_Pair], path: str, settings: SweepSettings, workers: int
 ) -> Iterator[Attacked]:
     context = server.context()
     # The workers live as long as this end of the pipe is open.
     lifeline, held = context.Pipe(duplex=False)
     arguments = (settings, path, max(1, cpus() // workers), lifeline)
     with held, ProcessPoolExecutor(workers, context, _begin_worker, arguments) as executor:
-        yield from executor.map(_attack_in_worker, networks)
+        yield from executor.map(_attack_in_worker, pairs)
 
 
 _state: tuple[Dataset, SweepSettings] | None = None  # in a worker process
@@ -189,11 +219,15 @@ def _begin_worker(settings: SweepSettings, path: str, threads: int, lifeline: Co
     _state = read_resident(path, settings.training), settings
 
 
-def _attack_in_worker(weights: bytes) -> Attacked:
+def _attack_in_worker(pair: _Pair) -> Attacked:
     assert _state is not None
-    return _attack(weights, *_state)
+    return _attack(pair, *_state)
 
 
-def _attack(weights: bytes, dataset: Dataset, settings: SweepSettings) -> Attacked:
-    network = restore_network(weights, settings.model.name, dataset)
-    return attack_network(network, dataset, settings.attack, settings.seed)
+def _attack(pair: _Pair, dataset: Dataset, settings: SweepSettings) -> Attacked:
+    network, twin = (
+        restore_network(weights, settings.model.name, dataset) if weights else None
+        for weights in pair
+    )
+    assert network is not None
+    return attack_network(network, dataset, settings.attack, settings.seed, twin=twin)

@@ -166,15 +166,22 @@ def _results(
     dataset: Dataset,
 ) -> Iterator[Attacked]:
     """Yield what is left of each network, which the store remembers if it was attacked before."""
-    keys = attack_keys(networks, dataset, sweep.settings)
+    twins = _twins(trainings, networks)
+    keys = attack_keys(networks, dataset, sweep.settings, twins=twins)
     memo, stage, total = sweep.attacks, "attacking the networks", len(keys)
     recalled = [memo.recall(t.key, key) for t, key in zip(trainings, keys, strict=True)]
     known = {key: result for key, result in zip(keys, recalled, strict=True) if result is not None}
     remembered = sum(key in known for key in keys)
     if remembered:
         say(f"the attacks on {remembered} of {total} networks are known from before")
-    missing = [network for key, network in zip(keys, networks, strict=True) if key not in known]
-    new = attack_all(missing, full_data, dataset, sweep.settings)
+    missing = [number for number, key in enumerate(keys) if key not in known]
+    new = attack_all(
+        [networks[number] for number in missing],
+        full_data,
+        dataset,
+        sweep.settings,
+        twins=[twins[number] for number in missing],
+    )
     show(Progress(stage, done=remembered, total=total, known=remembered))
     done = remembered
     for training, key in zip(trainings, keys, strict=True):
@@ -186,6 +193,17 @@ def _results(
         done += 1
         show(Progress(stage, done=done, total=total, known=remembered))
         yield result
+
+
+def _twins(trainings: Sequence[FullTraining], networks: Sequence[bytes]) -> list[bytes]:
+    """Return for each network that of plain cross-entropy from the same seed; empty without one."""
+    plain: dict[int, int] = {}
+    for number, training in enumerate(trainings):
+        contender = training.contender
+        if contender.loss == "cross-entropy" and contender.label_smoothing == 0:
+            plain.setdefault(training.seed, number)
+    twins = [plain.get(training.seed, number) for number, training in enumerate(trainings)]
+    return [b"" if twin == number else networks[twin] for number, twin in enumerate(twins)]
 
 
 def _nothing(reason: str, started: float) -> Robustness:

@@ -62,7 +62,7 @@ def command(
     per_image: str | None,
     as_json: bool,
 ) -> None:
-    """Attack a trained network with FGSM and PGD, or as hard as AutoAttack does.
+    """Attack a trained network with FGSM, PGD and APGD, or as hard as AutoAttack does.
 
     MODEL is a champion's folder, weights (.safetensors) or a program of images in [0, 1] (.pt2 of
     torch.export, .pt of torch.jit), a path or an s3:// URI. A program needs --data.

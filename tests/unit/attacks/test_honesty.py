@@ -76,6 +76,18 @@ def test_shattered_gradients_are_caught() -> None:
     assert "Square, without gradients, breaks" in found
 
 
+def test_a_network_that_an_attack_on_a_twin_breaks_more_often_is_caught() -> None:
+    twin, transferred = trained("mlp"), "an attack on a twin that cross-entropy trained breaks"
+    for fooling in (Shattered(trained("mlp")), Quantised(trained("mlp", 0.3))):
+        assert transferred in signs(fooling, twin=twin)
+        assert transferred not in signs(fooling)
+
+
+@pytest.mark.parametrize(("name", "label_smoothing"), [("mlp", 0.3), ("cnn", 0.0)])
+def test_an_honest_network_is_not_suspected_for_its_twin(name: str, label_smoothing: float) -> None:
+    assert signs(trained(name, label_smoothing), twin=trained("mlp")) == ""
+
+
 def test_a_network_that_classifies_nothing_is_not_judged() -> None:
     _, _, images, labels = fashion()
     assert suspicions(trained("mlp"), images[:1], (labels[:1] + 1) % 10, EPSILON) == []

@@ -171,7 +171,8 @@ def withstood(
     names = SUITES[strength.suite]
     with evaluating(model):
         campaign = _Campaign(model, images, labels, strength=strength, unit=unit, radii=radii[1:])
-        for name in names:
+        # Without a radius above 0 there is nothing to attack.
+        for name in names if radii[1:] else ():
             campaign.attack(name)
     accuracies = {name: campaign.accuracies(name, radii) for name in names}
     accuracies[WORST] = dict(accuracies[names[-1]])

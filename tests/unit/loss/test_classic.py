@@ -283,11 +283,19 @@ def test_every_name_has_its_loss_and_its_dynamics() -> None:
         assert getattr(taylorglo.loss, kind.__name__) is kind
 
 
-@pytest.mark.parametrize("name", ["hinge", "", "generalized-cross-entropy", "label-smoothing"])
-def test_unknown_names_are_refused(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("hinge", ""),
+        ("", ""),
+        ("generalized-cross-entropy", "; did you mean 'generalised-cross-entropy'\\?"),
+        ("label-smoothing", ""),
+    ],
+)
+def test_unknown_names_are_refused(name: str, meant: str) -> None:
     message = (
         f"^unknown loss '{name}'; there are cross-entropy, squared-error, baikal, "
-        "generalised-cross-entropy, symmetric-cross-entropy, mean-absolute-error$"
+        f"generalised-cross-entropy, symmetric-cross-entropy, mean-absolute-error{meant}$"
     )
     with pytest.raises(InputError, match=message):
         classic(name)

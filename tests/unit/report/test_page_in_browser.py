@@ -49,6 +49,7 @@ def test_the_page_fits_its_window_and_logs_nothing(
     # Two images, and their perturbed forms for two losses, are there, and large enough to see.
     pictures = page.locator(".pictures img")
     widths = pictures.evaluate_all("all => all.map(img => [img.naturalWidth, img.width])")
-    assert widths == [[2, pytest.approx(60, abs=5)]] * 10
+    assert len(widths) == 10
+    assert all(pixels == 2 and shown >= 48 for pixels, shown in widths)
     assert not messages
     page.close()

@@ -108,7 +108,7 @@ def test_of_a_folder_with_splits_the_test_images_are_attacked(
     table = tmp_path / "table.parquet"
     program = exported(Linear((3, 8, 8)), tmp_path, (3, 8, 8))
     said = attack(program, "--data", tmp_path / "images", "--per-image", table)
-    assert said.endswith(f"what the attacks found for each image: {table}\n")
+    assert said.endswith(f"what the attacks found for each sample: {table}\n")
     assert parquet.read_table(table).num_rows == 20
 
 

@@ -153,7 +153,7 @@ def _write_images(sweep: Sweep, pairs: Sequence[_Pair], unit: str) -> str:
         write_parquet(table, path)
         sweep.store.upload(path, key)
     address = f"{sweep.store.uri}/{key}"
-    say(f"what the attacks found for each image: {address}")
+    say(f"what the attacks found for each sample is in the store: {key}")
     return address
 
 

@@ -50,7 +50,7 @@ _TRIED = 100  # images whose logits are looked at before the attacks
 @click.option(
     "--per-image",
     metavar="FILE",
-    help="Parquet file to write: what the attacks found for each image.",
+    help="Parquet file to write: what the attacks found for each sample.",
 )
 @json_option
 def command(
@@ -73,7 +73,7 @@ def command(
     else:
         click.echo(_table(attacked))
         if per_image:
-            click.echo(f"what the attacks found for each image: {per_image}")
+            click.echo(f"what the attacks found for each sample: {per_image}")
 
 
 class Attacked(NamedTuple):

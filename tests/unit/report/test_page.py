@@ -381,7 +381,7 @@ def test_an_image_that_is_misclassified_without_an_attack_is_called_so() -> None
 
 def test_the_page_says_where_the_results_by_image_are() -> None:
     assert "s3://bucket/digits/attacked-images.parquet" in text(render(attacked_record()))
-    assert "found for each image" not in text(default_page())
+    assert "found for each sample" not in text(default_page())
 
 
 def test_every_attack_of_the_standard_suite_has_a_name_and_a_panel() -> None:

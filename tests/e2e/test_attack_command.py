@@ -153,7 +153,7 @@ def test_images_of_another_shape_are_refused(
 ) -> None:
     folder = written(digits, tmp_path / "images", 2)
     line = attack(exported(Linear(), tmp_path), "--data", folder)
-    assert "does not take a batch of 20 images of shape (3, 8, 8)" in line
+    assert "does not take a batch of 20 samples of shape (3, 8, 8)" in line
 
 
 class Odd(Linear):
@@ -176,7 +176,7 @@ class Odd(Linear):
         (lambda logits, images: logits.sum(dim=1), "should return logits of shape (120, n)"),
         (lambda logits, images: logits[:, :1], "with n >= 2, got (120, 1)"),
         (lambda logits, images: logits[:, :9], "labels: should be from 0 to 8, the classes that"),
-        (lambda logits, images: logits / 0, "returns NaN or infinite logits for test images"),
+        (lambda logits, images: logits / 0, "returns NaN or infinite logits for test samples"),
     ],
     ids=["tuple", "dict", "axis", "flat", "one", "nine", "infinite"],
 )

@@ -114,7 +114,10 @@ def test_settings(
             "content, but found '<stream end>'",
         ),
         ("name.popsize=3", "--set name.popsize=3: name is not a section"),
-        ("trainig.steps=3", "--set trainig.steps=3: trainig: unknown key"),
+        (
+            "trainig.steps=3",
+            "--set trainig.steps=3: trainig: unknown key; did you mean 'training'?",
+        ),
     ],
 )
 def test_set(
@@ -138,7 +141,7 @@ def test_set(
         ),
         (b"\xff\xfe\x00", "cannot be read: 'utf-8' codec can't decode"),
         (b"- digits", "should be a mapping of sections, is a list"),
-        (b"1: 2", "1: Keys should be strings (got 1)"),
+        (b"1: 2", "1: should have texts as keys (got 1)"),
     ],
 )
 def test_file(

@@ -145,7 +145,7 @@ def test_the_results_by_image_agree_with_the_accuracies_to_the_digit(
     store.download(layout.attacked_images("digits"), path)
     assert found.images == f"{store.uri}/digits/attacked-images.parquet"
     said = "what the attacks found for each sample is in the store: digits/attacked-images.parquet"
-    assert said in capsys.readouterr().out.splitlines()
+    assert f"{said}\n" in capsys.readouterr().out
     rows = parquet.read_table(path).to_pylist()
     assert len(rows) == 3 * 50
     assert {row["unit"] for row in rows} == {"pixels in [0, 1]"}

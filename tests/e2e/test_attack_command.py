@@ -14,6 +14,7 @@ from torch import nn
 
 from taylorglo.data import dataset as datasets
 from taylorglo.data.dataset import Dataset
+from taylorglo.loss.functions import TaylorLoss
 from taylorglo.networks.factory import build
 from taylorglo.networks.weights import Origin, weights_of
 from taylorglo.settings import DataSettings
@@ -154,6 +155,12 @@ def test_images_of_another_shape_are_refused(
     folder = written(digits, tmp_path / "images", 2)
     line = attack(exported(Linear(), tmp_path), "--data", folder)
     assert "does not take a batch of 20 samples of shape (3, 8, 8)" in line
+
+
+def test_a_saved_loss_is_no_network(attack: Callable[..., str], tmp_path: Path) -> None:
+    TaylorLoss([0.0] * 8).save(tmp_path / "loss.json")
+    line = attack(tmp_path / "loss.json")
+    assert "loss.json: is a saved loss, and no network: taylorglo.load_loss reads losses" in line
 
 
 class Odd(Linear):

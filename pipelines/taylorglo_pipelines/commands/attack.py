@@ -132,7 +132,8 @@ def attack(
     if per_image is not None:
         _check_writable(per_image)
     weights = model
-    if not model.endswith((".safetensors", *SUFFIXES)):
+    # What is a file and no network is refused as such.
+    if not (model.endswith((".safetensors", *SUFFIXES)) or Path(model).is_file()):
         weights = f"{model.rstrip('/')}/{layout.NETWORK}"
     network, dataset = _network_and_data(weights, data, model_name)
     _check_finite(network, dataset, weights)

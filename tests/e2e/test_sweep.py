@@ -358,7 +358,7 @@ def test_killed_outright_it_goes_on_as_if_nothing_had_happened_in_another_layout
         wait_until(lambda: results(2) or process.poll(), 200, "a result of generation 2")
         process.kill()
     # The runner's exit status is not asked for yet: as a zombie, it still has its process id.
-    wait_until(lambda: not tasks_alive(work), 4, "no task that trains on without its runner")
+    wait_until(lambda: not tasks_alive(work), 15, "no task that trains on without its runner")
     process.communicate(timeout=10)
     assert process.returncode == -signal.SIGKILL
     known = trained(work)

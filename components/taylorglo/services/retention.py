@@ -43,11 +43,9 @@ def unneeded_trainings(
         studies: all studies of the sweep, each with references.
         before: files that were written since then are kept.
     """
-    read = [References.read(store, sweep, study) for study in studies]
-    results = {key for references in read if references for key in references.results}
-    weights = {key for references in read if references for key in references.weights}
-    needed = {layout.training(sweep, key) for key in results}
-    needed |= {layout.weights(sweep, key) for key in weights}
+    read = _references(store, sweep, studies)
+    needed = {layout.training(sweep, key) for one in read for key in one.results}
+    needed |= {layout.weights(sweep, key) for one in read for key in one.weights}
     files = store.files(layout.trainings(sweep))
     unneeded: list[StoredFile] = []
     for _, group in groupby(files, key=lambda file: PurePosixPath(file.key).stem):
@@ -69,13 +67,18 @@ def unneeded_attacks(
         studies: all studies of the sweep, each with references.
         before: files that were written since then are kept.
     """
-    read = [References.read(store, sweep, study) for study in studies]
-    needed = {key for references in read if references for key in references.weights}
+    needed = {key for one in _references(store, sweep, studies) for key in one.weights}
     return [
         file
         for file in store.files(layout.attacks(sweep))
         if PurePosixPath(file.key).name.partition(".")[0] not in needed and file.modified <= before
     ]
+
+
+def _references(store: Store, sweep: str, studies: Iterable[str]) -> list[References]:
+    """Return which trainings the reports of some studies stand on, as far as it is known."""
+    read = [References.read(store, sweep, study) for study in studies]
+    return [references for references in read if references]
 
 
 def unneeded_data(

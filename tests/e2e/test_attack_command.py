@@ -209,7 +209,7 @@ def test_a_network_that_returns_nan_for_a_single_image_is_refused(
     line = attack(
         exported(network, tmp_path), "--data", data, "--set", "pgd_steps=1", "--set", "epsilons=[0]"
     )
-    assert line.endswith("net.pt2: the network returns NaN for 1 of 450 images")
+    assert line.endswith("net.pt2: the network returns NaN for 1 of 450 samples")
 
 
 def test_a_factory_of_a_plain_function_is_refused(

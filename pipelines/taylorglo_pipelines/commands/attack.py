@@ -141,7 +141,7 @@ def attack(
     attacked = attack_network(network, dataset, settings, seed=0)
     if unknown := sum(image.predicted < 0 for image in attacked.images):
         raise InputError(
-            f"{weights}: the network returns NaN for {unknown} of {len(attacked.images)} images"
+            f"{weights}: the network returns NaN for {unknown} of {len(attacked.images)} samples"
         )
     unit = epsilon_unit(dataset.provenance)
     if per_image is not None:
@@ -275,8 +275,6 @@ def _table(attacked: Attacked) -> str:
     for attack_name, row in attacked.accuracies.items():
         cells = "".join(f"{row[epsilon]:>8.2%}".replace("%", " ") for epsilon in epsilons)
         lines.append(f"{attack_name:24}{cells}".rstrip())
-    means = {name: fmean(by_strength) for name, by_strength in attacked.corruptions.items()}
-    corrupted = ", ".join(f"{name} {mean:.2%}" for name, mean in means.items())
     lines.append("each attack gets the samples that those above it left")
     most_frequent = f"{100 * attacked.most_frequent_class:.2f} %"
     lines.append(

@@ -385,12 +385,25 @@ class LossResult(Record):
         label_smoothing: the alpha that it was trained with, 0 for a loss without.
         scores: test scores, such as accuracies in [0, 1], one for each seed; None for a training
             without a score.
+        n: number of known scores.
+        mean: of these.
+        standard_deviation: of these, with n - 1.
+        difference: the mean minus that of the champion, if the loss is compared with it.
+        p: of Welch's test of the scores against those of the champion.
+        p_holm: the same, adjusted by Holm's method over the baselines.
     """
 
     loss: str
     learning_rate: float
     label_smoothing: float
     scores: list[float | None]
+    # A result of an earlier version has none of these.
+    n: int = 0
+    mean: float | None = None
+    standard_deviation: float | None = None
+    difference: float | None = None
+    p: float | None = None
+    p_holm: float | None = None
 
 
 class SweepResult(Record):

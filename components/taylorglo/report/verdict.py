@@ -1,8 +1,9 @@
-"""The verdict of a sweep in a sentence, and its comparison as a table."""
+"""The verdict of a sweep in a sentence, and its comparison as a table and as numbers."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import stdev
 
 from taylorglo.report.record import ComparisonRow, StandingRecord, SweepRecord
 from taylorglo.report.text import (
@@ -12,7 +13,7 @@ from taylorglo.report.text import (
     number,
     sample_size,
 )
-from taylorglo.results import Guessing
+from taylorglo.results import Guessing, LossResult
 from taylorglo.stats import above_chance, complete_pairs, finite, holm
 
 SIGNIFICANCE = 0.05
@@ -168,7 +169,7 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
         "p",
         "p (Holm)",
     ]
-    p_values = _p_values(record)
+    tested = _p_values(record)
     rows = [
         [
             row.loss,
@@ -180,11 +181,43 @@ def comparison_cells(record: SweepRecord) -> tuple[list[str], list[list[str]]]:
             _p_text(p_value),
             _p_text(adjusted),
         ]
-        for row, p_value, adjusted in zip(record.comparison, p_values, holm(p_values), strict=True)
+        for row, p_value, adjusted in zip(record.comparison, tested, holm(tested), strict=True)
     ]
     if record.guessing is None:
         return header, rows
     return header, [*rows, _reference(record, record.guessing, measures)]
+
+
+def losses(record: SweepRecord) -> list[LossResult]:
+    """Return the rows of the comparison as numbers, the champion first."""
+    tested = _p_values(record)
+    means = [_mean(row.accuracies) for row in record.comparison]
+    results = []
+    for place, (row, adjusted) in enumerate(zip(record.comparison, holm(tested), strict=True)):
+        known, mean, difference_to_first = finite(row.accuracies).tolist(), means[place], None
+        # A baseline that the champion is itself is not compared with it.
+        if row.p_value is not None and mean is not None and means[0] is not None:
+            difference_to_first = mean - means[0]
+        result = LossResult(
+            loss=row.loss,
+            learning_rate=row.learning_rate,
+            label_smoothing=row.label_smoothing,
+            scores=[score if math.isfinite(score) else None for score in row.accuracies],
+            n=len(known),
+            mean=mean,
+            standard_deviation=stdev(known) if len(known) > 1 else None,
+            difference=difference_to_first,
+            p=tested[place],
+            p_holm=adjusted,
+        )
+        results.append(result)
+    return results
+
+
+def _mean(scores: Sequence[float]) -> float | None:
+    """Return the mean of the known scores; None if there is none."""
+    known = finite(scores)
+    return float(known.mean()) if known.size else None
 
 
 def _reference(record: SweepRecord, guessing: Guessing, measures: Sequence[_Measure]) -> list[str]:
@@ -231,8 +264,7 @@ def headline(record: SweepRecord) -> dict[str, float]:
     best = best_baseline(record)
     rows = {f"champion_{record.metric}": 0, f"best_baseline_{record.metric}": best}
     for name, index in rows.items():
-        values = finite(record.comparison[index].accuracies) if index is not None else finite([])
-        numbers[name] = float(values.mean()) if values.size else None
+        numbers[name] = None if index is None else _mean(record.comparison[index].accuracies)
     numbers["p_value"] = holm(_p_values(record))[best] if best is not None else None
     return {name: value for name, value in numbers.items() if value is not None}
 

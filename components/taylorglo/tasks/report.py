@@ -10,6 +10,7 @@ from taylorglo.report.page import render
 from taylorglo.report.record import SweepRecord, answers, sweep_record
 from taylorglo.report.verdict import (
     headline,
+    losses,
     markdown,
     standing_verdict,
     table,
@@ -19,13 +20,11 @@ from taylorglo.results import (
     Comparison,
     Counts,
     FullTraining,
-    LossResult,
     Robustness,
     SweepResult,
     by_contender,
     read_json,
 )
-from taylorglo.scores import is_known
 from taylorglo.services import layout
 from taylorglo.services.memo import References, write_result
 from taylorglo.tasks.console import say, task
@@ -166,29 +165,20 @@ def result_of(sweep: Sweep, record: SweepRecord, comparison: Comparison) -> Swee
         record: of the sweep.
         comparison: the trainings of champion and baselines.
     """
-    groups = by_contender(comparison.trainings)
     return SweepResult(
         sweep=record.name,
         study=sweep.study,
         created=record.created,
         complete=comparison.complete,
         seed=sweep.settings.seed,
-        seeds=[training.seed for training in groups[0]],
+        seeds=[training.seed for training in by_contender(comparison.trainings)[0]],
         data=sweep.settings.data.name,
         fingerprint=sweep.fingerprint,
         score=sweep.settings.evaluation.score,
         table=table(record),
         verdict=verdict(record),
         champion=record.champion,
-        losses=[
-            LossResult(
-                loss=group[0].contender.name,
-                learning_rate=group[0].contender.learning_rate,
-                label_smoothing=group[0].contender.label_smoothing,
-                scores=[t.test_accuracy if is_known(t.test_accuracy) else None for t in group],
-            )
-            for group in groups
-        ],
+        losses=losses(record),
         seconds=record.wall_seconds,
     )
 

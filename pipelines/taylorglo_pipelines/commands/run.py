@@ -1,6 +1,5 @@
 """``taylorglo run``: a sweep on this machine."""
 
-import math
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -92,38 +91,7 @@ def document(result: "SweepResult", places: Mapping[str, str]) -> dict[str, obje
     """
     values = result.to_json()
     del values["table"]
-    return {**values, "losses": _rows(result), "places": dict(places)}
-
-
-def _rows(result: "SweepResult") -> list[dict[str, object]]:
-    """Return the rows of the comparison; differences and tests are against the champion."""
-    from taylorglo.stats import finite, holm, welch
-
-    scores = [[math.nan if s is None else s for s in row.scores] for row in result.losses]
-    means = [float(finite(row).mean()) if finite(row).size else math.nan for row in scores]
-    deviations = [
-        float(finite(row).std(ddof=1)) if finite(row).size > 1 else math.nan for row in scores
-    ]
-    # The champion comes first. A baseline that it is itself is not compared with it.
-    compared = [row.loss not in ("champion", result.champion.baseline) for row in result.losses]
-    tests = [
-        welch(scores[0], row) if other else math.nan
-        for row, other in zip(scores, compared, strict=True)
-    ]
-    p_values = [p if math.isfinite(p) else None for p in tests]
-    adjusted = holm(p_values)
-    return [
-        {
-            **row.to_json(),
-            "n": int(finite(scores[index]).size),
-            "mean": means[index],
-            "standard_deviation": deviations[index],
-            "difference": means[index] - means[0] if compared[index] else None,
-            "p": p_values[index],
-            "p_holm": adjusted[index],
-        }
-        for index, row in enumerate(result.losses)
-    ]
+    return {**values, "places": dict(places)}
 
 
 def _places(settings: "Config", places: "Places") -> dict[str, str]:

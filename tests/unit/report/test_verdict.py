@@ -16,12 +16,14 @@ from taylorglo.report.verdict import (
     beats_standing,
     comparison_cells,
     headline,
+    losses,
     markdown,
     standing_verdict,
     table,
     verdict,
 )
 from taylorglo.results import Guessing
+from taylorglo.stats import welch
 
 NAN = math.nan
 
@@ -358,3 +360,24 @@ def test_a_score_of_a_function_stands_alone_whatever_its_name(score: str) -> Non
     assert beats_guessing(values)
     assert not comparison_cells(values)[0][3].startswith("accuracy")
     assert verdict(values).startswith("The champion is ahead of tuned cross-entropy, the best")
+
+
+def test_the_comparison_as_numbers() -> None:
+    scores = {"champion": [0.9, 0.92], "Baikal": [0.8, 0.84], "cross-entropy": [0.9, NAN]}
+    rows = [
+        ComparisonRow(loss, 0.1, values, [], welch(scores["champion"], values))
+        for loss, values in scores.items()
+    ]
+    rows[0] = dataclasses.replace(rows[0], p_value=None)
+    itself = ComparisonRow("squared error", 0.1, [0.7, 0.71], [], None)
+    first, baikal, incomplete, same = losses(record(comparison=[*rows, itself]))
+    assert (first.mean, first.n, first.difference) == (pytest.approx(0.91), 2, None)
+    p_value = stats.ttest_ind([0.9, 0.92], [0.8, 0.84], equal_var=False).pvalue
+    assert baikal.scores == [0.8, 0.84]
+    assert baikal.standard_deviation == pytest.approx(0.04 / 2**0.5)
+    assert baikal.difference == pytest.approx(-0.09)
+    # The only test: a training of another loss has no score, and the fourth loss is the champion.
+    assert baikal.p == baikal.p_holm == pytest.approx(p_value)
+    assert (incomplete.n, incomplete.scores, incomplete.p) == (1, [0.9, None], None)
+    assert incomplete.difference == pytest.approx(-0.01)
+    assert (same.difference, same.p) == (None, None)

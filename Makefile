@@ -78,7 +78,7 @@ bench-losses: $(VENV)/.installed-dev ## time a Taylor loss beside PyTorch's cros
 bench-tracking: $(VENV)/.installed-dev ## time what logging to a real MLflow server costs a search
 	@$(BIN)/python -W ignore tests/benchmarks/tracking.py
 
-study-search: $(VENV)/.installed-dev ## study how many trainings a search needs; an hour, as each study, and a killed one goes on
+study-search: $(VENV)/.installed-dev ## study how many trainings a search needs; an hour; every study that is killed goes on
 	@$(BIN)/python -W ignore tests/studies/search.py
 
 study-filters: $(VENV)/.installed-dev ## study which losses the filters reject, and which of them learn

@@ -56,7 +56,7 @@ from taylorglo.training.engine import Engine
 from taylorglo.training.loop import Recipe, build_network, train_network
 
 VERSION = 1
-MINUTES = 6  # of the default size, on 2 quiet cores
+MINUTES = 14  # of the default size, on 2 cores beside other work
 
 TESTED = 2000  # test images, of which the first ones are attacked
 EPSILONS = (0.02, 0.05)
@@ -366,7 +366,7 @@ def run(study: Study, size: Size) -> None:
 def main(study: Study, full: bool) -> None:
     """Do the study in its default or its full size."""
     if not full:
-        print(f"about {MINUTES} minutes on 2 quiet cores")
+        print(f"about {MINUTES} minutes on 2 cores, and fewer if they are quiet")
     run(study, FULL if full else Size())
 
 

@@ -233,6 +233,9 @@ class SeaweedFS:
             # As with AWS, a bucket that was not created does not exist. A test does not call home.
             *("-s3.autoCreateBucket=false", f"-bucket={self.address.bucket}"),
             "-master.telemetry=false",
+            # Each bucket takes volumes of its own. Their number follows from the free space of the
+            # disk unless it is said, and tests would fail on a disk that is rather full.
+            "-volume.max=1000",
         ]
 
     def _wait_for_bucket(self) -> None:

@@ -1,11 +1,12 @@
 """A small sweep with two objectives, from its settings to the front in report and MLflow."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from in_process import run_sweep
-from sweeps import artifacts_of, mlflow_of, runs_of, study_of, trained
+from sweeps import GENERATIONS, artifacts_of, mlflow_of, runs_of, study_of, trained
 
 from taylorglo.pareto import fronts
 
@@ -17,17 +18,21 @@ class EndError(BaseException):
     """Ends a sweep in the middle of its tasks, which would report any other error."""
 
 
-def end_after_a_generation(line: str) -> None:
-    if line.startswith("generation 1"):
-        raise EndError
+def end_after(generation: int) -> Callable[[str], None]:
+    def see(line: str) -> None:
+        if line.startswith(f"generation {generation}"):
+            raise EndError
+
+    return see
 
 
 def test_the_front_of_all_candidates_is_in_report_and_mlflow(tmp_path: Path) -> None:
     begun = tmp_path / "killed"
     with pytest.raises(EndError):
-        run_sweep(begun, *BOTH, see=end_after_a_generation)
+        run_sweep(begun, *BOTH, see=end_after(1))
     (begun / "in-process").rename(begun / "first")
-    run_sweep(begun, *BOTH)
+    with pytest.raises(EndError):
+        run_sweep(begun, *BOTH, see=end_after(GENERATIONS))
     whole = tmp_path / "whole"
     run_sweep(whole, *BOTH)
     candidates = study_of(whole)
@@ -60,7 +65,7 @@ def test_the_front_of_all_candidates_is_in_report_and_mlflow(tmp_path: Path) -> 
 
 def test_a_search_goes_on_with_the_objectives_that_it_was_begun_with(tmp_path: Path) -> None:
     with pytest.raises(EndError):
-        run_sweep(tmp_path, *TWO, see=end_after_a_generation)
+        run_sweep(tmp_path, *TWO, see=end_after(1))
     (tmp_path / "in-process").rename(tmp_path / "first")
     lines: list[str] = []
     with pytest.raises(SystemExit):

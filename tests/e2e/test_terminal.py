@@ -20,7 +20,7 @@ from taylorglo_pipelines.cli import main
 
 COLUMNS = 60
 # One training at a time, so that there are screens in the middle of a generation.
-SETTINGS = ("training.steps=300", "evaluation.steps=300", "training.workers=1")
+SETTINGS = ("training.steps=150", "evaluation.steps=150", "training.workers=1")
 
 
 @dataclass(frozen=True)

@@ -128,14 +128,13 @@ def test_tasks_end_if_their_runner_is_killed(tmp_path: Path) -> None:
     wait_until_gone(task)
 
 
-def test_after_the_end_of_the_process_nothing_is_forked() -> None:
-    ended = Warm(os.environ)
+def test_after_the_end_of_the_process_nothing_is_forked(warm: Warm) -> None:
+    """The last of those that share a process, as its imports take seconds."""
     words = [*PROGRAM, EXECUTOR, "--function_to_execute", "no_such_component"]
-    started(ended, words, dict(os.environ)).wait()
-    ended._process.kill()
-    ended._process.wait()
-    assert ended.start(words, dict(os.environ)) is None
-    ended.close()
+    started(warm, words, dict(os.environ)).wait()
+    warm._process.kill()
+    warm._process.wait()
+    assert warm.start(words, dict(os.environ)) is None
 
 
 @pytest.mark.long

@@ -594,11 +594,7 @@ def svg(figure: Figure, name: str, label: str) -> Markup:
         name: keeps the ids of the element apart from those of other figures on the page.
         label: description for readers who do not see the figure.
     """
-    buffer = io.StringIO()
-    with _style():
-        no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
-        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
-    text = buffer.getvalue()
+    text = _drawn(figure)
     # The page's style sheet has the rules of this one.
     text = re.sub(r"\s*<defs>\s*<style.*?</style>\s*</defs>", "", text, count=1, flags=re.DOTALL)
     text = re.sub(r"\s+xmlns(:\w+)?=\"[^\"]*\"", "", text[text.index("<svg") :], count=2)
@@ -610,6 +606,28 @@ def svg(figure: Figure, name: str, label: str) -> Markup:
     for color, custom_property in _PROPERTIES.items():
         text = text.replace(color, f"var({custom_property})")
     return Markup(text.strip())
+
+
+def _drawn(figure: Figure) -> str:
+    """Return a figure as an SVG file without a background and without metadata.
+
+    ``savefig`` would draw everything once more than is needed, to lay it out.
+    """
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.StringIO()
+    with _style():
+        canvas = FigureCanvasSVG(figure)
+        # The unit of SVG is a point.
+        figure.dpi = 72
+        for part in (figure, *figure.axes):
+            part.set_facecolor("none")
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+            figure.set_layout_engine("none")
+        no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        canvas.print_svg(buffer, metadata=no_metadata)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

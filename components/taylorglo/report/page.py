@@ -4,12 +4,13 @@ The page is a single file that loads nothing: style sheet and figures (SVG) are 
 record gives the same bytes. This module computes the numbers; the template has the words.
 """
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from taylorglo.loss.dynamics import coefficients, dynamics
@@ -59,40 +60,36 @@ def render(record: SweepRecord) -> str:
     Raises:
         InputError: the champion's theta or the number of classes is not valid.
     """
-    return (
-        _environment()
-        .get_template("page.html.jinja")
-        .render(
-            record=record,
-            # The data may be a table, too.
-            provenance={
-                name.replace("_images", "_samples"): value
-                for name, value in record.provenance.items()
-            },
-            verdict=verdict(record),
-            standing_verdict=standing_verdict(record),
-            comparison=_comparison(record),
-            champion=_champion(record),
-            search=_search(record),
-            attacks=_attacks(record),
-            corruptions=_corruptions(record),
-            flow=_flow(record),
-            plane=_plane(record),
-            trade_off=_trade_off(record),
-            calibration=_calibration(record),
-            confusion=_confusion(record),
-            roc=_roc(record),
-            tuning=_tuning(record),
-            stages=_stages(record),
-            significance=SIGNIFICANCE,
-            most_frequent=MOST_FREQUENT,
-            nothing=text.NOTHING,
-        )
+    return _template().render(
+        record=record,
+        # The data may be a table, too.
+        provenance={
+            name.replace("_images", "_samples"): value for name, value in record.provenance.items()
+        },
+        verdict=verdict(record),
+        standing_verdict=standing_verdict(record),
+        comparison=_comparison(record),
+        champion=_champion(record),
+        search=_search(record),
+        attacks=_attacks(record),
+        corruptions=_corruptions(record),
+        flow=_flow(record),
+        plane=_plane(record),
+        trade_off=_trade_off(record),
+        calibration=_calibration(record),
+        confusion=_confusion(record),
+        roc=_roc(record),
+        tuning=_tuning(record),
+        stages=_stages(record),
+        significance=SIGNIFICANCE,
+        most_frequent=MOST_FREQUENT,
+        nothing=text.NOTHING,
     )
 
 
-def _environment() -> Environment:
-    """Return jinja's environment: it escapes every value, and refuses names without a value."""
+@functools.cache
+def _template() -> Template:
+    """Return the template: it escapes every value, and refuses names without a value."""
     environment = Environment(
         loader=PackageLoader("taylorglo.report", "."),
         autoescape=True,
@@ -112,7 +109,7 @@ def _environment() -> Environment:
         "share": text.share,
         "taken_for": text.taken_for,
     }
-    return environment
+    return environment.get_template("page.html.jinja")
 
 
 def _comparison(record: SweepRecord) -> dict[str, object] | None:

@@ -29,9 +29,15 @@ def fashion() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @cache
 def trained(name: str, label_smoothing: float = 0.0, steps: int = 500) -> nn.Module:
-    """Return a network of the factory, trained on Fashion-MNIST."""
+    """Return a network of the factory, trained on Fashion-MNIST.
+
+    Convolutions see the images at half of their size, which takes a quarter of the time.
+    """
     images, labels, _, _ = fashion()
-    network = build(name, (1, 28, 28), 10, mean=(0.286,), std=(0.353,), seed=0)
+    side = 28 if name == "mlp" else 14
+    network = build(name, (1, side, side), 10, mean=(0.286,), std=(0.353,), seed=0)
+    if side < 28:
+        network = nn.Sequential(nn.AvgPool2d(2), network)
     return fitted(network, images, labels, label_smoothing=label_smoothing, steps=steps)
 
 

@@ -9,6 +9,7 @@ import sys
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_records import (
@@ -46,6 +47,20 @@ def default_page() -> str:
     return render(record())
 
 
+@functools.cache
+def attacked_page() -> str:
+    return render(attacked_record())
+
+
+# Nearly all of the time of a page goes into its figures, so a test draws those that it is about.
+NO_FIGURES: dict[str, Any] = {"generations": [], "comparison": [], "robustness": []}
+
+
+def short(**changes: Any) -> str:
+    """Return the page of a record in which there is no figure but that of the loss."""
+    return render(record(**NO_FIGURES | changes))
+
+
 def text(page: str) -> str:
     """Return what a reader of the page sees, in one line."""
     body = page[page.index("<body>") :]
@@ -58,7 +73,7 @@ def one_line(text: str) -> str:
 
 def formulas(theta: list[float]) -> list[str]:
     """Return the formulas on the page of a champion, as HTML in one line."""
-    page = render(record(champion=champion_of(theta)))
+    page = short(champion=champion_of(theta))
     return [one_line(f) for f in re.findall(r'<p class="formula">(.*?)</p>', page, re.DOTALL)]
 
 
@@ -110,7 +125,10 @@ def test_the_page_loads_nothing_and_is_well_formed() -> None:
 
 
 def test_the_same_record_gives_the_same_bytes_in_another_process() -> None:
-    code = "import sys; from test_page import record, render; sys.stdout.write(render(record()))"
+    code = (
+        "import sys; from sample_records import record; from taylorglo.report.page import render; "
+        "sys.stdout.write(render(record()))"
+    )
     run = subprocess.run(
         [sys.executable, "-X", "utf8", "-c", code],
         cwd=Path(__file__).parent,
@@ -148,7 +166,9 @@ def test_every_value_is_escaped() -> None:
 
 
 def test_the_verdict_stands_on_the_page() -> None:
-    for values in (record(), record(accuracy=0.9102), record(accuracy=0.9)):
+    assert verdict(record()) in text(default_page())
+    for accuracy in (0.9102, 0.9):
+        values = record(accuracy, generations=[], robustness=[])
         assert verdict(values) in text(render(values))
 
 
@@ -167,18 +187,19 @@ def test_the_comparison_shows_mean_deviation_n_difference_and_p() -> None:
 def test_curves_are_mentioned_if_there_are_any() -> None:
     assert "validation accuracy while training" in text(default_page())
     rows = [dataclasses.replace(r, curve=[]) for r in record().comparison]
-    assert "validation accuracy while training" not in text(render(record(comparison=rows)))
+    assert "validation accuracy while training" not in text(short(comparison=rows))
 
 
 def test_the_standing_champion_is_mentioned_if_there_is_one() -> None:
     assert "standing" not in default_page()
-    values = record(standing=StandingRecord("3", "digits.2", [0.91] * 5, 0.01))
+    standing = StandingRecord("3", "digits.2", [0.91] * 5, 0.01)
+    values = record(standing=standing, generations=[], robustness=[])
     assert text(render(values)).count(standing_verdict(values)) == 1
 
 
 def test_notes_are_listed() -> None:
     assert "<aside>" not in default_page()
-    page = render(record(notes=["first & foremost", "second"]))
+    page = short(notes=["first & foremost", "second"])
     assert "<li>first &amp; foremost</li>" in page
     assert "<li>second</li>" in page
 
@@ -210,18 +231,20 @@ def test_a_record_with_nothing_in_it_renders() -> None:
 
 @pytest.mark.filterwarnings("error")
 def test_generations_and_attacks_without_results_render() -> None:
-    values = record(
-        generations=[
-            GenerationRecord(0, [], 30, 30, 0, 0, 0, 1.0),
-            GenerationRecord(1, [NAN, math.inf], 9, 7, 2, 0, 0, NAN),
-        ],
-        robustness=[
-            robustness("champion", "fgsm", 0.0, [NAN]),
-            robustness("champion", "new", 0.1, [0.4]),
-        ],
-        seconds={"attack": NAN, "final training": 2.0},
+    page = text(
+        short(
+            generations=[
+                GenerationRecord(0, [], 30, 30, 0, 0, 0, 1.0),
+                GenerationRecord(1, [NAN, math.inf], 9, 7, 2, 0, 0, NAN),
+            ],
+            comparison=record().comparison,
+            robustness=[
+                robustness("champion", "fgsm", 0.0, [NAN]),
+                robustness("champion", "new", 0.1, [0.4]),
+            ],
+            seconds={"attack": NAN, "final training": 2.0},
+        )
     )
-    page = text(render(values))
     assert "0 30 30 0 0 0 – – 1.0" in page
     assert "new champion – 40.00" in page
     assert "nan" not in page.lower()
@@ -240,7 +263,7 @@ def test_accuracy_under_attack_is_shown_by_epsilon() -> None:
     assert "FGSM champion 91.00 ± 1.41 66.00 ± 1.41 cross-entropy 91.00" in page
     assert "over n = 2 attacked networks" in page
     rows = [robustness("champion", "fgsm", 0.1, [0.5] * n) for n in (3, 1)]
-    assert "over n = 1 to 3 attacked networks" in text(render(record(robustness=rows)))
+    assert "over n = 1 to 3 attacked networks" in text(short(robustness=rows))
 
 
 def test_the_chosen_learning_rate_is_in_bold() -> None:
@@ -253,8 +276,8 @@ def test_a_learning_rate_at_the_edge_of_its_grid_is_flagged() -> None:
         TuningRow("cross-entropy", rate, [accuracy])
         for rate, accuracy in ((0.03, 0.9), (0.1, 0.95))
     ]
-    assert "0.1, at the edge of the grid" in text(render(record(tuning=rates)))
-    assert "0.1, the only one tried" in text(render(record(tuning=rates[1:])))
+    assert "0.1, at the edge of the grid" in text(short(tuning=rates))
+    assert "0.1, the only one tried" in text(short(tuning=rates[1:]))
 
 
 def test_label_smoothing_has_a_row_for_each_alpha_and_one_choice() -> None:
@@ -263,7 +286,7 @@ def test_label_smoothing_has_a_row_for_each_alpha_and_one_choice() -> None:
     rows = [
         TuningRow(name, rate, [accuracy], alpha) for (rate, alpha), accuracy in accuracies.items()
     ]
-    page = render(record(tuning=rows))
+    page = short(tuning=rows)
     shown = text(page)
     chosen = f"{name}, α = 0.05 80.00 84.00 1, at the edge of the grid"
     most_frequent = "always the most frequent class 10.00 10.00"
@@ -272,10 +295,10 @@ def test_label_smoothing_has_a_row_for_each_alpha_and_one_choice() -> None:
     # The contender that was compared decides, if there is one.
     compared = dataclasses.replace(row(name, 0.9), learning_rate=0.1, label_smoothing=0.2)
     champion = record().comparison[0]
-    page = render(record(tuning=rows, comparison=[champion, compared]))
+    page = short(tuning=rows, comparison=[champion, compared])
     assert re.findall(r"<b>(.*?)</b>", page) == ["82.00"]
     # A single alpha is not mentioned.
-    assert "α = 0.05" not in text(render(record(tuning=rows[::2])))
+    assert "α = 0.05" not in text(short(tuning=rows[::2]))
 
 
 def test_every_colour_of_the_figures_is_in_both_themes() -> None:
@@ -286,7 +309,7 @@ def test_every_colour_of_the_figures_is_in_both_themes() -> None:
 
 def test_a_baseline_without_finite_accuracies_has_no_chosen_rate() -> None:
     rows = [TuningRow("baikal", rate, [NAN]) for rate in (0.1, 1.0)]
-    assert "baikal – – – always the most frequent" in text(render(record(tuning=rows)))
+    assert "baikal – – – always the most frequent" in text(short(tuning=rows))
 
 
 def test_the_most_frequent_class_is_in_every_table_of_accuracies() -> None:
@@ -312,18 +335,20 @@ def test_the_most_frequent_class_is_in_no_table_if_it_is_not_known_what_naming_i
 def test_the_unit_of_epsilon_is_named() -> None:
     assert "Accuracy (%) by ε (L∞, pixels in [0, 1])" in text(default_page())
     provenance = {EPSILON_UNIT: "standard deviations"}
-    page = text(render(record(provenance=provenance)))
+    attacked = record().robustness
+    page = text(short(provenance=provenance, robustness=attacked))
     assert "Accuracy (%) by ε (L∞, standard deviations)" in page
     assert "perturbation ε (L∞, standard deviations)" in page
     assert "pixels in [0, 1]" not in page
-    in_l2 = text(render(record(settings={**record().settings, "attack_norm": "l2"})))
+    settings = {**record().settings, "attack_norm": "l2"}
+    in_l2 = text(short(settings=settings, robustness=attacked[:1]))
     assert "Accuracy (%) by ε (L2, pixels in [0, 1])" in in_l2
 
 
 def test_attacks_that_may_have_gone_astray_are_named() -> None:
     assert "Suspect" not in text(default_page())
     sign = "champion (n = 2): the gradient is exactly 0 for <40%> of the images"
-    page = text(render(dataclasses.replace(record(), suspicions=[sign])))
+    page = text(short(suspicions=[sign], robustness=record().robustness[:1]))
     assert "may be weaker than the table says" in page
     assert sign in page
 
@@ -338,29 +363,30 @@ def test_the_worst_of_all_attacks_is_drawn_and_its_numbers_are_read_aloud() -> N
     assert "the mean over n = 2 networks per loss, in a band from the lowest to the" in shown
     # Without such a row there is no such figure, and the others are there.
     rows = [robustness("champion", "fgsm", 0.1, [0.5])]
-    page = render(record(robustness=rows))
+    page = short(robustness=rows)
     assert "under the worst" not in page
     assert "FGSM champion 50.00" in text(page)
 
 
 def test_corruptions_are_shown_by_their_mean_over_strengths_and_networks() -> None:
-    page = text(render(attacked_record()))
+    page = text(attacked_page())
     assert "loss clean noise blur contrast mean" in page
     # Strengths 1 to 5 leave 0.9 - 0.3 and 0.8 - 0.3 in the mean.
     assert "champion 91.00 ± 1.41" + " 55.00 ± 7.07" * 4 in page
     assert "always the most frequent class" + " 10.00" * 5 in page
     label = r'aria-label="(Accuracy by strength of a corruption: noise champion 35.0 % at 5 [^"]*)"'
-    assert re.search(label, render(attacked_record()))
+    assert re.search(label, attacked_page())
     assert "Accuracy with corruptions" not in default_page()
 
 
 def test_corruptions_without_known_clean_accuracies_are_shown() -> None:
-    page = text(render(attacked_record(robustness=[robustness("a", "fgsm", 0.1, [0.5])])))
+    rows = [robustness("a", "fgsm", 0.1, [0.5])]
+    page = text(render(attacked_record(generations=[], robustness=rows)))
     assert "champion –" + " 55.00 ± 7.07" * 4 in page
 
 
 def test_attacked_images_are_in_the_page_itself_and_described() -> None:
-    page = render(attacked_record())
+    page = attacked_page()
     structure = Structure(page)
     assert not structure.open
     sources = re.findall('<img src="([^"]*)"', page)
@@ -375,12 +401,12 @@ def test_attacked_images_are_in_the_page_itself_and_described() -> None:
 
 
 def test_an_image_that_is_misclassified_without_an_attack_is_called_so() -> None:
-    page = text(render(attacked_record(examples={"champion": [example(1, 0.0, 8)]})))
+    page = text(short(examples={"champion": [example(1, 0.0, 8)]}))
     assert "taken for 8 as it is" in page
 
 
 def test_the_page_says_where_the_results_by_image_are() -> None:
-    assert "s3://bucket/digits/attacked-images.parquet" in text(render(attacked_record()))
+    assert "s3://bucket/digits/attacked-images.parquet" in text(attacked_page())
     assert "found for each sample" not in text(default_page())
 
 
@@ -390,7 +416,7 @@ def test_every_attack_of_the_standard_suite_has_a_name_and_a_panel() -> None:
         for attack in (*SUITES["standard"], "worst")
         for epsilon in (0.0, 8 / 255)
     ]
-    page = text(render(record(robustness=rows)))
+    page = text(short(robustness=rows))
     assert "ε = 0 ε = 8/255" in page
     for name in ("APGD, targeted DLR", "FAB, targeted", "Square", "worst of all"):
         assert f"{name} champion 85.00" in page
@@ -406,7 +432,7 @@ def test_shares_of_time() -> None:
 
 
 def test_settings_and_provenance_are_listed() -> None:
-    page = text(render(record(settings={"seed": 0, "nesterov": False, "root": ""})))
+    page = text(short(settings={"seed": 0, "nesterov": False, "root": ""}))
     assert "Settings seed 0 nesterov False root – Data source scikit-learn digits" in page
 
 
@@ -429,7 +455,7 @@ def test_the_page_says_how_to_use_the_champion() -> None:
     page = unescape(default_page())
     assert f"taylorglo.TaylorLoss({MNIST_THETA}, order=3)" in page
     assert "It was trained here with learning rate 0.1;" in text(default_page())
-    assert "It was trained here;" in text(render(record(comparison=[])))
+    assert "It was trained here;" in text(short())
 
 
 def test_a_formula_leaves_out_zeros_and_greys_idle_terms() -> None:
@@ -446,7 +472,7 @@ def test_a_champion_with_a_logarithm_is_written_out() -> None:
     # The logarithm has no centres.
     assert centred.endswith(f"(<i>t</i> − 0.5)<i>h</i></span> {logarithm}")
     assert multiplied.endswith(f"<i>t</i><i>h</i></span> {logarithm}")
-    page = text(render(record(champion=champion_of([0.0] * 5 + [1.0, 0.0, 0.0, 0.25]))))
+    page = text(short(champion=champion_of([0.0] * 5 + [1.0, 0.0, 0.0, 0.25])))
     assert "The five numbers that decide all of a training with one-hot targets" in page
     assert "h 2 + w t / h , up to a constant." in page
     # A = 1 + 0.25 * 10.
@@ -470,8 +496,7 @@ def test_a_formula_may_begin_with_a_minus() -> None:
     ],
 )
 def test_champions_of_every_order_render(theta: list[float], order: int, classes: int) -> None:
-    values = record(champion=champion_of(theta, order), num_classes=classes)
-    page = text(render(values))
+    page = text(short(champion=champion_of(theta, order), num_classes=classes))
     assert ("The four numbers that decide" in page) == (order <= 3)
     assert "nan" not in page.lower()
 
@@ -485,7 +510,8 @@ def test_importing_the_report_loads_neither_matplotlib_nor_torch() -> None:
 
 
 def test_the_score_of_the_sweep_is_named_on_the_page() -> None:
-    page = render(record(settings={"evaluation_score": "balanced-accuracy"}))
+    settings = {"evaluation_score": "balanced-accuracy"}
+    page = render(record(settings=settings, robustness=[]))
     for words in (
         "Champion, test balanced accuracy",
         ">test balanced accuracy (%)</th>",
@@ -500,7 +526,7 @@ def test_the_score_of_the_sweep_is_named_on_the_page() -> None:
 def test_the_flow_counts_who_is_left_and_who_left() -> None:
     fates: list[Fate] = ["rejected", "rejected", "diverged", "trained", "finalist", "champion"]
     candidates = [CandidateRecord(1.0, 0.5, fate) for fate in fates]
-    page = render(record(candidates=candidates, savings=Savings(60.0, 30.0, 0.0)))
+    page = short(candidates=candidates, savings=Savings(60.0, 30.0, 0.0))
     flow = page[page.index('<ol class="flow">') : page.index("</ol>")]
     assert [int(n) for n in re.findall(r"<b>(\d+)</b>", flow)] == [6, 4, 3, 2, 1]
     assert "2 rejected" in flow
@@ -510,9 +536,8 @@ def test_the_flow_counts_who_is_left_and_who_left() -> None:
 
 
 def test_the_front_of_the_candidates_is_shown_if_they_were_attacked() -> None:
-    base = record()
     settings = {
-        **base.settings,
+        **record().settings,
         "evaluation_adversarial_steps": 5,
         "evaluation_adversarial_epsilon": 8 / 255,
     }
@@ -521,7 +546,7 @@ def test_the_front_of_the_candidates_is_shown_if_they_were_attacked() -> None:
         TradeOff(1, 1, 0.9, 0.3, on_front=True, champion=True),
         TradeOff(2, 2, 0.7, 0.2, on_front=False, champion=False),
     ]
-    page = render(dataclasses.replace(base, settings=settings, trade_offs=points))
+    page = short(settings=settings, trade_offs=points)
     assert (
         "Validation accuracy and the same under attack of 3 candidates. On the Pareto front: "
         "90.00 % and 30.00 %; 80.00 % and 40.00 %. The champion: 90.00 % and 30.00 %"
@@ -529,7 +554,7 @@ def test_the_front_of_the_candidates_is_shown_if_they_were_attacked() -> None:
     assert "(FGSM and PGD of 5 steps, ε = 8/255)" in one_line(page)
     assert "is no candidate of the search" not in page
     none = [dataclasses.replace(point, champion=False) for point in points]
-    page = render(dataclasses.replace(base, settings=settings, trade_offs=none))
+    page = short(settings=settings, trade_offs=none)
     assert "The champion is no candidate of the search." in one_line(page)
     assert "Pareto" not in default_page()
 
@@ -540,14 +565,13 @@ def test_confusion_and_roc_are_drawn_if_the_answers_are_known() -> None:
         reliability=[(20, 17, 17.0)],
         scores=[(3, 17), (17, 3)],
     )
-    base = record()
-    rows = [dataclasses.replace(row, counts=known) for row in base.comparison]
-    page = render(dataclasses.replace(base, comparison=rows, num_classes=2))
+    rows = [dataclasses.replace(row, counts=known) for row in record().comparison]
+    page = short(comparison=rows, num_classes=2)
     # Right at 17 of 20 with 3 of 20 false: an area of 0.5 + 0.7 / 2.
     assert "area under the curve: champion 0.8500, cross-entropy 0.8500" in page
     assert "Confusion matrices on the test split: champion, cross-entropy" in page
     assert "Confusion" not in default_page()
-    named = dataclasses.replace(base, comparison=rows, num_classes=2, classes=("cat", "dog $x$"))
-    assert ">cat<" in render(named)
-    assert ">dog $x$<" in render(named)
+    named = short(comparison=rows, num_classes=2, classes=("cat", "dog $x$"))
+    assert ">cat<" in named
+    assert ">dog $x$<" in named
     assert ">cat<" not in page

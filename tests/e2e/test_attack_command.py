@@ -148,7 +148,9 @@ def test_weights_for_other_samples_name_both_and_the_way_out(
         ((1, 16, 16), 10, "has samples of shape (3, 8, 8), and {} was trained for (1, 16, 16); "),
         ((3, 8, 8), 4, "has classes: 10, and {} was trained for 4; "),
     ):
-        network = build("mlp", shape, classes, mean=(0.5,), std=(0.5,), seed=0)
+        network = build(
+            "mlp", shape, classes, mean=(0.5,) * shape[0], std=(0.5,) * shape[0], seed=0
+        )
         path.write_bytes(weights_of(network, Origin("mlp", shape, classes)))
         line = attack(path, "--data", folder)
         assert expected.format(path) in line

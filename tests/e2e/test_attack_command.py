@@ -139,6 +139,24 @@ def test_weights_are_attacked_on_a_folder_if_they_have_their_normalisation(
     assert "do not fit model 'mlp' and data set 'image-folder': they have no normal" in line
 
 
+def test_weights_for_other_samples_name_both_and_the_way_out(
+    attack: Callable[..., str], digits: Dataset, tmp_path: Path
+) -> None:
+    folder = written(digits, tmp_path / "images", 3)
+    path = tmp_path / "net.safetensors"
+    for shape, classes, expected in (
+        ((1, 16, 16), 10, "has samples of shape (3, 8, 8), and {} was trained for (1, 16, 16); "),
+        ((3, 8, 8), 4, "has classes: 10, and {} was trained for 4; "),
+    ):
+        network = build(
+            "mlp", shape, classes, mean=(0.5,) * shape[0], std=(0.5,) * shape[0], seed=0
+        )
+        path.write_bytes(weights_of(network, Origin("mlp", shape, classes)))
+        line = attack(path, "--data", folder)
+        assert expected.format(path) in line
+        assert "--data may be the configuration of its sweep" in line
+
+
 def test_folders_without_images_are_refused(attack: Callable[..., str], tmp_path: Path) -> None:
     program = exported(Linear(), tmp_path)
     empty = tmp_path / "empty"

@@ -44,6 +44,7 @@ from taylorglo.data.dataset import Dataset
 from taylorglo.data.folds import fold_of_attempt
 from taylorglo.data.seeds import FINAL, TUNING, derived_seed
 from taylorglo.evaluation.comparison import baselines, found, loss_of, restore_network
+from taylorglo.report.figures import SERIES
 from taylorglo.results import Contender
 from taylorglo.services.memo import ShortTrainings
 from taylorglo.services.storage import open_store
@@ -498,13 +499,13 @@ def curves(groups: Mapping[Place, Mapping[str, Sequence[Row]]]) -> "Figure":
     figure = Figure(figsize=(9, 0.6 + 3.2 * high), layout="constrained")
     for number, (place, known) in enumerate(groups.items()):
         axes = figure.add_subplot(high, 2, number + 1)
-        for loss, rows in known.items():
+        for (loss, rows), color in zip(known.items(), SERIES, strict=True):
             samples = [left_at(rows, epsilon) for epsilon in EPSILONS]
             style = "-" if loss in CHAMPIONS else "--"
-            (line,) = axes.plot(EPSILONS, list(map(fmean, samples)), style, label=loss)
+            axes.plot(EPSILONS, list(map(fmean, samples)), style, label=loss, color=color)
             bands = [mean_interval(values) or (fmean(values),) * 2 for values in samples]
             low, top = zip(*bands, strict=True)
-            axes.fill_between(EPSILONS, low, top, color=line.get_color(), alpha=0.15)
+            axes.fill_between(EPSILONS, low, top, color=color, alpha=0.15)
         axes.set_title(", ".join(map(str, place[:2])), fontsize=9)
         axes.set_xlabel("epsilon", fontsize=8)
         axes.set_ylabel("accuracy under the worst attack (%)", fontsize=8)

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import taylorglo
+from taylorglo.report.figures import SERIES
 from taylorglo_pipelines.config import load
 
 EXAMPLES = Path(__file__).parents[2] / "docs/examples"
@@ -98,7 +99,7 @@ def test_a_loss_is_drawn_with_its_equilibrium(tmp_path: Path, scripts: Scripts) 
     text = drawing.read_text()
     assert "<svg" in text
     # One polyline for each loss, in the colours of the report.
-    for color in ("#b84a00", "#0067a5"):
+    for color in SERIES[:2]:
         assert f"stroke: {color}" in text
 
 

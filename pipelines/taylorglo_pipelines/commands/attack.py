@@ -174,13 +174,23 @@ def _network_and_data(
     with tempfile.TemporaryDirectory() as folder:
         path = fetch(weights, Path(folder) / "model")
         if not is_program:
-            model_name = model_name or trusted_name(origin_of(path), str(path), "--model-name")
+            origin = origin_of(path)
+            model_name = model_name or trusted_name(origin, str(path), "--model-name")
         data = data or _data_beside(weights)
         dataset = _read_data(data, Path(folder) / "data")
         if dataset.test is None:
             raise InputError(f"{data}: has no test split to attack")
         if is_program:
             return load_program(path, weights), dataset
+        for what, known, found in (
+            ("samples of shape", origin.image_shape, dataset.image_shape),
+            ("classes:", origin.classes, dataset.num_classes),
+        ):
+            if known is not None and known != found:
+                raise InputError(
+                    f"{data}: has {what} {found}, and {weights} was trained for {known}; --data "
+                    "may be the configuration of its sweep, which prepares samples in its way"
+                )
         return restore_network(_content(path), model_name or "", dataset), dataset
 
 

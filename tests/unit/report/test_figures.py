@@ -1,8 +1,14 @@
 """The figures: the curves that they draw, and their form as SVG."""
 
+import itertools
+import re
+from importlib import resources
+
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 from sample_records import MNIST_THETA, example
 
 from taylorglo.evaluation import comparison
@@ -224,3 +230,75 @@ def test_the_front_is_a_line_through_its_candidates_in_their_order() -> None:
     (axes,) = trade_off_figure([], [(1.5, 0.3)], None, "score", share=False).axes
     (only,) = axes.lines
     assert (xs(only), ys(only), axes.get_ylabel()) == ([1.5], [0.3], "under attack")
+
+
+# Of Machado, Oliveira and Fernandes, IEEE TVCG 15(6), 2009, severity 1; they map linear RGB.
+VISION = {
+    "usual": np.eye(3),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "tritanopia": np.array(
+        [
+            [1.255528, -0.076749, -0.178779],
+            [-0.078411, 0.930809, 0.147602],
+            [0.004733, 0.691367, 0.303900],
+        ]
+    ),
+}
+# From linear sRGB to XYZ, divided by the white point D65.
+XYZ = np.array(
+    [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+) / np.array([[0.9505], [1.0], [1.089]])
+
+
+def linear(color: str) -> NDArray[np.float64]:
+    rgb = np.array(to_rgb(color))
+    return np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return CIE L*a*b* of a colour in linear RGB."""
+    x, y, z = XYZ @ np.clip(rgb, 0, 1)
+    fx, fy, fz = (np.cbrt(v) if v > 0.008856 else 7.787 * v + 16 / 116 for v in (x, y, z))
+    return np.array([116 * fy - 16, 500 * (fx - fy), 200 * (fy - fz)])
+
+
+def palettes() -> list[tuple[str, list[str]]]:
+    """Return the paper and the colours of the light theme, and those of the dark one."""
+    page = resources.files("taylorglo.report").joinpath("page.html.jinja").read_text()
+    colors = re.findall(r"--series-\d: (#[0-9a-f]{6});", page)
+    papers = re.findall(r"--paper: (#[0-9a-f]{6});", page)
+    half = len(SERIES)
+    assert (len(papers), len(colors)) == (2, 2 * half)
+    assert tuple(colors[:half]) == SERIES
+    return [(papers[0], colors[:half]), (papers[1], colors[half:])]
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_the_colours_of_losses_differ_for_every_vision(vision: str) -> None:
+    for _, colors in palettes():
+        seen = [lab(VISION[vision] @ linear(color)) for color in colors]
+        for (i, one), (j, other) in itertools.combinations(enumerate(seen), 2):
+            # A difference of 2.3 is just noticeable. The usual sweep has the first four losses.
+            least = 20 if max(i, j) < 4 else 15
+            assert np.linalg.norm(one - other) > least, (colors[i], colors[j])
+
+
+def test_the_colours_stand_out_against_the_paper() -> None:
+    """WCAG 2.1, 1.4.11: graphics have a contrast of 3 to 1 at least."""
+    for paper, colors in palettes():
+        for color in colors:
+            dark, light = sorted(float(XYZ[1] @ linear(each)) for each in (paper, color))
+            assert (light + 0.05) / (dark + 0.05) >= 3, color

@@ -577,9 +577,13 @@ def _show_picture(axes: Axes, picture: str, title: str) -> None:
 
 def png(figure: Figure) -> bytes:
     """Return a figure as a PNG on white, for pages of other systems."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     buffer = io.BytesIO()
     with _style():
-        figure.savefig(buffer, format="png", dpi=_DOTS_PER_INCH, facecolor="white")
+        canvas = FigureCanvasAgg(figure)
+        _lay_out(figure, _DOTS_PER_INCH, "white")
+        canvas.print_png(buffer)
     return buffer.getvalue()
 
 
@@ -608,25 +612,31 @@ def svg(figure: Figure, name: str, label: str) -> Markup:
 
 
 def _drawn(figure: Figure) -> str:
-    """Return a figure as an SVG file without a background and without metadata.
-
-    ``savefig`` would draw everything once more than is needed, to lay it out.
-    """
+    """Return a figure as an SVG file without a background and without metadata."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.StringIO()
     with _style():
         canvas = FigureCanvasSVG(figure)
         # The unit of SVG is a point.
-        figure.dpi = 72
-        for part in (figure, *figure.axes):
-            part.set_facecolor("none")
-        if engine := figure.get_layout_engine():
-            engine.execute(figure)
-            figure.set_layout_engine("none")
+        _lay_out(figure, 72, "none")
+        for axes in figure.axes:
+            axes.set_facecolor("none")
         no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         canvas.print_svg(buffer, metadata=no_metadata)
     return buffer.getvalue()
+
+
+def _lay_out(figure: Figure, dots_per_inch: float, background: str) -> None:
+    """Give a figure its background and its final layout.
+
+    ``savefig`` would draw everything once more than is needed, to lay it out.
+    """
+    figure.dpi = dots_per_inch
+    figure.set_facecolor(background)
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")
 
 
 @dataclass(frozen=True)

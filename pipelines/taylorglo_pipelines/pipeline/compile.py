@@ -1,5 +1,6 @@
 """The pipeline as a file for Kubeflow Pipelines."""
 
+import json
 import logging
 from pathlib import Path
 from typing import NamedTuple
@@ -67,8 +68,8 @@ def _compiled(config: Config) -> Compiled:
         json_format.MessageToDict(s) for s in (sweep.pipeline_spec, sweep.platform_spec)
     ]
     content = yaml.dump_all(specifications, Dumper=yaml.CSafeDumper, encoding="ascii")
-    # The maps of protobuf have no order, which the predicted size depends on. The file is sorted.
-    pipeline, platform = yaml.load_all(content, yaml.CSafeLoader)
+    # The predicted size depends on the order, which the maps of protobuf do not have.
+    pipeline, platform = json.loads(json.dumps(specifications, sort_keys=True))
     kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
     return Compiled(content, workflow_size(pipeline, kubernetes))
 

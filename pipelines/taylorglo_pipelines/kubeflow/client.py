@@ -30,6 +30,7 @@ from taylorglo.errors import (
     shortened,
 )
 from taylorglo.retries import retry
+from taylorglo_pipelines.kubeflow.answers import Client
 
 Answer = TypeVar("Answer")
 
@@ -116,7 +117,7 @@ class Connection:
             InputError: the address or the credentials are wrong.
             ServiceError: the server still cannot be reached, or fails, after the last try.
         """
-        api = kfp_server_api.ApiClient(_configuration(access), **_login())
+        api = Client(_configuration(access), **_login())
         server = _Server(api, timeout)
         health = kfp_server_api.HealthzServiceApi(api).healthz_service_get_healthz
         multi_user = retry(lambda: server.call(health), delays, retryable=_is_transient).multi_user

@@ -90,6 +90,7 @@ def place(
             Without a cache, for what depends on the study, or changes it.
         retried: whether Kubeflow tries the task again if its pod is lost.
     """
+    _leave_unchecked(task)
     task.set_display_name(name).set_caching_options(cached)
     if settings.image:
         task.set_container_image(settings.image)
@@ -112,7 +113,7 @@ def place(
 
 def tell_origin(task: dsl.PipelineTask, settings: PipelineSettings) -> None:
     """Tell a placed task its image, and its run in Kubeflow, for the tags of its run in MLflow."""
-    _set_variable(task, IMAGE, task.container_spec.image)
+    task.set_env_variable(IMAGE, task.container_spec.image)
     kubernetes.use_field_path_as_env(task, KFP_RUN, _RUN_LABEL)
     kubernetes.use_config_map_as_env(
         task, settings.config_map, {KFP_PAGES: KFP_PAGES}, optional=True
@@ -146,17 +147,16 @@ def _add_variables(task: dsl.PipelineTask, settings: PipelineSettings, services:
         if variables:
             use(task, source, {key: name for name, key in variables.items()}, optional=optional)
     if settings.service_timeout:
-        _set_variable(task, SERVICE_TIMEOUT, str(settings.service_timeout))
+        task.set_env_variable(SERVICE_TIMEOUT, str(settings.service_timeout))
 
 
-def _set_variable(task: dsl.PipelineTask, name: str, value: str) -> None:
-    """Give a task an environment variable.
+def _leave_unchecked(task: dsl.PipelineTask) -> None:
+    """Let kfp's methods not check that a task is one container, as all of ours are.
 
-    kfp's method looks at each function on the stack first. Where the stack is deep, as in a test,
-    that took most of the time of a compilation.
+    The check looks up the source of each function on the stack, for the case of an error. That took
+    most of the time of a compilation.
     """
-    container = task.container_spec
-    container.env = {**(container.env or {}), name: value}
+    task._ensure_container_spec_exists = lambda: None
 
 
 def place_training(

@@ -13,6 +13,9 @@ from taylorglo_pipelines.config import Config, load
 from taylorglo_pipelines.kubeflow.client import Access, Connection
 from taylorglo_pipelines.kubeflow.runs import submit
 from taylorglo_pipelines.kubeflow.wait import wait
+from taylorglo_pipelines.pipeline import compile as compile_
+
+_COMPILED: dict[str, compile_.Compiled] = {}
 
 
 @pytest.fixture(autouse=True)
@@ -31,6 +34,22 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig")
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Compile each configuration once in all these tests: the same one gives the same bytes."""
+    in_full = compile_._compiled
+
+    def remembered(config: Config) -> compile_.Compiled:
+        key = config.model_dump_json()
+        if key not in _COMPILED:
+            _COMPILED[key] = in_full(config)
+        return _COMPILED[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compile_, "_compiled", remembered)
+        yield
 
 
 @pytest.fixture

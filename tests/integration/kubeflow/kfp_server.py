@@ -6,6 +6,7 @@ names have to be unique, lists have pages and filters, namespaces are for severa
 uploaded pipelines are parsed, and parameters of runs have to exist.
 """
 
+import functools
 import json
 import re
 import secrets
@@ -28,6 +29,7 @@ from kfp_scheduler import Scheduler
 
 PREFIX = "/apis/v2beta1"
 PROXY = "/api/v1/namespaces/kubeflow/services/ml-pipeline:http/proxy"
+CLIENT = kfp_server_api.ApiClient()
 NATIVE = {"str": str, "int": int, "float": float, "bool": bool, "datetime": str}
 
 Thing = dict[str, Any]  # an experiment, a pipeline, a version, a run or a recurring run, as JSON
@@ -43,26 +45,38 @@ class Refusal(Exception):  # noqa: N818
 
 
 def check(data: Any, kind: str) -> None:
+    """Compare data with a model of kfp-server-api, and let that make an object of them."""
+    _check_text(json.dumps(data), kind)
+
+
+# A run that is followed has the same answer again and again.
+@functools.lru_cache(maxsize=1000)
+def _check_text(text: str, kind: str) -> None:
+    _compare(json.loads(text), kind)
+    CLIENT.deserialize(types.SimpleNamespace(data=text), kind)
+
+
+def _compare(data: Any, kind: str) -> None:
     """Compare data with a type of kfp-server-api, a plain one or a model with its fields."""
     if data is None or kind == "object":
         return
     if match := re.fullmatch(r"list\[(.*)\]", kind):
         assert isinstance(data, list), f"{data!r} should be a list"
         for item in data:
-            check(item, match[1])
+            _compare(item, match[1])
     elif match := re.fullmatch(r"dict\(str, (.*)\)", kind):
         assert isinstance(data, dict), f"{data!r} should be a mapping"
         for item in data.values():
-            check(item, match[1])
+            _compare(item, match[1])
     elif kind in NATIVE:
         assert type(data) is NATIVE[kind], f"{data!r} should be a {kind}"
         if kind == "datetime":
             datetime.fromisoformat(data)
     else:
-        _check_model(data, kind)
+        _compare_model(data, kind)
 
 
-def _check_model(data: Any, kind: str) -> None:
+def _compare_model(data: Any, kind: str) -> None:
     model = getattr(kfp_server_api, kind)
     if not model.openapi_types:
         # An enumeration.
@@ -72,8 +86,7 @@ def _check_model(data: Any, kind: str) -> None:
     assert isinstance(data, dict), f"{data!r} should be a {kind}"
     assert set(data) <= set(types_), f"{kind} has no {set(data) - set(types_)}"
     for key, value in data.items():
-        check(value, types_[key])
-    kfp_server_api.ApiClient().deserialize(types.SimpleNamespace(data=json.dumps(data)), kind)
+        _compare(value, types_[key])
 
 
 @dataclass

@@ -7,14 +7,17 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from kfp_samples import SHORT, TOKEN, certificate, only, write_kubeconfig
+from kfp_samples import SHORT, TOKEN, certificate, only, recorded, write_kubeconfig
 from kfp_server import Fault, KubeflowServer
-from kfp_server_api import V2beta1Experiment
+from kfp_server_api import ApiClient, V2beta1Experiment
 
 from taylorglo.errors import InputError, ServiceError, TaylorgloError
 from taylorglo_pipelines.config import Config
+from taylorglo_pipelines.kubeflow.answers import Client
 from taylorglo_pipelines.kubeflow.client import Access, Connection, MissingError
 from taylorglo_pipelines.kubeflow.runs import find_experiment, submit
 
@@ -39,6 +42,31 @@ def error_of(action: Callable[[], object], kind: type[TaylorgloError] = InputErr
     assert "\n" not in str(error)
     assert TOKEN not in "".join(traceback.format_exception(error))
     return str(error)
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("V2beta1Run", recorded("run-succeeded")),
+        ("V2beta1Run", recorded("run-out-of-memory-failed")),
+        ("V2beta1ListRunsResponse", {"runs": [recorded("run-running-early"), None]}),
+        ("V2beta1PipelineVersion", {"pipeline_spec": recorded("pipeline-0.1.0")}),
+        ("V2beta1RecurringRun", {"max_concurrency": "3", "mode": "ENABLE", "no_catchup": True}),
+        ("V2beta1Run", {"created_at": "2026-11-24T21:30:00.123456789Z", "state": None}),
+        ("V2beta1Run", {"plugins_output": {"mlflow": {"entries": {"run": {"value": 1}}}}}),
+        ("V2beta1Run", ["no", "mapping"]),
+    ],
+)
+def test_an_answer_is_read_as_the_generated_client_reads_it(kind: str, content: Any) -> None:
+    answer = SimpleNamespace(data=json.dumps(content))
+    read = Client().deserialize(answer, kind)
+    assert read == ApiClient().deserialize(answer, kind)
+
+
+def test_an_answer_with_a_malformed_time_is_refused() -> None:
+    answer = SimpleNamespace(data='{"created_at": "yesterday"}')
+    with pytest.raises(ValueError, match="yesterday"):
+        Client().deserialize(answer, "V2beta1Run")
 
 
 def test_a_token_file_is_read_anew(server: KubeflowServer, tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_a_reader_of_the_output_that_has_ended_is_no_traceback() -> None:
     [
         ("click", ["--help"]),
         ("yaml", ["run", CONFIG]),
-        ("pydantic", ["attack", "champion"]),
+        ("pydantic", ["compare", "one", "two"]),
         ("kfp", ["compile", CONFIG, "-o", "pipeline.yaml"]),
         ("kfp_server_api", ["schedule", "list", "--host", "http://localhost:8888"]),
         ("cronsim", ["schedule", "create", CONFIG, "--every", "1d"]),

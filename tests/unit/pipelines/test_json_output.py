@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from servers import mlflow_database
 
 from taylorglo.results import Champion, Evaluation, LossResult, SweepResult
 from taylorglo.search.study import Search
@@ -86,17 +87,24 @@ def evaluation(status: str) -> Evaluation:
     )
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of runs with a finished sweep ``one`` and sweeps to compare it with."""
-    store = FolderStore(tmp_path / "store")
+    folder = tmp_path_factory.mktemp("runs")
+    store = FolderStore(folder / "store")
     for name in ("one", "two", "three", "four", "begun"):
-        begin(tmp_path, name)
+        begin(folder, name)
     write_result(store, result("one", [0.90, 0.92, 0.91]))
     write_result(store, result("two", [0.91, 0.93, 0.93]))
     write_result(store, result("three", [0.91, 0.93, None], seeds=[7, 8, 9]))
     write_result(store, result("four", [0.5, 0.6, 0.7], fingerprint="1" * 64))
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def folder(untouched: Path, tmp_path: Path) -> Path:
+    """A copy of the folder of runs."""
+    return shutil.copytree(untouched, tmp_path, dirs_exist_ok=True)
 
 
 class TestInspect:
@@ -122,6 +130,7 @@ def test_gc_lists_what_it_would_delete(
     monkeypatch.setenv("TAYLORGLO_STUDY_URL", f"sqlite:///{folder / 'study.db'}")
     monkeypatch.setenv("TAYLORGLO_STORE_URI", str(folder / "store"))
     monkeypatch.setenv("TAYLORGLO_TRACKING_URI", f"sqlite:///{folder / 'mlruns.db'}")
+    (folder / "mlruns.db").write_bytes(mlflow_database())
     document = printed(capsys, "gc")
     assert (document["deleted"], document["items"]) == (False, [])
     assert "one: unfinished, so all of its files are kept" in document["remarks"]

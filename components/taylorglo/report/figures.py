@@ -617,11 +617,11 @@ def _drawn(figure: Figure) -> str:
 
     buffer = io.StringIO()
     with _style():
-        canvas = FigureCanvasSVG(figure)
+        canvas: Any = FigureCanvasSVG(figure)
         # The unit of SVG is a point.
         figure.dpi = 72
-        for part in (figure, *figure.axes):
-            part.set_facecolor("none")
+        for patch in (figure.patch, *(axes.patch for axes in figure.axes)):
+            patch.set_facecolor("none")
         if engine := figure.get_layout_engine():
             engine.execute(figure)
             figure.set_layout_engine("none")

@@ -581,7 +581,7 @@ def png(figure: Figure) -> bytes:
 
     buffer = io.BytesIO()
     with _style():
-        canvas = FigureCanvasAgg(figure)
+        canvas: Any = FigureCanvasAgg(figure)
         _lay_out(figure, _DOTS_PER_INCH, "white")
         canvas.print_png(buffer)
     return buffer.getvalue()
@@ -617,11 +617,11 @@ def _drawn(figure: Figure) -> str:
 
     buffer = io.StringIO()
     with _style():
-        canvas = FigureCanvasSVG(figure)
+        canvas: Any = FigureCanvasSVG(figure)
         # The unit of SVG is a point.
         _lay_out(figure, 72, "none")
         for axes in figure.axes:
-            axes.set_facecolor("none")
+            axes.patch.set_facecolor("none")
         no_metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         canvas.print_svg(buffer, metadata=no_metadata)
     return buffer.getvalue()
@@ -633,7 +633,7 @@ def _lay_out(figure: Figure, dots_per_inch: float, background: str) -> None:
     ``savefig`` would draw everything once more than is needed, to lay it out.
     """
     figure.dpi = dots_per_inch
-    figure.set_facecolor(background)
+    figure.patch.set_facecolor(background)
     if engine := figure.get_layout_engine():
         engine.execute(figure)
         figure.set_layout_engine("none")

@@ -65,31 +65,46 @@ def open_storage(
     arguments = _arguments(parsed, busy_seconds)
     connection: dict[str, Any] = {"connect_args": arguments, "pool_pre_ping": True}
 
-    def storage() -> optuna.storages.RDBStorage:
+    def connected() -> optuna.storages.RDBStorage:
         if new:
             tables = _tables(parsed, arguments)
             _check_owner(parsed, tables)
             if not tables:
                 _use_log(parsed, arguments)
-        return optuna.storages.RDBStorage(
-            _with_driver(parsed).render_as_string(hide_password=False),
+        address = _with_driver(parsed).render_as_string(hide_password=False)
+        storage = optuna.storages.RDBStorage(
+            address,
             engine_kwargs=connection,
-            # The check takes a fifth of a second in every task.
-            skip_compatibility_check=not new,
+            # Optuna's own check takes a fifth of a second in every task.
+            skip_compatibility_check=True,
             skip_table_creation=not new,
         )
+        if new and storage.get_current_version() != _newest_version(storage):
+            # The check fails, and says how to go on.
+            return optuna.storages.RDBStorage(address, engine_kwargs=connection)
+        return storage
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return retried(storage, tries, _shown(parsed))
+            return retried(connected, tries, _shown(parsed))
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise InputError(f"{_shown(parsed)}: {_message(error)}") from None
     except RuntimeError as error:
         if isinstance(error, ServiceError):
             raise
-        # Another version of Optuna has another schema, and Optuna says how to go on.
+        # Another version of Optuna has another schema.
         raise InputError(f"{_shown(parsed)}: {one_line(error)}") from None
+
+
+# The version of the tables of this Optuna, once it is known: it loads all of its migrations for it.
+_newest: list[str] = []
+
+
+def _newest_version(storage: optuna.storages.RDBStorage) -> str:
+    if not _newest:
+        _newest.append(storage.get_head_version())
+    return _newest[0]
 
 
 def retried(

@@ -110,8 +110,8 @@ def test_apgd_leaves_no_more_than_that_of_art(name: str, objective: str, loss: s
     victim = victim_of(name, 200 if name != "cnn" else 100)
     model, images, labels, epsilon = victim
     theirs, ours = [], []
-    # One random start more or less is worth a point.
-    for seed in range(4):
+    # A random start is worth a point.
+    for seed in range(2):
         np.random.seed(seed)
         attacked = by_art(
             "AutoProjectedGradientDescent",
@@ -130,7 +130,7 @@ def test_apgd_leaves_no_more_than_that_of_art(name: str, objective: str, loss: s
 
 
 def by_auto_attack(victim: Victim, queries: int) -> Tensor:
-    """Return the images of ART's AutoAttack, with fewer queries and restarts than by default."""
+    """Return the images of ART's AutoAttack, with fewer steps, queries and restarts."""
     attacks = pytest.importorskip("art.attacks.evasion")
     model, _, _, epsilon = victim
     classifier = estimator(model)
@@ -139,7 +139,7 @@ def by_auto_attack(victim: Victim, queries: int) -> Tensor:
             classifier,
             eps=epsilon,
             eps_step=2 * epsilon,
-            max_iter=100,
+            max_iter=50,
             nb_random_init=1,
             batch_size=300,
             loss_type=loss,
@@ -157,14 +157,16 @@ def by_auto_attack(victim: Victim, queries: int) -> Tensor:
 
 @pytest.mark.parametrize("name", VICTIMS)
 def test_the_worst_case_is_no_better_than_that_of_arts_auto_attack(name: str) -> None:
-    victim = victim_of(name, 100 if name != "cnn" else 50)
+    victim = victim_of(name, 50)
     model, images, labels, epsilon = victim
     np.random.seed(0)
     theirs = left(victim, by_auto_attack(victim, 300))
-    for suite in ("apgd", "standard"):
-        strength = Strength(suite, queries=300)
-        ours = withstood(model, images, labels, [epsilon], strength=strength)
-        assert 100 * ours.accuracies["worst"][epsilon] <= theirs + 0.5
+    # FAB is none of theirs here.
+    strength = Strength("standard", apgd_steps=50, fab_steps=20, queries=300)
+    ours = withstood(model, images, labels, [epsilon], strength=strength).accuracies
+    # "apgd-t" is the last attack of the suite "apgd".
+    for attack in ("apgd-t", "worst"):
+        assert 100 * ours[attack][epsilon] <= theirs + 0.5
     assert 1 < theirs < 99
 
 

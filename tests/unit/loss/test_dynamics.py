@@ -201,7 +201,7 @@ def test_the_equilibrium_is_the_first_root_of_a_fine_scan(
 ) -> None:
     rng = np.random.default_rng(10 + order)
     absences: Counter[bool] = Counter()
-    for _ in range(150):
+    for _ in range(100):
         n = int(rng.choice(CLASSES))
         numbers = random_theta(rng, order, log=log)
         theta = [value * 10 ** -rng.uniform(0, decades) for value in numbers]

@@ -33,7 +33,7 @@ def random_thetas(
 @pytest.mark.parametrize("n", CLASSES)
 def test_published_is_the_inequality_of_the_paper(n: int, order: int, log: bool) -> None:
     decisions = set()
-    for theta in random_thetas(200, order, log=log):
+    for theta in random_thetas(100, order, log=log):
         c1, ch, chh, chy, cy, cyy, w = coefficients(theta)
         # The logarithm adds w t/h = w n to the target's side.
         left, right = cy + cyy + chy / n + w * n, (n - 2) * (c1 + ch / n + chh / n**2)
@@ -45,7 +45,7 @@ def test_published_is_the_inequality_of_the_paper(n: int, order: int, log: bool)
 
 
 def test_published_is_learnable_for_two_classes() -> None:
-    for theta in random_thetas(300):
+    for theta in random_thetas(150):
         assert published(theta, 2).accepted == learnable(theta, 2).accepted
 
 
@@ -61,7 +61,7 @@ def test_published_depends_on_c1_and_learnable_does_not() -> None:
 @pytest.mark.parametrize("order", [2, 3, 4])
 @pytest.mark.parametrize("n", CLASSES)
 def test_learnable_is_a_positive_learning_drive(n: int, order: int, log: bool) -> None:
-    for theta in random_thetas(100, order, seed=1, log=log):
+    for theta in random_thetas(50, order, seed=1, log=log):
         drive = learning_drive(theta, n)
         verdict = learnable(theta, n)
         assert verdict.accepted == (drive > 0)

@@ -26,12 +26,12 @@ def test_the_first_generation_is_normal(
 
     drawn = [
         c.theta if settings["coordinates"] == "theta" else point(c.theta)
-        for seed in range(4)
+        for seed in range(2)
         for c in in_memory(seed=seed, popsize=30, filters=["none"], **settings).propose(1)
     ]
     z = (np.array(drawn) - mean) / sigma
     number, dimensions = z.shape
-    assert (number, dimensions) == (120, len(mean))
+    assert (number, dimensions) == (60, len(mean))
     # These are five standard errors of a mean, of a variance and of a correlation.
     assert np.abs(z.mean(axis=0)).max() < 5 / math.sqrt(number)
     assert np.abs(z.var(axis=0) - 1).max() < 5 * math.sqrt(2 / number)

@@ -110,12 +110,14 @@ def test_tied_and_frozen_weights_are_trained_as_alone(digits: Dataset, network: 
 @pytest.mark.parametrize("case", CASES)
 def test_the_size_of_the_stack_does_not_matter(digits: Dataset, case: str) -> None:
     settings = settings_of(**CASES[case])
-    whole = train_stack(recipes(settings), digits, settings)
-    for size in (1, 2, 3):
+    every = recipes(settings, steps=6, validations=1)
+    whole = train_stack(every, digits, settings)
+    # One network is computed in another way than several.
+    for size in (1, 3):
         parts = [
             one
             for begin in range(0, len(LOSSES), size)
-            for one in train_stack(recipes(settings)[begin : begin + size], digits, settings)
+            for one in train_stack(every[begin : begin + size], digits, settings)
         ]
         assert list(map(untimed_network, parts)) == list(map(untimed_network, whole))
 

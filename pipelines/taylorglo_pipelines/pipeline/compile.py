@@ -1,12 +1,13 @@
 """The pipeline as a file for Kubeflow Pipelines."""
 
-import json
 import logging
+import tempfile
+from itertools import dropwhile
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
-from google.protobuf import json_format
+from kfp import compiler
 
 from taylorglo.errors import InputError
 from taylorglo.files import replacing
@@ -59,19 +60,18 @@ def compile_sweep(config: Config, output: Path) -> Compiled:
 def _compiled(config: Config) -> Compiled:
     """Return the compiled pipeline; the same configuration gives the same bytes.
 
-    kfp's compiler writes the same documents with a slower library, and comments before them, in
-    which it lists the keys of each parameter in an order that changes from process to process.
+    kfp begins the file with comments, in which it lists the keys of each parameter in an order that
+    changes from process to process. They are left out.
     """
     logging.getLogger("kfp").setLevel(logging.ERROR)
-    sweep = sweep_pipeline(config)
-    specifications = [
-        json_format.MessageToDict(s) for s in (sweep.pipeline_spec, sweep.platform_spec)
-    ]
-    content = yaml.dump_all(specifications, Dumper=yaml.CSafeDumper, encoding="ascii")
-    # The predicted size depends on the order, which the maps of protobuf do not have.
-    pipeline, platform = json.loads(json.dumps(specifications, sort_keys=True))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pipeline.yaml"
+        compiler.Compiler().compile(sweep_pipeline(config), str(path))
+        lines = path.read_text().splitlines(keepends=True)
+    text = "".join(dropwhile(lambda line: line.startswith("#"), lines))
+    pipeline, platform = yaml.load_all(text, yaml.CSafeLoader)
     kubernetes = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"]
-    return Compiled(content, workflow_size(pipeline, kubernetes))
+    return Compiled(text.encode(), workflow_size(pipeline, kubernetes))
 
 
 def _tasks_of_search(config: Config) -> int:

@@ -149,7 +149,7 @@ def test_a_thing_whose_creation_was_not_answered_is_found(
 def test_two_processes_upload_the_sweep_once(
     server: KubeflowServer, config_path: Path, tmp_path: Path
 ) -> None:
-    """Their hash seeds differ, and with them the order of protobuf's maps."""
+    """Their hash seeds differ, and with them the order of kfp's comments, which are left out."""
     program = [sys.executable, "-m", "taylorglo_pipelines.cli"]
     command = [*program, "submit", str(config_path), "--host", server.url]
     environment = {**os.environ, "HOME": str(tmp_path), "KUBECONFIG": os.devnull}

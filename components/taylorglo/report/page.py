@@ -6,6 +6,7 @@ record gives the same bytes. This module computes the numbers; the template has 
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import cache
 from statistics import fmean
 from typing import NamedTuple
 
@@ -91,6 +92,7 @@ def render(record: SweepRecord) -> str:
     )
 
 
+@cache
 def _environment() -> Environment:
     """Return jinja's environment: it escapes every value, and refuses names without a value."""
     environment = Environment(

@@ -264,39 +264,75 @@ class SeaweedFS:
         raise AssertionError(f"weed mini did not start within {START_SECONDS} s:\n{output}")
 
 
-def at_once(code: str, *arguments: str, path: Path | None = None) -> list[tuple[str, str]]:
+# The imports are done once, because those of PyTorch or MLflow take seconds.
+_AT_ONCE = """
+import os, sys, traceback
+imports, code, folder, *sys.argv[1:] = sys.argv[1:]
+exec(imports)
+processes = []
+for number in range(2):
+    (ready, say_ready), (go, say_go) = os.pipe(), os.pipe()
+    if process := os.fork():
+        os.close(say_ready)
+        processes.append((process, ready, say_go))
+        continue
+    os.close(ready)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(f"{folder}/{name}{number}", os.O_WRONLY | os.O_CREAT), descriptor)
+
+    def wait():
+        os.write(say_ready, b"ready")
+        os.read(go, 1)
+
+    status = 1
+    try:
+        exec(code)
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+begun = [os.read(ready, 5) == b"ready" for _, ready, _ in processes]
+for _, _, say_go in processes:
+    os.write(say_go, b".")
+ends = [os.waitpid(process, 0)[1] for process, _, _ in processes]
+sys.exit(not all(begun) or any(ends))
+"""
+
+
+def at_once(
+    code: str, *arguments: str, imports: str = "", path: Path | None = None
+) -> list[tuple[str, str]]:
     """Run code in two processes that go on from their line ``wait()`` at the same moment.
 
     Args:
         code: Python, which may use ``sys``.
         arguments: of both processes.
+        imports: what the code needs, which the two processes are forked after.
         path: a folder with modules for the code, besides the folder of this one.
 
     Returns:
         Output and errors of each process.
     """
-    wait = "def wait():\n    print('ready', flush=True)\n    sys.stdin.readline()\n"
     folders = [str(Path(__file__).parent), str(path or ""), os.environ.get("PYTHONPATH")]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", f"import sys\n{wait}{code}", *arguments],
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.run(
+            [sys.executable, "-c", _AT_ONCE, imports, code, folder, *arguments],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+            timeout=AT_ONCE_SECONDS,
         )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-    outputs = [process.communicate(timeout=AT_ONCE_SECONDS) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
+        outputs = [
+            (
+                (Path(folder) / f"out{number}").read_text(),
+                (Path(folder) / f"err{number}").read_text(),
+            )
+            for number in range(2)
+        ]
+    assert process.returncode == 0, outputs
     return outputs
 
 

@@ -120,15 +120,16 @@ def test_two_processes_tell_the_same_results_at_once(postgres_url: str, expected
     search = begin_search(postgres_url)
     search.propose(1)
     search.screen(1)
+    imports = "from test_study_database import evaluation, join_search"
     code = """
-from test_study_database import evaluation, join_search
 search = join_search(sys.argv[1])
 accepted = [candidate for candidate in search.candidates(1) if not candidate.rejected]
 wait()
 for candidate in accepted:
     search.tell(candidate.trial, evaluation(candidate.theta))
 """
-    assert at_once(code, postgres_url, path=Path(__file__).parent) == [("", "")] * 2
+    outputs = at_once(code, postgres_url, imports=imports, path=Path(__file__).parent)
+    assert outputs == [("", "")] * 2
     assert run(begin_search(postgres_url), 2) == expected
 
 

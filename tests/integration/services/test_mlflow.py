@@ -124,7 +124,8 @@ def test_two_processes_create_one_database(
 ) -> None:
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    context = multiprocessing.get_context("spawn")
+    # The processes do not import MLflow anew, which takes seconds.
+    context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
     messages = context.Queue()
     parents = context.Queue()

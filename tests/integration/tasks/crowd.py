@@ -4,6 +4,7 @@ As a program, it is the process that all workers are forked from, so that PyTorc
 ``python crowd.py CONTEXT SEARCH_DATA LOG PLAN``, with the plan as JSON.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -121,5 +122,8 @@ def _main(context: str, search_data: str, log: str, text: str) -> None:
 
 
 if __name__ == "__main__":
-    assert fitness  # PyTorch, for all workers
+    # PyTorch, and what is imported at the first proposal and the first step, for all workers.
+    assert fitness
+    for module in ("taylorglo.search.optimizers", "torch._dynamo"):
+        importlib.import_module(module)
     _main(*sys.argv[1:])

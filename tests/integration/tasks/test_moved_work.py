@@ -39,10 +39,13 @@ def finish(sweep: Sweep, work: Work) -> None:
     )
 
 
-@pytest.fixture
-def reported(work: Work) -> Work:
+@pytest.fixture(scope="module")
+def reported(prepared: Work, tmp_path_factory: pytest.TempPathFactory) -> Work:
     """A work folder with a finished sweep and its champion in the registry."""
-    finish(work.open(1), work)
+    work = Work(shutil.copytree(prepared.folder, tmp_path_factory.mktemp("reported") / "work"))
+    with pytest.MonkeyPatch.context() as patch:
+        work.name_services(patch)
+        finish(work.open(1), work)
     return work
 
 
@@ -63,17 +66,18 @@ def places() -> set[str]:
 def test_mlflow_follows_a_work_folder_to_its_new_place(
     copied: bool,
     reported: Work,
+    request: pytest.FixtureRequest,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    reported.name_services(monkeypatch)
     theta = taylorglo.load_loss("models:/digits-loss@champion").theta.tolist()
     place = tmp_path / "a %41 new, place?"
-    if copied:
-        shutil.copytree(reported.folder, place)
-    else:
-        reported.folder.rename(place)
-    moved = Work(place)
+    moved = Work(shutil.copytree(reported.folder, place))
+    if not copied:
+        reported.folder.rename(tmp_path / "not there")
+        request.addfinalizer(lambda: (tmp_path / "not there").rename(reported.folder))
     moved.name_services(monkeypatch)
     capsys.readouterr()
     again = moved.open(1, search={"renew": True})
@@ -88,13 +92,20 @@ def test_mlflow_follows_a_work_folder_to_its_new_place(
 
 
 def test_a_champion_whose_store_was_deleted_is_replaced(
-    reported: Work, capsys: pytest.CaptureFixture[str]
+    reported: Work,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shutil.rmtree(reported.folder / "store")
-    sweep = reported.open(1, search={"renew": True})
+    work = Work(shutil.copytree(reported.folder, tmp_path / "work"))
+    work.name_services(monkeypatch)
+    # Here MLflow follows the copy.
+    work.open(1, search={"renew": True})
+    shutil.rmtree(work.folder / "store")
+    sweep = work.open(1, search={"renew": True})
     assert sweep.standing is not None
     assert "its loss.json cannot be read from" in sweep.standing.lost
-    finish(sweep, reported)
+    finish(sweep, work)
     output = capsys.readouterr().out
     assert "models:/digits-loss@champion is version 2 now, because version 1 is lost" in output
     assert taylorglo.load_loss("models:/digits-loss@champion").provenance["study"] == sweep.study

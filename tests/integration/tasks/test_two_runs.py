@@ -11,13 +11,17 @@ from taylorglo.tasks.evaluate import evaluate_shard
 from taylorglo.variables import STUDY_URL
 
 # Of each sweep, the arguments have the path of its context and the URL of its study.
-TWO_GENERATIONS = """
+IMPORTS = """
 import os
 from taylorglo.variables import STUDY_URL
 from taylorglo.tasks.context import Sweep
 from taylorglo.tasks.evaluate import evaluate_shard
 from taylorglo.training import engine
-
+# These would be imported by each process at its first proposal and its first step.
+import taylorglo.search.optimizers
+import torch._dynamo
+"""
+TWO_GENERATIONS = """
 train_stack = engine.train_stack
 
 def counted(recipes, *rest):
@@ -50,7 +54,7 @@ def test_two_runs_at_once_share_a_study_and_train_no_candidate_twice(
         sweep = work.open(name=database, evaluation={"steps": steps})
         sweep.write(work.folder / database)
         arguments += [str(work.folder / database), url]
-    outputs = at_once(TWO_GENERATIONS, work.search_data, *arguments)
+    outputs = at_once(TWO_GENERATIONS, work.search_data, *arguments, imports=IMPORTS)
     lines = [line for output, _ in outputs for line in output.splitlines()]
     for database, url in urls.items():
         monkeypatch.setenv(STUDY_URL, url)

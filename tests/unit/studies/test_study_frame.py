@@ -2,6 +2,8 @@
 
 import math
 import os
+import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -141,10 +143,20 @@ def test_a_cell_is_computed_once(tmp_path: Path) -> None:
     ]
 
 
+@pytest.fixture(scope="module")
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Row]]:
+    """A folder with the study of ``CELLS`` and its log, and the rows of the study."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, once(folder / "study", folder / "log")
+
+
 @pytest.mark.parametrize("lost", [1, 25, 70])
-def test_half_a_cell_is_computed_again(tmp_path: Path, lost: int) -> None:
+def test_half_a_cell_is_computed_again(
+    whole_study: tuple[Path, list[Row]], tmp_path: Path, lost: int
+) -> None:
+    folder, first = whole_study
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     log, study = tmp_path / "log", tmp_path / "study"
-    first = once(study, log)
     path = study / "rows.csv"
     whole = path.read_bytes()
     path.write_bytes(whole[:-lost])
@@ -227,13 +239,18 @@ def test_ctrl_c_ends_it_at_once(tmp_path: Path, script: Callable[..., Path]) -> 
     assert errors == "study-squares: stopped; the same command goes on from here\n"
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, script: Callable[..., Path]) -> None:
+def test_a_folder_of_something_else_is_refused(
+    tmp_path: Path,
+    script: Callable[..., Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     (tmp_path / "go").touch()
     folder, foreign, damaged = tmp_path / "study", tmp_path / "foreign", tmp_path / "damaged"
     assert run(script(), folder).returncode == 0
     foreign.mkdir()
     (foreign / "letter.txt").write_text("to a friend")
-    assert run(script(), damaged).returncode == 0
+    shutil.copytree(folder, damaged)
     (damaged / "rows.csv").write_text("name,price,last\napple,3,True\n")
     for path, version, message in (
         (folder, 2, "has study 'squares' of version 1, and this is 'squares' of version 2"),
@@ -241,10 +258,13 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, script: Callable[
         (damaged, 1, "has columns of something else (name, price, last)"),
     ):
         before = {file.name: file.read_bytes() for file in path.iterdir()}
-        result = run(script(version), path)
-        assert result.returncode == 2
-        assert message in result.stderr
-        assert len(result.stderr.splitlines()) == 1
+        monkeypatch.setattr(sys, "argv", ["squares", "--folder", str(path)])
+        with pytest.raises(SystemExit) as stopped:
+            runpy.run_path(str(script(version)), run_name="__main__")
+        assert stopped.value.code == 2
+        errors = capsys.readouterr().err
+        assert message in errors
+        assert len(errors.splitlines()) == 1
         assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 

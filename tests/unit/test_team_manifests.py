@@ -6,6 +6,7 @@ import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 
+import click
 import kubectl
 import pytest
 import yaml
@@ -26,6 +27,7 @@ from manifests import (
     schema_faults,
 )
 
+from taylorglo_pipelines.cli import group
 from taylorglo_pipelines.commands.gc import command as gc_command
 from taylorglo_pipelines.commands.gc import threshold
 from taylorglo_pipelines.config import load
@@ -161,7 +163,9 @@ def test_the_collector_only_shows_until_it_is_told_to_delete(overlay: str, tmp_p
     assert faults_of_a_team(objects) == []
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["taylorglo", "gc"]
-    context = gc_command.make_context("gc", list(container["args"]))
+    # As the group calls it: click remembers the options for help that the first call had.
+    parent = click.Context(group, **group.context_settings)
+    context = gc_command.make_context("gc", list(container["args"]), parent)
     assert context.params["delete"] is False
     now = datetime(2026, 1, 1, tzinfo=UTC)
     assert threshold(context.params["older_than"], now) < now

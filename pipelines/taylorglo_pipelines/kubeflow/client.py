@@ -30,7 +30,6 @@ from taylorglo.errors import (
     shortened,
 )
 from taylorglo.retries import retry
-from taylorglo_pipelines.kubeflow.answers import Client
 
 Answer = TypeVar("Answer")
 
@@ -117,7 +116,7 @@ class Connection:
             InputError: the address or the credentials are wrong.
             ServiceError: the server still cannot be reached, or fails, after the last try.
         """
-        api = Client(_configuration(access), **_login())
+        api = kfp_server_api.ApiClient(_configuration(access), **_login())
         server = _Server(api, timeout)
         health = kfp_server_api.HealthzServiceApi(api).healthz_service_get_healthz
         multi_user = retry(lambda: server.call(health), delays, retryable=_is_transient).multi_user

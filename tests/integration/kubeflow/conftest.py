@@ -3,8 +3,10 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import kfp_server_api
 import pytest
 from clocks import Clock
+from kfp_answers import Client
 from kfp_samples import SHORT, TOKEN, Cli, Follow, write_kubeconfig
 from kfp_server import KubeflowServer
 
@@ -34,6 +36,14 @@ def no_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
         "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig")
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_client() -> Iterator[None]:
+    """Read the answers of Kubeflow faster; a test of it compares it with the generated client."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kfp_server_api, "ApiClient", Client)
+        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

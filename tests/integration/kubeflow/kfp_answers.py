@@ -1,4 +1,4 @@
-"""The generated client of Kubeflow Pipelines, whose answers are read in a tenth of the time."""
+"""The generated client of Kubeflow Pipelines, which reads answers faster in a large process."""
 
 from functools import partial
 from typing import Any
@@ -10,8 +10,8 @@ class Client(kfp_server_api.ApiClient):  # type: ignore[misc]  # it has no types
     """The generated client, with one configuration for all objects of an answer.
 
     The generated code makes a configuration for each object. Each of them sets up loggers anew, and
-    with that clears what all loggers of the process remember: most of the time of a large answer.
-    If another version of the client has no such method, it is as slow as it was.
+    with that clears what all loggers of the process remember. In a process of pytest, which has
+    imported everything, this took nine tenths of the time of these tests.
     """
 
     def _ApiClient__deserialize_model(self, data: Any, klass: Any) -> Any:  # noqa: N802

@@ -988,7 +988,7 @@ class AttackSettings(Section):
         "on cross-entropy and on DLR; it leaves up to 5 points too many. `apgd`: these, and two "
         "attacks of AutoAttack, APGD on cross-entropy and towards targets. `standard`: these, and "
         "its other two, FAB and Square. A claim of robustness needs `standard`, which takes about "
-        "four times as long as `apgd`.",
+        "five times as long as `apgd`.",
     )
     norm: Literal["linf", "l2"] = Field(
         "linf", description="Norm that perturbations are measured in: l-infinity or l2."

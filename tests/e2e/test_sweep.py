@@ -181,7 +181,7 @@ def test_the_parent_run(client: MlflowClient) -> None:
         left = {point.step: point.value for point in curve}
         assert list(left) == [0, 50]
         assert left[0] >= left[50]
-        name = f"corrupted_accuracy/contrast/{loss}"
+        name = f"under_corruption/contrast/{loss}"
         curve = client.get_metric_history(parent.info.run_id, name)
         assert [point.step for point in curve] == [1, 2, 3, 4, 5]
 

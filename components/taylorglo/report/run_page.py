@@ -173,7 +173,8 @@ def curves(record: SweepRecord) -> dict[str, list[tuple[int, float]]]:
             by_name.setdefault(name, []).append(point)
     for corrupted in record.corruptions:
         if left := known(corrupted.accuracies):
-            name = f"corrupted_accuracy/{corrupted.corruption}/{corrupted.loss}"
+            # MLflow's page sorts by name, and the curves over the generations come first.
+            name = f"under_corruption/{corrupted.corruption}/{corrupted.loss}"
             by_name.setdefault(name, []).append((corrupted.strength, fmean(left)))
     return by_name
 

@@ -158,8 +158,15 @@ def test_the_results_by_image_are_an_artifact(server: str, parent: Any) -> None:
 
 
 def test_corruptions_are_curves_by_strength(server: str, parent: Any) -> None:
-    curve = history(server, parent.info.run_id, "corrupted_accuracy/blur/champion")
+    curve = history(server, parent.info.run_id, "under_corruption/blur/champion")
     assert curve == [(1, 0.75), (2, 0.5), (3, 0.25)]
+
+
+def test_the_first_curves_of_the_page_are_those_over_the_generations(parent: Any) -> None:
+    """MLflow sorts the sections of the page, which are what is before the last slash, by name."""
+    sections = sorted({name.rpartition("/")[0] for name in parent.data.metrics if "/" in name})
+    assert sections[0] == "generation"
+    assert len(sections) > 4
 
 
 def test_the_models_are_linked_once(server: str, parent: Any) -> None:

@@ -519,7 +519,7 @@ def _plot_bands(
             [x for x, _ in scored],
             [values.mean() for _, values in scored],
             color=_series(index),
-            marker=_MARKERS[index % len(_MARKERS)],
+            marker=_marker(index),
             markersize=3.5,
             zorder=order,
         )[0]
@@ -779,7 +779,7 @@ def _plot_attack(
             [percentages.mean() for _, percentages in scored],
             yerr=[_deviation(percentages) for _, percentages in scored],
             color=_series(index),
-            marker=_MARKERS[index % len(_MARKERS)],
+            marker=_marker(index),
             markersize=3,
             elinewidth=0.8,
             zorder=3 - 0.1 * index,
@@ -791,6 +791,10 @@ def _plot_attack(
 
 def _series(index: int) -> str:
     return SERIES[index % len(SERIES)]
+
+
+def _marker(index: int) -> str:
+    return _MARKERS[index % len(_MARKERS)]
 
 
 def _deviation(values: NDArray[np.float64]) -> float:

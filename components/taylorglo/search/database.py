@@ -97,7 +97,7 @@ def open_storage(
         raise InputError(f"{_shown(parsed)}: {one_line(error)}") from None
 
 
-# The version of the tables of this Optuna, once it is known: it loads all of its migrations for it.
+# The version of this Optuna's tables, once it is known. Optuna loads all its migrations to tell it.
 _newest: list[str] = []
 
 

@@ -25,7 +25,6 @@ from sample_records import (
 
 from taylorglo.attacks import SUITES
 from taylorglo.loss.dynamics import equilibrium_confidence, learning_drive
-from taylorglo.report.figures import SERIES
 from taylorglo.report.page import render
 from taylorglo.report.record import (
     CandidateRecord,
@@ -299,12 +298,6 @@ def test_label_smoothing_has_a_row_for_each_alpha_and_one_choice() -> None:
     assert re.findall(r"<b>(.*?)</b>", page) == ["82.00"]
     # A single alpha is not mentioned.
     assert "α = 0.05" not in text(short(tuning=rows[::2]))
-
-
-def test_every_colour_of_the_figures_is_in_both_themes() -> None:
-    for index in range(len(SERIES)):
-        colours = re.findall(rf"--series-{index}: (#[0-9a-f]{{6}});", default_page())
-        assert len(set(colours)) == 2
 
 
 def test_a_baseline_without_finite_accuracies_has_no_chosen_rate() -> None:

@@ -277,6 +277,9 @@ for number in range(2):
         processes.append((process, ready, say_go))
         continue
     os.close(ready)
+    # They are the parent's alone, so that its end lets nobody wait for ever.
+    for descriptor in (say_go, *(other for _, _, other in processes)):
+        os.close(descriptor)
     for descriptor, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(f"{folder}/{name}{number}", os.O_WRONLY | os.O_CREAT), descriptor)
 

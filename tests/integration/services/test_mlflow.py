@@ -124,8 +124,7 @@ def test_two_processes_create_one_database(
 ) -> None:
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", raising=False)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "7")
-    # The processes do not import MLflow anew, which takes seconds.
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)
     messages = context.Queue()
     parents = context.Queue()
